@@ -1,0 +1,1 @@
+"""Noise schedules, guidance schedules and the sampler; nothing here knows a model."""
