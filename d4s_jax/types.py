@@ -13,6 +13,7 @@ The fields hold NumPy arrays in data workers and JAX arrays elsewhere.
 """
 
 import dataclasses
+import typing
 from typing import Any
 
 import jax
@@ -23,6 +24,7 @@ from jaxtyping import Array, Bool, Float, Int
 LOG_SCALE_RANGE = (-3.0, 4.0)
 
 
+@typing.dataclass_transform(frozen_default=True, kw_only_default=True)
 def _pytree(*static: str):
   """Class decorator: a frozen dataclass registered as a pytree; `static` fields are metadata."""
 

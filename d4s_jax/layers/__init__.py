@@ -1,0 +1,1 @@
+"""What networks are made of; nothing here knows a model."""

@@ -15,6 +15,9 @@ def _check(axes: tuple[str | None, ...]) -> None:
   unknown = [axis for axis in axes if axis is not None and axis not in AXES]
   if unknown:
     raise ValueError(f"Unknown logical axes {unknown}; expected names from {AXES} or None.")
+  named = [axis for axis in axes if axis is not None]
+  if len(named) > len(set(named)):
+    raise ValueError(f"Logical axes {axes} name one axis twice; leave all but one of them None.")
 
 
 def partitioned(init: Callable, *axes: str | None) -> Callable:

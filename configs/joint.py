@@ -1,0 +1,13 @@
+"""Stage 3: the video model and the reconstruction model together, all losses.
+
+  python -m d4s_jax.train --config=configs/joint.py
+  python -m d4s_jax.train --config=configs/joint.py:wan1.3b --config.init.transformer=runs/diffusion-wan1.3b
+"""
+
+from d4s_jax.config import base
+
+
+def get_config(preset: str = "tiny"):
+  config = base(preset)
+  config.stage = "joint"
+  return config

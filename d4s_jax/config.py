@@ -1,0 +1,194 @@
+"""The one schema of a run: every key, its default, and the presets of size.
+
+A config file (configs/*.py) is a short diff of `base()`. The keys under `model` are the fields of
+the classes they build (`models.system`), those under `loss` of `training.objectives.Settings`, those
+under `optimizer` the arguments of `training.optimizer.make_optimizer`.
+"""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+_UMT5_XXL = {
+  "vocabulary": 256384,
+  "dim": 4096,
+  "depth": 24,
+  "heads": 64,
+  "head_dim": 64,
+  "ffn_dim": 10240,
+}
+
+# The autoencoder of every Wan 2.1 model, with the statistics of its latents.
+_WAN_AUTOENCODER = {
+  "base_dim": 96,
+  "z_dim": 16,
+  "dim_mult": (1, 2, 4, 4),
+  "num_res_blocks": 2,
+  "temporal_downsample": (False, True, True),
+  "patch": 1,
+  "latents_mean": (
+    *(-0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508),
+    *(0.4134, -0.0715, 0.5517, -0.3632, -0.1922, -0.9497, 0.2503, -0.2921),
+  ),
+  "latents_std": (
+    *(2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743),
+    *(3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.9160),
+  ),
+}
+
+_FULL_LDRM = {
+  "gaussians": 50_000,
+  "width": 1024,
+  "depth": 16,
+  "heads": 16,
+  "patch": 2,
+  "pixels_per_cell": 1,
+  "motion_channels": 128,
+  "remat": True,
+}
+
+
+def _wan(**transformer: int) -> dict[str, Any]:
+  return {
+    "autoencoder": _WAN_AUTOENCODER,
+    "text_encoder": _UMT5_XXL,
+    "transformer": {"remat": True, **transformer},
+    "text_length": 512,
+  }
+
+
+# What a preset sets under `model`. `tiny` trains on two CPU cores; the others are the published
+# sizes, and "paper" the figures of Diff4Splat taken literally (32 blocks of width 4096, 32 latent
+# channels; heads and feed-forward width, which it doesn't state, as in Wan).
+PRESETS: dict[str, dict[str, Any]] = {
+  "tiny": {
+    "backbone": {
+      "autoencoder": {
+        "base_dim": 16,
+        "z_dim": 16,
+        "dim_mult": (1, 2, 4, 4),
+        "num_res_blocks": 1,
+        "temporal_downsample": (False, True, True),
+        "patch": 1,
+        "latents_mean": (),
+        "latents_std": (),
+      },
+      "text_encoder": {
+        "vocabulary": 384,
+        "dim": 128,
+        "depth": 2,
+        "heads": 4,
+        "head_dim": 32,
+        "ffn_dim": 256,
+      },
+      "transformer": {"dim": 192, "ffn_dim": 768, "heads": 4, "depth": 4, "remat": False},
+      "text_length": 128,
+    },
+    "ldrm": {
+      "gaussians": 4096,
+      "width": 192,
+      "depth": 4,
+      "heads": 4,
+      "patch": 1,
+      "pixels_per_cell": 2,
+      "motion_channels": 64,
+      "remat": False,
+    },
+  },
+  "wan1.3b": {
+    "backbone": _wan(dim=1536, ffn_dim=8960, heads=12, depth=30),
+    "ldrm": _FULL_LDRM,
+  },
+  "wan14b": {
+    "backbone": _wan(dim=5120, ffn_dim=13824, heads=40, depth=40),
+    "ldrm": _FULL_LDRM,
+  },
+  "paper": {
+    "backbone": _wan(dim=4096, ffn_dim=16384, heads=32, depth=32)
+    | {"autoencoder": _WAN_AUTOENCODER | {"z_dim": 32, "latents_mean": (), "latents_std": ()}},
+    "ldrm": _FULL_LDRM,
+  },
+}
+
+
+def base(preset: str) -> ConfigDict:
+  """The default configuration of a preset; raises ValueError for an unknown one."""
+  if preset not in PRESETS:
+    raise ValueError(f"Unknown preset {preset!r}; choose one of {sorted(PRESETS)}.")
+  tiny = preset == "tiny"
+  return ConfigDict(
+    {
+      "preset": preset,
+      "stage": "joint",
+      "seed": 0,
+      "steps": 400 if tiny else 20_000,
+      "batch_size": 4 if tiny else 64,
+      # The batch is cut into this many parts whose gradients are averaged.
+      "accumulate": 1,
+      # frames = 1 + 4k of the input video; targets = supervising views a clip.
+      "clip": {
+        "frames": 9 if tiny else 49,
+        "height": 64 if tiny else 512,
+        "width": 64 if tiny else 512,
+        "targets": 4 if tiny else 8,
+      },
+      "model": _model(preset),
+      # Patterns of parameter paths to train instead of the stage's own; empty for the stage's own.
+      "trainable": (),
+      "loss": {
+        "weights": {
+          "flow_matching": 1.0,
+          "photometric": 1.0,
+          "perceptual": 0.5,
+          "geometric": 0.5,
+          "motion": 2.0,
+          "moments": 0.01,
+        },
+        "smoothness": 0.1,
+        "motion_form": "paper",
+        "motion_times": 2,
+        "lpips": "alex" if tiny else "vgg",
+        "condition_dropout": 0.1,
+        "estimated_share": 0.5,
+        "estimated_highest": 0.5,
+        "render_gradient": 0.1,
+      },
+      "optimizer": {
+        "peak": 1e-3 if tiny else 1e-4,
+        "warmup": 20 if tiny else 1000,
+        "betas": (0.9, 0.95),
+        "weight_decay": 1e-4,
+        "clip": 1.0,
+        # (pattern of parameter paths, factor on the learning rate)
+        "groups": () if tiny else (("^transformer/(?!camera/)", 0.1),),
+      },
+      "average_decay": 0.98 if tiny else 0.9999,
+      # Where each part of the parameters starts: "" random, "shipped" with the package, or the
+      # folder of an earlier run.
+      "init": {"autoencoder": "", "text_encoder": "", "transformer": "", "ldrm": ""},
+      "data": {"source": "synthetic", "workers": 1},
+      "heldout": {"batches": 2, "every": 100 if tiny else 1000},
+      "checkpoint": {"every": 50 if tiny else 1000, "keep": 3},
+      "mesh": {"fsdp": 1},
+      # How `generate` samples: N, gamma(t), gamma_max.
+      "sampling": {"steps": 30, "guidance": "cosine", "scale": 7.5},
+    }
+  )
+
+
+def _model(preset: str) -> dict[str, Any]:
+  model = PRESETS[preset]
+  return {
+    "dtype": "auto",
+    "encoding": "plucker",
+    "backbone": {"family": "wan", "schedule": {"shift": 5.0}, **model["backbone"]},
+    "ldrm": {
+      **model["ldrm"],
+      "canonical": "source",
+      "degree": 0,
+      "scene_scale": 10.0,
+      "initial_depth": 4.0,
+      "opacity_bias": -2.0,
+      "random_share": 0.25,
+    },
+  }

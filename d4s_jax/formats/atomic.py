@@ -1,0 +1,39 @@
+"""Files that appear whole or not at all."""
+
+import contextlib
+import os
+import pathlib
+import secrets
+from collections.abc import Iterator
+
+
+def sibling(path: pathlib.Path) -> pathlib.Path:
+  """An unused hidden name in the same folder (so a rename stays on one disk), same suffix."""
+  return path.with_name(f".{path.name}.{secrets.token_hex(4)}{path.suffix}")
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
+  """Yields a temporary path to write, which takes the place of `path` when the block succeeds.
+
+  Missing parent folders are made. If the block raises, or the disk is full, `path` is as before and
+  the temporary file is gone.
+  """
+  path = pathlib.Path(path)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  temporary = sibling(path)
+  try:
+    yield temporary
+    flush(temporary)
+    os.replace(temporary, path)
+  finally:
+    temporary.unlink(missing_ok=True)
+
+
+def flush(path: pathlib.Path) -> None:
+  """Waits until a file is on the disk: a rename must not overtake its contents."""
+  descriptor = os.open(path, os.O_RDONLY)
+  try:
+    os.fsync(descriptor)
+  finally:
+    os.close(descriptor)

@@ -1,0 +1,213 @@
+"""The video model as the rest of the system sees it, whichever family it is of."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from d4s_jax.diffusion.schedule import FlowMatching
+from d4s_jax.models.t5 import T5Encoder
+from d4s_jax.models.tokenizer import PAD, ByteTokenizer
+from d4s_jax.models.wan.autoencoder import WanAutoencoder
+from d4s_jax.models.wan.transformer import WanTransformer
+
+Params = Mapping[str, Any]
+
+
+class Text(NamedTuple):
+  """A prompt as the transformer takes it.
+
+  Attributes:
+    embeddings: zero beyond the end of the prompt.
+    mask: True up to the end of the prompt.
+  """
+
+  embeddings: Float[Array, "b l d"]
+  mask: Bool[Array, "b l"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Backbone:
+  """A pre-trainable image-to-video model: autoencoder, text encoder, transformer, schedule.
+
+  It holds no parameters: every method takes the tree
+  {"autoencoder": .., "text_encoder": .., "transformer": ..} of `init`.
+
+  A condition is dropped, for classifier-free guidance, as follows: text becomes the empty prompt
+  (`drop` of `encode_text`), cameras become None or, for single samples of a batch, maps of zeros;
+  both contribute exactly nothing.
+
+  Attributes:
+    autoencoder: has methods `encode` and `decode` over video in [-1, 1] and normalised latents.
+    text_encoder: maps tokens and their mask to embeddings.
+    transformer: has a method `denoise`.
+    schedule: the path between noise and data that the transformer was trained on.
+    tokenizer: prompt to token ids; the empty prompt is the unconditional one.
+    latent_channels: channels of a latent.
+    strides: frames, rows, columns of video a latent.
+    patch: frames, rows, columns of latents a token of the transformer.
+    camera_channels: channels of the camera maps: 6 for Plücker, 12 for flat poses.
+  """
+
+  autoencoder: nn.Module
+  text_encoder: nn.Module
+  transformer: nn.Module
+  schedule: FlowMatching
+  tokenizer: ByteTokenizer
+  latent_channels: int
+  strides: tuple[int, int, int]
+  patch: tuple[int, int, int]
+  camera_channels: int
+
+  def boxed(self, key: PRNGKeyArray) -> dict[str, Any]:
+    """New parameters in boxes that name their logical axes; use under `jax.eval_shape`."""
+    keys = jax.random.split(key, 3)
+    # The parameters don't depend on the size of the video: the smallest one is enough.
+    frames = 1 + self.strides[0] * max(1, self.patch[0] - 1)
+    rows, columns = self.strides[1] * self.patch[1], self.strides[2] * self.patch[2]
+    video = jnp.zeros((1, frames, rows, columns, 3))
+    maps = jnp.zeros((1, frames, rows, columns, self.camera_channels))
+    latents = jnp.zeros(self.latent_shape(1, frames, rows, columns))
+    tokens = jnp.zeros((1, self.tokenizer.max_length), jnp.int32)
+    text_encoder = self.text_encoder.init(keys[1], tokens, tokens == PAD)
+    text = jax.eval_shape(self.text_encoder.apply, text_encoder, tokens, tokens == PAD)
+    text = jnp.zeros(text.shape)
+    transformer = self.transformer.init(keys[2], latents, jnp.zeros(1), text, maps)
+    parts = {
+      "autoencoder": self.autoencoder.init(keys[0], video),
+      "text_encoder": text_encoder,
+      "transformer": transformer,
+    }
+    return {name: part["params"] for name, part in parts.items()}
+
+  def init(self, key: PRNGKeyArray) -> dict[str, Any]:
+    """New parameters, float32, as plain nested dictionaries."""
+    return nn.unbox(self.boxed(key))
+
+  def latent_shape(self, batch: int, frames: int, height: int, width: int) -> tuple[int, ...]:
+    """Shape of the latents of a video of legal size."""
+    time, rows, columns = self.strides
+    latents = (1 + (frames - 1) // time, height // rows, width // columns)
+    return (batch, *latents, self.latent_channels)
+
+  def check_size(self, frames: int, height: int, width: int) -> None:
+    """Raises ValueError, naming the nearest legal sizes, unless the video has a legal size."""
+    steps = [stride * patch for stride, patch in zip(self.strides, self.patch)]
+    # The first latent frame is one frame of video, each further one is `strides[0]` frames.
+    offsets = ((1 - self.strides[0]) % steps[0], 0, 0)
+    wrong = []
+    for name, value, step, offset in zip(
+      ("frames", "height", "width"), (frames, height, width), steps, offsets
+    ):
+      below = value - (value - offset) % step
+      if below == value and value > 0:
+        continue
+      nearest = " or ".join(str(size) for size in (below, below + step) if size > 0)
+      rule = f"{offset} + {step}k" if offset else f"{step}k"
+      wrong.append(f"{name} {value} (legal is {rule}, nearest {nearest or step})")
+    if wrong:
+      raise ValueError("Illegal video size: " + ", ".join(wrong) + ".")
+
+  def posterior(
+    self, params: Params, video: Float[Array, "b F H W 3"]
+  ) -> tuple[Float[Array, "b f h w c"], Float[Array, "b f h w c"]]:
+    """Mean and log variance of the normalised latents of a video in [0, 1]."""
+    return _apply(self.autoencoder, params["autoencoder"], 2.0 * video - 1.0, method="encode")
+
+  def encode(self, params: Params, video: Float[Array, "b F H W 3"]) -> Float[Array, "b f h w c"]:
+    """Normalised latents (the mean of the posterior) of a video in [0, 1]."""
+    return self.posterior(params, video)[0]
+
+  def decode(self, params: Params, latents: Float[Array, "b f h w c"]) -> Float[Array, "b F H W 3"]:
+    """Video, nominally in [0, 1]; not clipped, so that losses see and correct what is beyond."""
+    video = _apply(self.autoencoder, params["autoencoder"], latents, method="decode")
+    return 0.5 * (video + 1.0)
+
+  def encode_text(
+    self, params: Params, tokens: Int[Array, "b l"], drop: Bool[Array, "b"] | None = None
+  ) -> Text:
+    """Embeds prompts.
+
+    Args:
+      params: the parameters.
+      tokens: token ids as the tokenizer makes them.
+      drop: samples whose prompt is replaced by the empty one.
+    """
+    if drop is not None:
+      empty = jnp.asarray(self.tokenizer(""))[None]
+      tokens = jnp.where(drop[:, None], empty, tokens)
+    mask = tokens != PAD
+    embeddings = _apply(self.text_encoder, params["text_encoder"], tokens, mask)
+    return Text(embeddings * mask[:, :, None], mask)
+
+  def denoise(
+    self,
+    params: Params,
+    latents: Float[Array, "b f h w c"],
+    sigma: Float[Array, "b"],
+    text: Text,
+    camera_maps: Float[Array, "b F H W m"] | None = None,
+    first: Float[Array, "b 1 h w c"] | None = None,
+  ) -> Float[Array, "b f h w c"]:
+    """Predicts the velocity of noisy latents.
+
+    Args:
+      params: the parameters.
+      latents: normalised latents at noise level `sigma`.
+      sigma: noise level in [0, 1] of each sample.
+      text: of `encode_text`.
+      camera_maps: Plücker or flat maps of every frame; None, or zeros for a sample, for no camera.
+      first: clean latents of the first frame, which condition the others; None for text-to-video.
+
+    Returns:
+      The velocity, float32. With `first`, that of the first frame means nothing.
+    """
+    args = (latents, sigma, text.embeddings, camera_maps, first)
+    return _apply(self.transformer, params["transformer"], *args, method="denoise")
+
+
+def _apply(module: nn.Module, params: Any, *args: Any, method: str | None = None) -> Any:
+  return module.apply({"params": params}, *args, method=method)
+
+
+def _build_wan(config: Mapping[str, Any]) -> Backbone:
+  autoencoder = WanAutoencoder(**config["autoencoder"])
+  transformer = WanTransformer(
+    **config["transformer"], out_channels=autoencoder.z_dim, strides=autoencoder.strides
+  )
+  return Backbone(
+    autoencoder=autoencoder,
+    text_encoder=T5Encoder(**config["text_encoder"]),
+    transformer=transformer,
+    schedule=FlowMatching(**config.get("schedule", {})),
+    tokenizer=ByteTokenizer(config["text_length"]),
+    latent_channels=autoencoder.z_dim,
+    strides=autoencoder.strides,
+    patch=transformer.patch,
+    camera_channels=config["camera_channels"],
+  )
+
+
+BACKBONES: dict[str, Callable[[Mapping[str, Any]], Backbone]] = {"wan": _build_wan}
+
+
+def build(config: Mapping[str, Any]) -> Backbone:
+  """The backbone that a configuration describes.
+
+  Args:
+    config: `family` (a key of `BACKBONES`), `text_length` in tokens, `camera_channels`, and the
+      sections `autoencoder`, `text_encoder`, `transformer`, `schedule`, whose keys are the fields
+      of the classes they build.
+
+  Raises:
+    ValueError: the family is unknown.
+  """
+  if config["family"] not in BACKBONES:
+    raise ValueError(
+      f"Unknown backbone family {config['family']!r}; choose one of {sorted(BACKBONES)}."
+    )
+  return BACKBONES[config["family"]](config)

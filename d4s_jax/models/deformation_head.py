@@ -1,0 +1,182 @@
+"""How Gaussians move: ten numbers for a Gaussian and a time (supplement, section 2.2)."""
+
+from collections.abc import Sequence
+
+import einops
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int
+
+from d4s_jax.geometry import deformation, rotations
+from d4s_jax.layers.convolution import CausalConv3d
+from d4s_jax.layers.embeddings import sinusoidal
+from d4s_jax.layers.linear import dense
+from d4s_jax.layers.normalization import LayerNorm, layer_norm
+from d4s_jax.models.deconvolution import Deconvolution
+
+# Blocks of the trunk whose tokens the head sees.
+TAPS = 4
+# Sines and cosines of a time, together: from 8 periods a clip down to 1/8.
+TIME_CHANNELS = 20
+
+
+class DeformationHead(nn.Module):
+  """Tokens after four blocks, fused over four resolutions, then modulated by time.
+
+  What looks at space is computed once. Time enters after that, at each cell of the map for itself:
+  the features are modulated by the cell's source time, then by every target time, and a 1x1
+  convolution makes the deformation. Neither mixes cells, so both are evaluated only at the cells
+  asked for. The last convolution is zero at first: untrained or frozen, the head is the identity.
+
+  Attributes:
+    channels: width of the fused features.
+    upsampling: frames, rows, columns of the map a token.
+    dtype: compute dtype.
+  """
+
+  channels: int
+  upsampling: tuple[int, int, int]
+  dtype: DTypeLike = jnp.float32
+
+  @nn.compact
+  def __call__(
+    self,
+    taps: Sequence[Float[Array, "b f h w d"]],
+    cells: Int[Array, "b n"],
+    times: Float[Array, "b q"],
+  ) -> Float[Array, "b q n 10"]:
+    """Deformation of the Gaussians of some cells.
+
+    Args:
+      taps: tokens after four blocks, from early to late.
+      cells: indices into the flattened map, frames before rows before columns.
+      times: clip times in [0, 1].
+
+    Returns:
+      dmu in metres and ds, both linear and unbounded, and between them dq, a unit quaternion.
+    """
+    fine, coarse = Pyramid(self.channels, self.upsampling, self.dtype, name="pyramid")(taps)
+    frames = fine.shape[1]
+    x = _gather(fine, cells)
+    x = dense(self.channels, None, "channels", dtype=self.dtype, name="fine")(x)
+    x = x + _gather(coarse, _coarser(cells, fine.shape[1:4], coarse.shape[1:4]))
+
+    clock = jnp.linspace(0.0, 1.0, frames)[None]
+    source = TimeModulation(self.channels, self.dtype, name="source_time")(clock)[0]
+    # A product with one-hot rows, because the gradient of a gather is a slow scatter.
+    frame = jax.nn.one_hot(cells // (fine.shape[2] * fine.shape[3]), frames, dtype=self.dtype)
+    x = jax.nn.gelu(_modulate(x, frame @ source))
+    x = dense(self.channels, None, "channels", dtype=self.dtype, name="mix")(x)
+
+    target = TimeModulation(self.channels, self.dtype, name="target_time")(times)
+    x = jax.nn.gelu(_modulate(x[:, None], target[:, :, None]))
+    x = dense(
+      deformation.CHANNELS,
+      *("channels", None),
+      dtype=self.dtype,
+      kernel_init=nn.initializers.zeros,
+      name="out",
+    )(x)
+    return _activate(x.astype(jnp.float32))
+
+
+class Pyramid(nn.Module):
+  """Fuses four taps from coarse to fine, early tokens at the finest level (as in DPT).
+
+  Attributes:
+    channels: width of the fused features.
+    upsampling: frames, rows, columns of the map a token.
+    dtype: compute dtype.
+  """
+
+  channels: int
+  upsampling: tuple[int, int, int]
+  dtype: DTypeLike = jnp.float32
+
+  @nn.compact
+  def __call__(
+    self, taps: Sequence[Float[Array, "b f h w d"]]
+  ) -> tuple[Float[Array, "b F H W k"], Float[Array, "b f y x c"]]:
+    """Returns features of every cell of the map, a quarter as wide, and of half-token cells."""
+    if len(taps) != TAPS:
+      raise ValueError(f"{len(taps)} taps of the trunk; the deformation head fuses {TAPS}.")
+    early, second, third, late = (
+      LayerNorm(name=f"norm_{level}")(tap.astype(self.dtype)) for level, tap in enumerate(taps)
+    )
+    rows, columns = late.shape[2:4]
+
+    def project(x, features, name):
+      return dense(features, "embed", "channels", dtype=self.dtype, name=name)(x)
+
+    def refine(x, name):
+      return x + CausalConv3d(self.channels, (1, 3, 3), self.dtype, name=name)(jax.nn.gelu(x))
+
+    x = nn.avg_pool(late, (1, 2, 2), (1, 2, 2), padding="SAME", count_include_pad=False)
+    x = _enlarge(project(x, self.channels, "level_3"))[:, :, :rows, :columns]
+    x = refine(x + project(third, self.channels, "level_2"), "refine_2")
+    parts = project(second, 4 * self.channels, "level_1")
+    parts = einops.rearrange(parts, "b f h w (r s c) -> b f (h r) (w s) c", r=2, s=2)
+    x = refine(_enlarge(x) + parts, "refine_1")
+    fine = Deconvolution(self.channels // 4, self.upsampling, dtype=self.dtype, name="level_0")
+    return fine(early), x
+
+
+class TimeModulation(nn.Module):
+  """Scale and shift of the features from a time (adaLN-zero: none before training).
+
+  Attributes:
+    channels: width of the features.
+    dtype: compute dtype.
+  """
+
+  channels: int
+  dtype: DTypeLike = jnp.float32
+
+  @nn.compact
+  def __call__(self, times: Float[Array, "b q"]) -> Float[Array, "b q c"]:
+    """Returns scale and shift, 2 x `channels`, of times in [0, 1]."""
+    x = sinusoidal(16 * jnp.pi * times, TIME_CHANNELS, max_period=100.0)
+    x = dense(self.channels, None, "channels", dtype=self.dtype, name="in")(x)
+    return dense(
+      2 * self.channels,
+      *("channels", None),
+      dtype=self.dtype,
+      kernel_init=nn.initializers.zeros,
+      name="out",
+    )(jax.nn.silu(x))
+
+
+def _modulate(x, modulation):
+  """Layer normalisation, times 1 + scale, plus shift; rows of one broadcast over cells."""
+  scale, shift = jnp.split(modulation, 2, axis=-1)
+  return layer_norm(x).astype(x.dtype) * (1 + scale) + shift
+
+
+def _enlarge(x):
+  return einops.repeat(x, "b f h w c -> b f (h r) (w s) c", r=2, s=2)
+
+
+def _gather(grid, cells):
+  flat = einops.rearrange(grid, "b f h w c -> b (f h w) c")
+  return jnp.take_along_axis(flat, cells[..., None], axis=1)
+
+
+def _coarser(cells, fine: tuple[int, ...], coarse: tuple[int, ...]):
+  """The cell of a coarser grid of the same clip in which a cell lies.
+
+  The first coarse frame is the first frame alone; each later one ends an equal run of frames.
+  """
+  frame, row, column = jnp.unravel_index(cells, fine)
+  run = max((fine[0] - 1) // max(coarse[0] - 1, 1), 1)
+  frame = (frame + run - 1) // run
+  row, column = row * coarse[1] // fine[1], column * coarse[2] // fine[2]
+  return (frame * coarse[1] + row) * coarse[2] + column
+
+
+def _activate(raw: Float[Array, "b q n 10"]) -> Float[Array, "b q n 10"]:
+  """Makes the quaternion a unit one around the identity."""
+  identity = jnp.asarray([1.0, 0.0, 0.0, 0.0]).reshape(1, 1, 1, 4)
+  turn = rotations.normalize(raw[..., 3:7] + identity)
+  return jnp.concatenate([raw[..., :3], turn, raw[..., 7:]], axis=-1)

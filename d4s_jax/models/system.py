@@ -1,0 +1,124 @@
+"""All models of d4s_jax as one value: a video backbone and the LDRM, built from a configuration."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from d4s_jax.geometry.plucker import CHANNELS, camera_map
+from d4s_jax.models import backbone
+from d4s_jax.models.backbone import Backbone
+from d4s_jax.models.ldrm import LDRM
+from d4s_jax.types import Cameras, DynamicGaussians
+
+
+@dataclasses.dataclass(frozen=True)
+class System:
+  """What training and inference see of the models; parameters are kept apart.
+
+  Parameters are a nested dictionary with the parts "autoencoder", "text_encoder", "transformer"
+  and "ldrm".
+
+  Attributes:
+    backbone: the video model.
+    ldrm: the reconstruction model.
+    encoding: of the cameras, "plucker" or "flat", for both.
+  """
+
+  backbone: Backbone
+  ldrm: LDRM
+  encoding: str
+
+  @classmethod
+  def build(cls, config: Mapping[str, Any]) -> "System":
+    """Builds the models from the `model` section of a configuration.
+
+    Args:
+      config: `backbone` (see `models.backbone.build`), `ldrm` (fields of `LDRM`), `encoding` of
+        the cameras and `dtype`, the compute dtype.
+    """
+    dtype, encoding = compute_dtype(config["dtype"]), config["encoding"]
+    if encoding not in CHANNELS:
+      raise ValueError(f"model.encoding is {encoding!r}; expected one of {sorted(CHANNELS)}.")
+    modules = {
+      name: _fields(config["backbone"][name]) | {"dtype": dtype}
+      for name in ("autoencoder", "text_encoder", "transformer")
+    }
+    video = backbone.build(
+      dict(config["backbone"]) | modules | {"camera_channels": CHANNELS[encoding]}
+    )
+    ldrm = _fields(config["ldrm"]) | {"dtype": dtype}
+    return cls(video, LDRM(**ldrm, strides=video.strides, encoding=encoding), encoding)
+
+  def tokenize(self, text: str) -> Int[np.ndarray, "l"]:
+    """Token ids of a prompt."""
+    return self.backbone.tokenizer(text)
+
+  def check_size(self, frames: int, height: int, width: int) -> None:
+    """Raises ValueError, naming the nearest legal sizes, for a clip that the models can't take."""
+    self.backbone.check_size(frames, height, width)
+
+  def camera_maps(
+    self, cameras: Cameras, dropped: Bool[Array, "b"] | None = None
+  ) -> Float[Array, "b f h w c"]:
+    """The cameras as the DiT sees them; zeros for the samples that are `dropped`."""
+    maps = camera_map(cameras, self.encoding)
+    return maps if dropped is None else jnp.where(dropped.reshape(-1, 1, 1, 1, 1), 0.0, maps)
+
+  def reconstruct(
+    self,
+    params: Any,
+    latents: Float[Array, "b f h w c"],
+    cameras: Cameras,
+    times: Float[Array, "b q"],
+  ) -> DynamicGaussians:
+    """The scene behind clean latents, with its deformation at `times`."""
+    return self.ldrm.apply({"params": params["ldrm"]}, latents, cameras, times)[0]
+
+  def init(self, key: PRNGKeyArray) -> Any:
+    """Random parameters, float32; they fit clips of every legal size."""
+    return nn.unbox(self._init_boxed(key))
+
+  def boxed(self) -> Any:
+    """Abstract parameters in boxes that name their logical axes; nothing is computed."""
+    return jax.eval_shape(self._init_boxed, jax.random.key(0))
+
+  def abstract(self) -> Any:
+    """Shapes and types of the parameters; nothing is computed."""
+    return jax.eval_shape(self.init, jax.random.key(0))
+
+  def _init_boxed(self, key: PRNGKeyArray) -> Any:
+    video_key, ldrm_key = jax.random.split(key)
+    # Parameters don't depend on the size of the clip; this is the smallest one.
+    time, rows, columns = self.backbone.strides
+    patch = self.ldrm.patch
+    frames, height, width = 1 + time, rows * patch, columns * patch
+    cameras = Cameras(
+      world_from_camera=jnp.broadcast_to(jnp.eye(4), (1, frames, 4, 4)),
+      intrinsics=jnp.broadcast_to(jnp.eye(3), (1, frames, 3, 3)),
+      height=height,
+      width=width,
+    )
+    latents = jnp.zeros(self.backbone.latent_shape(1, frames, height, width))
+    module = self.ldrm.clone(gaussians=1)
+    ldrm = module.init(ldrm_key, latents, cameras, jnp.zeros((1, 1)))["params"]
+    return self.backbone.boxed(video_key) | {"ldrm": ldrm}
+
+
+def compute_dtype(name: str) -> jnp.dtype:
+  """The dtype of a name; "auto" is float32 on a CPU, where bfloat16 gains nothing, else bfloat16."""
+  if name == "auto":
+    name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+  if name not in ("float32", "bfloat16"):
+    raise ValueError(f"model.dtype is {name!r}; expected 'auto', 'float32' or 'bfloat16'.")
+  return jnp.dtype(name)
+
+
+def _fields(section: Mapping[str, Any]) -> dict[str, Any]:
+  """A section as constructor arguments; lists become tuples, which modules can be hashed with."""
+  return {key: tuple(x) if isinstance(x, list) else x for key, x in section.items()}

@@ -1,0 +1,1 @@
+"""The Wan family: video transformer and causal 3D autoencoder."""

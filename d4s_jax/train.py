@@ -1,0 +1,38 @@
+"""Trains one stage of d4s_jax and leaves checkpoints, metrics, curves and videos.
+
+Example:
+  python -m d4s_jax.train --config=configs/joint.py
+  python -m d4s_jax.train --config=configs/joint.py:tiny --workdir=runs/mine --config.steps=1000
+
+The same command goes on where an interrupted run stopped.
+"""
+
+import pathlib
+
+from absl import app, flags
+from ml_collections import config_flags
+
+from d4s_jax import errors
+from d4s_jax.training import loop
+
+_CONFIG = config_flags.DEFINE_config_file(
+  "config", None, "Config file and preset, for example configs/joint.py:tiny.", lock_config=True
+)
+_WORKDIR = flags.DEFINE_string(
+  "workdir", None, "Folder of the run; runs/STAGE-PRESET unless given."
+)
+
+
+def main(argv: list[str]) -> None:
+  """Runs the training."""
+  if len(argv) > 1:
+    raise app.UsageError(f"Unexpected arguments {argv[1:]}; options start with --.")
+  config = _CONFIG.value
+  folder = _WORKDIR.value or f"runs/{config.stage}-{config.preset}"
+  with errors.one_line():
+    loop.run(config, pathlib.Path(folder))
+
+
+if __name__ == "__main__":
+  flags.mark_flag_as_required("config")
+  app.run(main)

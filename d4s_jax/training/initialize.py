@@ -1,0 +1,70 @@
+"""Where the parameters of a new run come from: random, shipped weights, or an earlier run."""
+
+import pathlib
+from typing import Any
+
+import jax
+import optax
+from ml_collections import ConfigDict
+
+from d4s_jax.models import shipped
+from d4s_jax.models.system import System
+from d4s_jax.training import checkpoint, sharding, state
+
+
+def create_state(
+  system: System,
+  config: ConfigDict,
+  patterns: tuple[str, ...],
+  optimizer: optax.GradientTransformation,
+  mesh: jax.sharding.Mesh,
+) -> state.TrainState:
+  """The state at step 0, laid out over the mesh.
+
+  Args:
+    system: the models.
+    config: its `seed`, `preset` and `init` count; `init` holds for each part of the parameters ""
+      (random), "shipped" (weights that come with the package) or the folder of a run.
+    patterns: paths to train.
+    optimizer: over the trained paths.
+    mesh: the devices.
+  """
+
+  def initial(parts):
+    params = system.init(jax.random.key(config.seed))
+    return state.create(params | parts, patterns, optimizer)
+
+  parts = _read_parts(system, config)
+  layout = sharding.state_shardings(mesh, system.boxed(), jax.eval_shape(initial, parts))
+  return jax.jit(initial, out_shardings=layout)(parts)
+
+
+def _read_parts(system: System, config: ConfigDict) -> dict[str, Any]:
+  """The parts of the parameters that don't start at random, by name."""
+  abstract = system.abstract()
+  parts = {}
+  for name, origin in config.init.items():
+    if origin == shipped.ORIGIN:
+      parts[name] = shipped.load(config.preset, name, abstract[name])
+    elif origin:
+      parts[name] = _from_run(pathlib.Path(origin), name, abstract[name])
+  return parts
+
+
+def _from_run(folder: pathlib.Path, name: str, like: Any) -> Any:
+  """One part of the model of another run, which must have the same shapes."""
+  config = checkpoint.read_config(folder)
+  params, _ = checkpoint.read_model(folder, System.build(config["model"]).abstract())
+  ours, theirs = state.flatten(like), state.flatten(params[name])
+  wrong = [
+    f"{path}: {getattr(theirs.get(path), 'shape', None)} there, "
+    f"{getattr(ours.get(path), 'shape', None)} here"
+    for path in sorted(ours.keys() | theirs.keys())
+    if getattr(theirs.get(path), "shape", None) != getattr(ours.get(path), "shape", None)
+  ]
+  if wrong:
+    raise checkpoint.CheckpointError(
+      f"init.{name}: the model in {folder} has other shapes than this configuration"
+      f" ({'; '.join(wrong[:5])}); use the same preset for both."
+    )
+  return params[name]

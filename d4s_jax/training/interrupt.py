@@ -1,0 +1,33 @@
+"""Turns SIGTERM and Ctrl-C into a request to save and stop after the current step."""
+
+import signal
+import threading
+from types import TracebackType
+
+
+class StopRequest:
+  """A context in which the first SIGTERM or SIGINT only sets `requested`; a second one kills."""
+
+  def __init__(self):
+    self.requested = False
+    self._previous: dict[int, object] = {}
+
+  def __enter__(self) -> "StopRequest":
+    # Only the main thread may set handlers; elsewhere (tests) the process keeps its own.
+    if threading.current_thread() is threading.main_thread():
+      for number in (signal.SIGTERM, signal.SIGINT):
+        self._previous[number] = signal.signal(number, self._on_signal)
+    return self
+
+  def __exit__(
+    self,
+    kind: type[BaseException] | None,
+    error: BaseException | None,
+    traceback: TracebackType | None,
+  ) -> None:
+    for number, handler in self._previous.items():
+      signal.signal(number, handler)
+
+  def _on_signal(self, number: int, frame: object) -> None:
+    self.requested = True
+    signal.signal(number, self._previous[number])

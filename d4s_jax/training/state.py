@@ -1,0 +1,71 @@
+"""The training state, and parameters as a flat dictionary from path to array.
+
+Flat paths ("ldrm/trunk/blocks/attention/query/kernel") make freezing, learning-rate groups and
+checkpoints plain dictionary work. Frozen parameters are kept apart, so they have no gradient, no
+optimizer moments and no moving average.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import traverse_util
+from jaxtyping import Array, Int
+
+from d4s_jax.training.stages import split_by_path
+
+Flat = dict[str, Array]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+  """All that a run needs to go on.
+
+  Attributes:
+    step: updates made so far.
+    trainable: parameters that the stage trains, by path.
+    frozen: the others, by path.
+    average: exponential moving average of `trainable`.
+    optimizer: state of the optimizer over `trainable`.
+  """
+
+  step: Int[Array, ""]
+  trainable: Flat
+  frozen: Flat
+  average: Flat
+  optimizer: Any
+
+
+def flatten(params: Any) -> Flat:
+  """Nested parameters to a dictionary by path."""
+  return traverse_util.flatten_dict(params, sep="/")
+
+
+def unflatten(*parts: Flat) -> Any:
+  """The nested parameters of one or more flat dictionaries."""
+  merged = {path: value for part in parts for path, value in part.items()}
+  return traverse_util.unflatten_dict(merged, sep="/")
+
+
+def create(
+  params: Any, patterns: tuple[str, ...], optimizer: optax.GradientTransformation
+) -> TrainState:
+  """The state of a run that starts from `params` and trains the paths that match `patterns`."""
+  flat = flatten(params)
+  trained, kept = split_by_path(sorted(flat), patterns)
+  trainable = {path: flat[path] for path in trained}
+  return TrainState(
+    step=jnp.zeros((), jnp.int32),
+    trainable=trainable,
+    frozen={path: flat[path] for path in kept},
+    average=jax.tree.map(jnp.copy, trainable),
+    optimizer=optimizer.init(trainable),
+  )
+
+
+def averaged_params(state: TrainState) -> Any:
+  """Nested parameters with the moving average in place of the trained ones: what a run is for."""
+  return unflatten(state.frozen, state.average)

@@ -1,0 +1,73 @@
+"""One update: a pure function of state, batch and key."""
+
+from collections.abc import Callable
+from typing import Any
+
+import einops
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from d4s_jax.training.state import TrainState, unflatten
+
+# (nested parameters, batch, key) -> (loss, metrics)
+Objective = Callable[[Any, Any, PRNGKeyArray], tuple[Float[Array, ""], dict[str, Array]]]
+
+
+def make_step(
+  objective: Objective,
+  optimizer: optax.GradientTransformation,
+  *,
+  seed: int,
+  average_decay: float,
+  accumulate: int = 1,
+) -> Callable[[TrainState, Any], tuple[TrainState, dict[str, Array]]]:
+  """Builds the update.
+
+  Args:
+    objective: loss and metrics of a batch.
+    optimizer: over flat trainable parameters.
+    seed: of the random numbers; step s uses fold_in(seed, s), so a run resumes exactly.
+    average_decay: decay of the moving average, lower during the first updates.
+    accumulate: the batch is cut into this many parts whose gradients are averaged.
+
+  Returns:
+    A function from (state, batch) to the next state and metrics. If the loss or the gradient is
+    not finite, the state comes back unchanged and the metric "finite" is False.
+  """
+
+  def gradient(state: TrainState, batch, key):
+    def loss(trainable):
+      return objective(unflatten(state.frozen, trainable), batch, key)
+
+    return jax.value_and_grad(loss, has_aux=True)(state.trainable)
+
+  def accumulated(state: TrainState, batch, key):
+    if accumulate == 1:
+      return gradient(state, batch, key)
+    parts = jax.tree.map(lambda x: einops.rearrange(x, "(a b) ... -> a b ...", a=accumulate), batch)
+    keys = jax.random.split(key, accumulate)
+    results = jax.lax.map(lambda part: gradient(state, *part), (parts, keys))
+    return jax.tree.map(lambda x: jnp.mean(x, axis=0), results)
+
+  def step(state: TrainState, batch) -> tuple[TrainState, dict[str, Array]]:
+    key = jax.random.fold_in(jax.random.key(seed), state.step)
+    (loss, metrics), gradients = accumulated(state, batch, key)
+    norm = optax.global_norm(gradients)
+    updates, moments = optimizer.update(gradients, state.optimizer, state.trainable)
+    trainable = optax.apply_updates(state.trainable, updates)
+    decay = jnp.minimum(average_decay, (1 + state.step) / (10 + state.step))
+    average = optax.incremental_update(trainable, state.average, 1 - decay)
+    following = TrainState(
+      step=state.step + 1,
+      trainable=trainable,
+      frozen=state.frozen,
+      average=average,
+      optimizer=moments,
+    )
+    finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+    following = jax.tree.map(lambda new, old: jnp.where(finite, new, old), following, state)
+    return following, metrics | {"loss": loss, "gradient_norm": norm, "finite": finite}
+
+  return step

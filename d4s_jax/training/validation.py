@@ -1,0 +1,116 @@
+"""Scores on held-out clips, with the baselines that a model has to beat."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from d4s_jax.data.loader import Tokenize, make_loader
+from d4s_jax.data.source import Source
+from d4s_jax.geometry.deformation import deform, identity
+from d4s_jax.models.system import System
+from d4s_jax.render import render
+from d4s_jax.training.stages import Stage
+from d4s_jax.types import Cameras, Clip, DynamicGaussians, Rendering
+
+Scores = dict[str, float]
+
+
+def psnr(image: Float[Array, "*b h w 3"], target: Float[Array, "*b h w 3"]) -> Float[Array, "*b"]:
+  """Peak signal-to-noise ratio in dB of images in [0, 1]; at most 100."""
+  error = jnp.mean(jnp.square(image - target), axis=(-3, -2, -1))
+  return -10 * jnp.log10(jnp.maximum(error, 1e-10))
+
+
+def correlation(rendered: Float[Array, "*b h w"], depth: Float[Array, "*b h w"]):
+  """Pearson correlation of rendered and true depth over the pixels whose truth is known."""
+  known = depth > 0
+
+  def mean(x):
+    return jnp.sum(jnp.where(known, x, 0), axis=(-2, -1), keepdims=True) / jnp.maximum(
+      jnp.sum(known, axis=(-2, -1), keepdims=True), 1
+    )
+
+  x, y = rendered - mean(rendered), depth - mean(depth)
+  scale = jnp.sqrt(mean(x * x) * mean(y * y))
+  return (mean(x * y) / jnp.maximum(scale, 1e-6))[..., 0, 0]
+
+
+def load_clips(source: Source, tokenize: Tokenize, batch_size: int, batches: int) -> list[Clip]:
+  """The first batches of a source, in order: the same clips at every call."""
+  loader = make_loader(source, tokenize, batch_size=batch_size, seed=None)
+  with loader:
+    return [batch for _, batch in zip(range(batches), loader)]
+
+
+def draw(dynamic: DynamicGaussians, cameras: Cameras) -> Rendering:
+  """Draws each camera of `cameras` [*b t] at the stored time of the same index."""
+  return render(deform(dynamic), cameras)
+
+
+def without_motion(dynamic: DynamicGaussians) -> DynamicGaussians:
+  """The same scene with the deformation switched off."""
+  return dataclasses.replace(dynamic, deformation=identity(*dynamic.deformation.shape[:-1]))
+
+
+def make_validation(system: System, stage: Stage) -> Callable[[Any, list[Clip]], Scores]:
+  """The function from parameters and clips to mean scores."""
+  if "autoencoding" in stage.objectives:
+    one = jax.jit(lambda params, clip: _autoencoding_scores(system, params, clip))
+  else:
+    one = jax.jit(lambda params, clip: _reconstruction_scores(system, params, clip))
+
+  def validate(params: Any, clips: list[Clip]) -> Scores:
+    scores = [jax.device_get(one(params, clip)) for clip in clips]
+    return {name: float(np.mean([score[name] for score in scores])) for name in scores[0]}
+
+  return validate
+
+
+def _autoencoding_scores(system: System, params: Any, clip: Clip) -> dict[str, Array]:
+  latents = system.backbone.encode(params, clip.source.images)
+  decoded = jnp.clip(system.backbone.decode(params, latents), 0, 1)
+  return {
+    "psnr": jnp.mean(psnr(decoded, clip.source.images)),
+    "latent_mean": jnp.mean(jnp.abs(jnp.mean(latents, axis=(0, 1, 2, 3)))),
+    "latent_deviation": jnp.mean(jnp.std(latents, axis=(0, 1, 2, 3))),
+  }
+
+
+def _reconstruction_scores(system: System, params: Any, clip: Clip) -> dict[str, Array]:
+  latents = system.backbone.encode(params, clip.source.images)
+  dynamic = system.reconstruct(params, latents, clip.source.cameras, clip.target.times)
+  rendering = draw(dynamic, clip.target.cameras)
+  still = draw(without_motion(dynamic), clip.target.cameras)
+  target = clip.target
+  return {
+    "psnr": jnp.mean(psnr(rendering.image, target.images)),
+    "psnr_without_motion": jnp.mean(psnr(still.image, target.images)),
+    "psnr_nearest_time": jnp.mean(psnr(_nearest_time(clip), target.images)),
+    "psnr_nearest_camera": jnp.mean(psnr(_nearest_camera(clip), target.images)),
+    "depth_correlation": jnp.mean(correlation(rendering.depth, target.depth)),
+    "overflow": jnp.mean(rendering.overflow.astype(jnp.float32)),
+  }
+
+
+def _nearest_time(clip: Clip) -> Float[Array, "b v h w 3"]:
+  """Baseline: the source frame nearest in time, repeated."""
+  gap = jnp.abs(clip.target.times[:, :, None] - clip.source.times[:, None])
+  return _pick(clip.source.images, gap)
+
+
+def _nearest_camera(clip: Clip) -> Float[Array, "b v h w 3"]:
+  """Baseline: the source frame whose camera is nearest, by distance and turn."""
+  ours, theirs = clip.source.cameras.world_from_camera, clip.target.cameras.world_from_camera
+  shift = jnp.linalg.norm(theirs[:, :, None, :3, 3] - ours[:, None, :, :3, 3], axis=-1)
+  turn = jnp.linalg.norm(theirs[:, :, None, :3, :3] - ours[:, None, :, :3, :3], axis=(-2, -1))
+  return _pick(clip.source.images, shift + turn)
+
+
+def _pick(images: Float[Array, "b f h w 3"], cost: Float[Array, "b v f"]):
+  index = jnp.argmin(cost, axis=-1)
+  return jnp.take_along_axis(images, index[:, :, None, None, None], axis=1)

@@ -1,0 +1,43 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from d4s_jax.layers.attention import attention
+
+
+def _inputs(key, dtype=jnp.float32):
+  shapes = ((2, 5, 3, 4), (2, 7, 3, 4), (2, 7, 3, 4))
+  return [jax.random.normal(k, s, dtype) for k, s in zip(jax.random.split(key, 3), shapes)]
+
+
+def _by_hand(q, k, v, scale, bias=0.0):
+  logits = np.einsum("bnhd,bmhd->bhnm", q, k) * scale + bias
+  weights = np.exp(logits - logits.max(-1, keepdims=True))
+  return np.einsum("bhnm,bmhd->bnhd", weights / weights.sum(-1, keepdims=True), v)
+
+
+def test_equals_the_formula(key):
+  q, k, v = _inputs(key)
+  # 1e-5: float32 sums in another order.
+  np.testing.assert_allclose(attention(q, k, v), _by_hand(q, k, v, 0.5), atol=1e-5)
+  bias = jax.random.normal(key, (1, 3, 5, 7))
+  got = attention(q, k, v, bias=bias, scale=1.0)
+  np.testing.assert_allclose(got, _by_hand(q, k, v, 1.0, bias), atol=1e-5)
+
+
+def test_masked_keys_do_not_exist(key):
+  q, k, v = _inputs(key)
+  mask = (jnp.arange(7) < 4)[None, None, None, :]
+  got = attention(q, k, v, mask=mask)
+  np.testing.assert_allclose(got, attention(q, k[:, :4], v[:, :4]), atol=1e-6)
+
+
+def test_half_precision_keeps_its_softmax_in_float32(key):
+  q, k, v = _inputs(key)
+  half = attention(*(x.astype(jnp.bfloat16) for x in (q, k, v)))
+  assert half.dtype == jnp.bfloat16
+  # 0.02: eight bits of mantissa in inputs, weights and output of size 1.
+  np.testing.assert_allclose(half.astype(jnp.float32), attention(q, k, v), atol=0.02)
+  # A large common offset of the logits would swallow their differences in bfloat16.
+  bias = jnp.full((1, 3, 5, 7), 1000.0)
+  np.testing.assert_allclose(attention(q, k, v, bias=bias), attention(q, k, v), atol=1e-3)

@@ -1,0 +1,40 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from d4s_jax.layers.normalization import ChannelNorm, LayerNorm, RMSNorm, modulate
+
+
+@pytest.mark.parametrize("module", [LayerNorm(), RMSNorm(), ChannelNorm()])
+def test_results_have_unit_size_and_the_dtype_of_the_input(module, key):
+  x = 7.0 * jax.random.normal(key, (2, 3, 64))
+  params = module.init(key, x)
+  y = module.apply(params, x)
+  # 1e-4: epsilon of the normalisations.
+  np.testing.assert_allclose(jnp.mean(y**2, axis=-1), 1.0, atol=1e-4)
+  assert module.apply(params, x.astype(jnp.bfloat16)).dtype == jnp.bfloat16
+
+
+def test_layer_norm_takes_the_mean_away(key):
+  x = 100.0 + jax.random.normal(key, (4, 32))
+  y = LayerNorm().apply(LayerNorm().init(key, x), x)
+  # 1e-4: what float32 keeps of a spread of 1 around 100.
+  np.testing.assert_allclose(jnp.mean(y, axis=-1), 0.0, atol=1e-4)
+  np.testing.assert_allclose(jnp.var(y, axis=-1), 1.0, atol=1e-3)
+
+
+def test_channel_norm_has_a_gradient_at_zero(key):
+  x = jnp.zeros((2, 8))
+  params = ChannelNorm().init(key, x)
+  gradient = jax.grad(lambda x: ChannelNorm().apply(params, x).sum())(x)
+  assert bool(jnp.all(jnp.isfinite(gradient)))
+
+
+def test_modulate_gives_each_run_of_tokens_its_own_row():
+  x = jnp.ones((1, 4, 2))
+  shift = jnp.array([[[0.0, 1.0], [2.0, 3.0]]])
+  y = modulate(x, shift, scale=jnp.zeros_like(shift) + 1.0)
+  np.testing.assert_array_equal(y[0], [[2, 3], [2, 3], [4, 5], [4, 5]])
+  with pytest.raises(ValueError, match="2 modulations don't divide 3 tokens"):
+    modulate(x[:, :3], shift, shift)

@@ -1,0 +1,59 @@
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from d4s_jax.layers.transformer import Transformer, TransformerBlock
+
+
+@pytest.fixture(scope="module")
+def trained():
+  key = jax.random.key(0)
+  x = jax.random.normal(key, (2, 6, 24))
+  variables = Transformer(depth=3, heads=4).init(key, x)
+  return x, variables, nn.unbox(variables)["params"]
+
+
+def test_scan_equals_a_loop_over_blocks(trained):
+  x, _, params = trained
+  y, hidden = Transformer(depth=3, heads=4).apply({"params": params}, x)
+  for i in range(3):
+    block = jax.tree.map(lambda p, i=i: p[i], params["blocks"])
+    x, _ = TransformerBlock(heads=4).apply({"params": block}, x)
+    # 1e-5: the loop is compiled otherwise.
+    np.testing.assert_allclose(hidden[i], x, atol=1e-5)
+  np.testing.assert_allclose(jnp.mean(y**2, -1), 1.0, atol=1e-3)
+
+
+def test_remat_changes_neither_values_nor_gradients(trained):
+  x, _, params = trained
+
+  def loss(params, remat):
+    y, _ = Transformer(depth=3, heads=4, remat=remat).apply({"params": params}, x)
+    return jnp.sum(y**3)
+
+  for a, b in zip(jax.tree.leaves(jax.grad(loss)(params, False)),
+                  jax.tree.leaves(jax.grad(loss)(params, True))):
+    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_parameters_know_their_axes_and_blocks_start_different(trained):
+  _, variables, params = trained
+  specs = nn.get_partition_spec(variables)["params"]["blocks"]
+  assert tuple(specs["mlp_in"]["kernel"]) == ("layers", "embed", "mlp")
+  kernel = params["blocks"]["mlp_in"]["kernel"]
+  assert kernel.shape == (3, 24, 96)
+  assert not np.allclose(kernel[0], kernel[1])
+
+
+def test_tokens_are_a_set(trained):
+  x, _, params = trained
+  y, _ = Transformer(depth=3, heads=4).apply({"params": params}, x)
+  z, _ = Transformer(depth=3, heads=4).apply({"params": params}, x[:, ::-1])
+  np.testing.assert_allclose(y[:, ::-1], z, atol=1e-5)
+
+
+def test_bad_head_count_is_refused(key):
+  with pytest.raises(ValueError, match="5 heads don't divide a width of 24"):
+    Transformer(depth=1, heads=5).init(key, jnp.zeros((1, 2, 24)))

