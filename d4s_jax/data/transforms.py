@@ -1,0 +1,27 @@
+"""What a clip goes through between its source and a batch, and the checks on its size."""
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+from jaxtyping import Int
+
+from d4s_jax.types import Clip
+
+
+def with_tokens(clip: Clip, tokenize: Callable[[str], Int[np.ndarray, "l"]]) -> Clip:
+  """The clip with token ids instead of its caption."""
+  return dataclasses.replace(clip, text=np.asarray(tokenize(clip.text), np.int32))
+
+
+def check_frame_count(frames: int) -> None:
+  """Refuses a number of frames that a causal autoencoder cannot divide.
+
+  Raises:
+    ValueError: `frames` is not 1 + 4k; the message names the legal neighbours.
+  """
+  if frames >= 1 and frames % 4 == 1:
+    return
+  below = max(1, (frames - 1) // 4 * 4 + 1)
+  legal = f"{below}" if frames < 1 else f"{below} or {below + 4}"
+  raise ValueError(f"{frames} frames; a clip has 1 + 4k of them, such as {legal}.")

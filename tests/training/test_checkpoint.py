@@ -1,0 +1,108 @@
+"""Checkpoints: exact round trip, retention, damage, and configurations that don't match."""
+
+import dataclasses
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from d4s_jax.training import checkpoint, state
+
+PARAMS = {
+  # Noise, so that compression leaves most of it.
+  "ldrm": {"kernel": jax.random.normal(jax.random.key(0), (64, 64)), "bias": jnp.zeros(3)},
+  "fixed": jnp.full((2,), 5.0),
+}
+CONFIG = {"model": {"width": 3}, "steps": 10, "seed": 0, "data": {"workers": 1}}
+
+
+def make_state(step):
+  now = state.create(PARAMS, ("^ldrm/",), optax.adam(1e-3))
+  moved = jax.tree.map(lambda x: x + step, (now.trainable, now.average, now.optimizer))
+  trainable, average, optimizer = moved
+  return dataclasses.replace(
+    now, step=now.step + step, trainable=trainable, average=average, optimizer=optimizer
+  )
+
+
+def save(folder, *steps, keep=3):
+  saved = checkpoint.Checkpoints(folder, keep)
+  for step in steps:
+    saved.save(make_state(step))
+  saved.wait()
+  saved.close()
+
+
+def test_round_trip_is_exact(tmp_path):
+  save(tmp_path, 7)
+  saved = checkpoint.Checkpoints(tmp_path, 3)
+  restored = saved.restore(make_state(0))
+  saved.close()
+  jax.tree.map(np.testing.assert_array_equal, restored, make_state(7))
+
+
+def test_only_the_newest_are_kept(tmp_path):
+  save(tmp_path, 1, 2, 3, 4, keep=2)
+  names = {path.name for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()}
+  assert names == {"3", "4"}
+
+
+def test_model_is_the_average_with_the_frozen_parts(tmp_path):
+  save(tmp_path, 5)
+  params, step = checkpoint.read_model(tmp_path, jax.eval_shape(lambda: PARAMS))
+  assert step == 5
+  np.testing.assert_array_equal(params["ldrm"]["kernel"], PARAMS["ldrm"]["kernel"] + 5)
+  np.testing.assert_array_equal(params["fixed"], PARAMS["fixed"])
+
+
+def largest_file(folder):
+  return max((path for path in folder.rglob("*") if path.is_file()), key=lambda p: p.stat().st_size)
+
+
+@pytest.mark.parametrize("damage", ["truncate", "remove"])
+def test_damaged_checkpoint_is_one_clear_error(tmp_path, damage):
+  save(tmp_path, 3, 4)
+  victim = largest_file(tmp_path / "checkpoints" / "4" / "model")
+  if damage == "truncate":
+    victim.write_bytes(victim.read_bytes()[: victim.stat().st_size // 2])
+  else:
+    victim.unlink()
+  with pytest.raises(checkpoint.CheckpointError, match="checkpoints/4 can't be read.*remove") as e:
+    checkpoint.read_model(tmp_path, jax.eval_shape(lambda: PARAMS))
+  assert "\n" not in str(e.value)
+  # The step before it is still good.
+  shutil.rmtree(tmp_path / "checkpoints" / "4")
+  assert checkpoint.read_model(tmp_path, jax.eval_shape(lambda: PARAMS))[1] == 3
+
+
+def test_other_shapes_are_refused(tmp_path):
+  save(tmp_path, 3)
+  other = {**PARAMS, "fixed": jnp.zeros(3)}
+  with pytest.raises(checkpoint.CheckpointError, match="can't be read"):
+    checkpoint.read_model(tmp_path, jax.eval_shape(lambda: other))
+
+
+def test_missing_run_says_how_to_get_one(tmp_path):
+  with pytest.raises(checkpoint.CheckpointError, match="no trained model.*d4s_jax.train"):
+    checkpoint.read_config(tmp_path / "nowhere")
+  checkpoint.write_config(tmp_path, CONFIG)
+  with pytest.raises(checkpoint.CheckpointError, match="no checkpoints yet"):
+    checkpoint.read_model(tmp_path, PARAMS)
+
+
+def test_broken_config_is_refused(tmp_path):
+  (tmp_path / "config.json").write_text('{"model": ')
+  with pytest.raises(checkpoint.CheckpointError, match="not valid JSON"):
+    checkpoint.read_config(tmp_path)
+
+
+def test_resuming_with_another_configuration_lists_the_differences(tmp_path):
+  checkpoint.write_config(tmp_path, CONFIG)
+  checkpoint.write_config(tmp_path, {**CONFIG, "steps": 20, "data": {"workers": 0}})
+  with pytest.raises(checkpoint.CheckpointError, match="model.width: saved 3, now 4.*--workdir"):
+    checkpoint.write_config(tmp_path, {**CONFIG, "model": {"width": 4}})
+  assert json.loads((tmp_path / "config.json").read_text())["model"] == {"width": 3}
