@@ -1,6 +1,6 @@
-"""The causal video autoencoder; only `tiny` needs one of its own, the others have published weights.
+"""The causal video autoencoder; only `tiny` needs its own, the others have published weights.
 
-  python -m d4s_jax.train --config=configs/autoencoder.py
+python -m d4s_jax.train --config=configs/autoencoder.py
 """
 
 from d4s_jax.config import base
@@ -9,6 +9,11 @@ from d4s_jax.config import base
 def get_config(preset: str = "tiny"):
   config = base(preset)
   config.stage = "autoencoder"
-  config.init.autoencoder = ""
+  config.steps = 1500
+  # Five frames have both kinds, the first and those after it, at half the time of nine.
+  config.clip.frames = 5
   config.clip.targets = 1
+  # Latents that keep colour and place are worth more to the LDRM than sharp texture.
+  config.loss.weights.photometric = 10.0
+  config.optimizer.peak = 2e-3
   return config

@@ -1,6 +1,6 @@
 """The video model alone: camera-controlled image-to-video diffusion.
 
-  python -m d4s_jax.train --config=configs/diffusion.py
+python -m d4s_jax.train --config=configs/diffusion.py
 """
 
 from d4s_jax.config import base

@@ -1,13 +1,16 @@
 """The one schema of a run: every key, its default, and the presets of size.
 
 A config file (configs/*.py) is a short diff of `base()`. The keys under `model` are the fields of
-the classes they build (`models.system`), those under `loss` of `training.objectives.Settings`, those
-under `optimizer` the arguments of `training.optimizer.make_optimizer`.
+the classes they build (`models.system`), those under `loss` of `training.objectives.Settings`,
+those under `optimizer` the arguments of `training.optimizer.make_optimizer`.
 """
 
-from typing import Any
+from typing import Any, TypeAlias
 
 from ml_collections import ConfigDict
+
+# A ConfigDict, whose keys are attributes that no type checker knows.
+Config: TypeAlias = Any
 
 _UMT5_XXL = {
   "vocabulary": 256384,
@@ -64,12 +67,13 @@ PRESETS: dict[str, dict[str, Any]] = {
   "tiny": {
     "backbone": {
       "autoencoder": {
-        "base_dim": 16,
+        # Patches of 2x2 pixels instead of a level at full resolution: a third less time.
+        "base_dim": 24,
         "z_dim": 16,
-        "dim_mult": (1, 2, 4, 4),
+        "dim_mult": (1, 2, 4),
         "num_res_blocks": 1,
-        "temporal_downsample": (False, True, True),
-        "patch": 1,
+        "temporal_downsample": (True, True),
+        "patch": 2,
         "latents_mean": (),
         "latents_std": (),
       },
@@ -82,7 +86,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "ffn_dim": 256,
       },
       "transformer": {"dim": 192, "ffn_dim": 768, "heads": 4, "depth": 4, "remat": False},
-      "text_length": 128,
+      "text_length": 160,
     },
     "ldrm": {
       "gaussians": 4096,
@@ -111,7 +115,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-def base(preset: str) -> ConfigDict:
+def base(preset: str) -> Config:
   """The default configuration of a preset; raises ValueError for an unknown one."""
   if preset not in PRESETS:
     raise ValueError(f"Unknown preset {preset!r}; choose one of {sorted(PRESETS)}.")
@@ -166,7 +170,7 @@ def base(preset: str) -> ConfigDict:
       # Where each part of the parameters starts: "" random, "shipped" with the package, or the
       # folder of an earlier run.
       "init": {"autoencoder": "", "text_encoder": "", "transformer": "", "ldrm": ""},
-      "data": {"source": "synthetic", "workers": 1},
+      "data": {"source": "synthetic", "workers": 0},
       "heldout": {"batches": 2, "every": 100 if tiny else 1000},
       "checkpoint": {"every": 50 if tiny else 1000, "keep": 3},
       "mesh": {"fsdp": 1},

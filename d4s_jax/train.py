@@ -9,7 +9,7 @@ The same command goes on where an interrupted run stopped.
 
 import pathlib
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 from d4s_jax import errors
@@ -27,6 +27,7 @@ def main(argv: list[str]) -> None:
   """Runs the training."""
   if len(argv) > 1:
     raise app.UsageError(f"Unexpected arguments {argv[1:]}; options start with --.")
+  logging.set_verbosity(logging.WARNING)
   config = _CONFIG.value
   folder = _WORKDIR.value or f"runs/{config.stage}-{config.preset}"
   with errors.one_line():

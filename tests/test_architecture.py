@@ -16,7 +16,9 @@ TIERS = [
   "train generate render_scene",
 ]
 TIER = {name: tier for tier, names in enumerate(TIERS) for name in names.split()}
-FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py" or path.parent != PACKAGE)
+FILES = sorted(
+  path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py" or path.parent != PACKAGE
+)
 
 
 def imported(path: pathlib.Path) -> set[str]:

@@ -45,8 +45,7 @@ def correlation_distance(
   Views without any variation in the true depth say nothing and are left out; 0 if all are.
   A flat rendering has correlation 0 and a finite gradient.
   """
-  x, y = _relative(rendered, mask), _relative(depth, mask)
-  x, y = _centred(x, mask), _centred(y, mask)
+  x, y = _deviation(rendered, mask), _deviation(depth, mask)
   covariance = _masked_mean(x * y, mask)
   x_variance, y_variance = _masked_mean(x * x, mask), _masked_mean(y * y, mask)
   correlation = covariance / jnp.sqrt((x_variance + EPSILON) * (y_variance + EPSILON))
@@ -62,23 +61,25 @@ def total_variation(
 
   Only pairs of masked pixels count: an outline against nothing isn't roughness.
   """
-  x = _relative(rendered, mask)
-  right = _absolute(x[..., :, 1:] - x[..., :, :-1])
-  lower = _absolute(x[..., 1:, :] - x[..., :-1, :])
+  depth, mean = _masked(rendered, mask)
+  right = _absolute(depth[..., :, 1:] - depth[..., :, :-1])
+  lower = _absolute(depth[..., 1:, :] - depth[..., :-1, :])
   right = _masked_mean(right, mask[..., :, 1:] & mask[..., :, :-1])
   lower = _masked_mean(lower, mask[..., 1:, :] & mask[..., :-1, :])
-  return jnp.mean(right + lower)
+  return jnp.mean((right + lower) / mean)
 
 
-def _relative(depth, mask):
-  """Depth over its detached mean; 0 outside the mask, so that nothing there reaches a gradient."""
+def _masked(depth, mask):
+  """Depth, 0 outside the mask so that nothing there reaches a gradient, and its detached mean."""
   depth = jnp.where(mask, depth.astype(jnp.float32), 0.0)
-  mean = jax.lax.stop_gradient(_masked_mean(depth, mask))
-  return depth / jnp.maximum(mean, EPSILON)[..., None, None]
+  return depth, jnp.maximum(jax.lax.stop_gradient(_masked_mean(depth, mask)), EPSILON)
 
 
-def _centred(x, mask):
-  return jnp.where(mask, x - _masked_mean(x, mask)[..., None, None], 0.0)
+def _deviation(depth, mask):
+  """Deviation of depth from its mean, relative to that mean; 0 outside the mask."""
+  depth, mean = _masked(depth, mask)
+  relative = depth / mean[..., None, None]
+  return jnp.where(mask, relative - _masked_mean(relative, mask)[..., None, None], 0.0)
 
 
 def _masked_mean(x, mask):

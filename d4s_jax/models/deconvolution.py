@@ -38,7 +38,7 @@ class Deconvolution(nn.Module):
         f"Stride {time} in time must be even, so that f tokens give 1 + {time}k frames."
       )
     tokens, channels = x.shape[1], x.shape[-1]
-    # A cell of the map is a product of one token, in one frame of four of two, with one matrix.
+    # A cell is the product of one token, or of two where frames meet, with a [c, features] matrix.
     init = nn.initializers.normal(self.scale / channels**0.5)
     init = partitioned(init, None, None, None, "embed", "channels")
     shape = (time + 1, *space, channels, self.features)

@@ -14,6 +14,7 @@ from d4s_jax.layers.convolution import CausalConv3d
 from d4s_jax.layers.embeddings import sinusoidal
 from d4s_jax.layers.linear import dense
 from d4s_jax.layers.normalization import LayerNorm, layer_norm
+from d4s_jax.layers.partitioning import partitioned
 from d4s_jax.models.deconvolution import Deconvolution
 
 # Blocks of the trunk whose tokens the head sees.
@@ -23,12 +24,14 @@ TIME_CHANNELS = 20
 
 
 class DeformationHead(nn.Module):
-  """Tokens after four blocks, fused over four resolutions, then modulated by time.
+  """Tokens after four blocks, fused over four resolutions, then read out at a time.
 
   What looks at space is computed once. Time enters after that, at each cell of the map for itself:
-  the features are modulated by the cell's source time, then by every target time, and a 1x1
-  convolution makes the deformation. Neither mixes cells, so both are evaluated only at the cells
-  asked for. The last convolution is zero at first: untrained or frozen, the head is the identity.
+  the cell's features are modulated by its source time, mixed, modulated by every target time, and
+  a 1x1 convolution makes the deformation. Nothing lies between the last modulation and the
+  convolution, so a Gaussian's features are the coefficients of motions that are learnt functions of
+  time, and all times take one matrix product. Cells do not mix, so only those asked for are
+  computed. The convolution is zero at first: untrained or frozen, the head is the identity.
 
   Attributes:
     channels: width of the fused features.
@@ -58,28 +61,49 @@ class DeformationHead(nn.Module):
       dmu in metres and ds, both linear and unbounded, and between them dq, a unit quaternion.
     """
     fine, coarse = Pyramid(self.channels, self.upsampling, self.dtype, name="pyramid")(taps)
-    frames = fine.shape[1]
+    _, frames, rows, columns, _ = fine.shape
     x = _gather(fine, cells)
-    x = dense(self.channels, None, "channels", dtype=self.dtype, name="fine")(x)
+    x = dense(self.channels, "channels", None, dtype=self.dtype, name="fine")(x)
     x = x + _gather(coarse, _coarser(cells, fine.shape[1:4], coarse.shape[1:4]))
 
     clock = jnp.linspace(0.0, 1.0, frames)[None]
     source = TimeModulation(self.channels, self.dtype, name="source_time")(clock)[0]
-    # A product with one-hot rows, because the gradient of a gather is a slow scatter.
-    frame = jax.nn.one_hot(cells // (fine.shape[2] * fine.shape[3]), frames, dtype=self.dtype)
-    x = jax.nn.gelu(_modulate(x, frame @ source))
-    x = dense(self.channels, None, "channels", dtype=self.dtype, name="mix")(x)
+    scale, shift = jnp.split(source[cells // (rows * columns)], 2, axis=-1)
+    x = jax.nn.gelu(layer_norm(x).astype(self.dtype) * (1 + scale) + shift)
+    x = dense(self.channels, "channels", None, dtype=self.dtype, name="mix")(x)
 
+    x = layer_norm(x).astype(self.dtype)
     target = TimeModulation(self.channels, self.dtype, name="target_time")(times)
-    x = jax.nn.gelu(_modulate(x[:, None], target[:, :, None]))
-    x = dense(
-      deformation.CHANNELS,
-      *("channels", None),
-      dtype=self.dtype,
-      kernel_init=nn.initializers.zeros,
-      name="out",
-    )(x)
-    return _activate(x.astype(jnp.float32))
+    return _activate(ModulatedProjection(deformation.CHANNELS, self.dtype, name="out")(x, target))
+
+
+class ModulatedProjection(nn.Module):
+  """A 1x1 convolution, zero at first, of features under the scale and shift of each time.
+
+  Attributes:
+    features: channels of the output.
+    dtype: compute dtype.
+  """
+
+  features: int
+  dtype: DTypeLike = jnp.float32
+
+  @nn.compact
+  def __call__(
+    self, x: Float[Array, "b n c"], modulation: Float[Array, "b q m"]
+  ) -> Float[Array, "b q n {self.features}"]:
+    """Projects x (1 + scale) + shift for each time; float32."""
+    zeros = nn.initializers.zeros
+    kernel_init = partitioned(zeros, "channels", None)
+    kernel = self.param("kernel", kernel_init, (x.shape[-1], self.features)).astype(self.dtype)
+    bias = self.param("bias", partitioned(zeros, None), (self.features,))
+    scale, shift = jnp.split(modulation, 2, axis=-1)
+    # The scale of a time acts on the kernel, which is small, instead of on all cells.
+    kernels = (1 + scale)[..., None] * kernel[None, None]
+    x = x @ einops.rearrange(kernels, "b q c k -> b c (q k)")
+    x = einops.rearrange(x, "b n (q k) -> b q n k", k=self.features)
+    shift = (shift @ kernel).astype(jnp.float32) + bias.reshape(1, 1, -1)
+    return x.astype(jnp.float32) + shift[:, :, None]
 
 
 class Pyramid(nn.Module):
@@ -146,12 +170,6 @@ class TimeModulation(nn.Module):
       kernel_init=nn.initializers.zeros,
       name="out",
     )(jax.nn.silu(x))
-
-
-def _modulate(x, modulation):
-  """Layer normalisation, times 1 + scale, plus shift; rows of one broadcast over cells."""
-  scale, shift = jnp.split(modulation, 2, axis=-1)
-  return layer_norm(x).astype(x.dtype) * (1 + scale) + shift
 
 
 def _enlarge(x):

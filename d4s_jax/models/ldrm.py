@@ -87,15 +87,15 @@ class LDRM(nn.Module):
 
   def setup(self):
     """Builds the trunk and the two heads."""
-    time, *space = self.strides
-    if any(stride % self.pixels_per_cell for stride in space):
+    time, rows, columns = self.strides
+    if rows % self.pixels_per_cell or columns % self.pixels_per_cell:
       raise ValueError(
-        f"Cells of {self.pixels_per_cell} pixels don't divide a latent of {space} pixels."
+        f"Cells of {self.pixels_per_cell} pixels don't divide a latent of {rows}x{columns} pixels."
       )
     if self.canonical not in CANONICAL:
       raise ValueError(f"Unknown canonical {self.canonical!r}; expected one of {CANONICAL}.")
-    latent = (time, *(stride // self.pixels_per_cell for stride in space))
-    token = (time, *(cells * self.patch for cells in latent[1:]))
+    rows, columns = rows // self.pixels_per_cell, columns // self.pixels_per_cell
+    latent, token = (time, rows, columns), (time, rows * self.patch, columns * self.patch)
     self.trunk = Trunk(
       width=self.width,
       depth=self.depth,

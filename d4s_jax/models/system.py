@@ -52,8 +52,8 @@ class System:
     video = backbone.build(
       dict(config["backbone"]) | modules | {"camera_channels": CHANNELS[encoding]}
     )
-    ldrm = _fields(config["ldrm"]) | {"dtype": dtype}
-    return cls(video, LDRM(**ldrm, strides=video.strides, encoding=encoding), encoding)
+    ldrm = LDRM(**_fields(config["ldrm"]), strides=video.strides, encoding=encoding, dtype=dtype)
+    return cls(video, ldrm, encoding)
 
   def tokenize(self, text: str) -> Int[np.ndarray, "l"]:
     """Token ids of a prompt."""
@@ -111,7 +111,7 @@ class System:
 
 
 def compute_dtype(name: str) -> jnp.dtype:
-  """The dtype of a name; "auto" is float32 on a CPU, where bfloat16 gains nothing, else bfloat16."""
+  """The dtype of a name; "auto" is bfloat16, but float32 on a CPU, where bfloat16 gains nothing."""
   if name == "auto":
     name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
   if name not in ("float32", "bfloat16"):

@@ -70,7 +70,7 @@ class Trunk(nn.Module):
 
     x = jnp.concatenate([video, camera], axis=-1)
     x = dense(self.width, "channels", "embed", dtype=self.dtype, name="merge")(x)
-    place = sinusoidal(100 * _centres(grid), POSITION_CHANNELS, max_period=1000.0)
+    place = sinusoidal(100 * jnp.asarray(_centres(grid)), POSITION_CHANNELS, max_period=1000.0)
     place = rearrange(place, "f h w a c -> 1 f h w (a c)")
     x = x + dense(self.width, None, "embed", dtype=self.dtype, name="position")(place)
     x = x + self._noise(sigma)[:, None, None, None]

@@ -8,10 +8,20 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from d4s_jax.diffusion.guidance import guidance
-from d4s_jax.diffusion.sampler import sample
+from d4s_jax.diffusion.guidance import guidance as guidance_weights
+from d4s_jax.diffusion.sampler import sample, unconditional_passes
 from d4s_jax.models.system import System
+from d4s_jax.pipeline import progress
 from d4s_jax.types import Cameras, DynamicGaussians
+
+# The generic high-fidelity description of the supplement, section 2.1.
+PROMPT = (
+  "a scene with 4K ultra HD, surround motion, realistic tone, panoramic shot, wide-angle view,"
+  " cinematic quality"
+)
+
+_LONGEST_PROMPT = 10_000
+_LARGEST_SEED = 2**32 - 1
 
 
 class Pipeline:
@@ -27,27 +37,39 @@ class Pipeline:
     params: Any,
     *,
     steps: int = 30,
-    guidance_name: str = "cosine",
-    guidance_scale: float = 7.5,
+    guidance: str = "cosine",
+    scale: float = 7.5,
   ):
-    """Prepares a sampler.
+    """Prepares a sampler; the arguments but the first two are the configuration's `sampling`.
 
     Args:
       system: the models.
       params: their parameters, as a checkpoint holds them.
       steps: N, denoising steps.
-      guidance_name: guidance schedule, "cosine" or "constant".
-      guidance_scale: gamma_max of the cosine schedule, or the constant weight.
+      guidance: guidance schedule, "cosine" or "constant".
+      scale: gamma_max of the cosine schedule, or the constant weight.
+
+    Raises:
+      ValueError: a setting is unknown or out of range.
     """
+    if steps < 1:
+      raise ValueError(f"Sampling in {steps} steps; expected at least 1.")
+    weights = guidance_weights(guidance, steps, scale)
+    if not (np.isfinite(weights).all() and weights.min() >= 1):
+      raise ValueError(
+        f"Guidance {guidance!r} of scale {scale} makes weights from {weights.min():.3g} to"
+        f" {weights.max():.3g}; expected finite ones of at least 1, which is no guidance."
+      )
     self._system = system
     self._params = params
-    weights = guidance(guidance_name, steps, guidance_scale)
-    self._reconstruct = jax.jit(functools.partial(_photo_to_scene, system, weights))
+    self._weights = weights
+    self._sample = jax.jit(functools.partial(_sample, system, weights))
+    self._reconstruct = jax.jit(functools.partial(_reconstruct, system))
 
   def __call__(
     self, image: Float[np.ndarray, "h w 3"], cameras: Cameras, prompt: str, seed: int = 0
   ) -> DynamicGaussians:
-    """Generates the scene behind a photograph.
+    """Generates the scene behind a photograph; says on standard error how far it is.
 
     Args:
       image: the photograph, RGB in [0, 1], of the size of `cameras`.
@@ -59,20 +81,62 @@ class Pipeline:
       One scene, without a batch axis, whose deformation is known at the times of the path's frames.
 
     Raises:
-      ValueError: the number of frames or the image size is none that the model takes.
+      ValueError: the number of frames or the image size is none that the model takes, or the
+        prompt or the seed can't be used.
     """
-    frames, height, width = len(cameras.world_from_camera), cameras.height, cameras.width
-    self._system.check_size(frames, height, width)
-    if image.shape != (height, width, 3):
-      raise ValueError(f"The image has shape {image.shape}; the cameras expect {(height, width, 3)}.")
+    return self.reconstruct(self.sample(image, cameras, prompt, seed), cameras)
+
+  def sample(
+    self, image: Float[np.ndarray, "h w 3"], cameras: Cameras, prompt: str, seed: int = 0
+  ) -> Float[Array, "f h w c"]:
+    """The first half of `__call__`: normalised latents of the clip, the first the photograph's."""
+    size = cameras.height, cameras.width
+    self._system.check_size(len(cameras.world_from_camera), *size)
+    if image.shape != (*size, 3):
+      raise ValueError(f"The image has shape {image.shape}; its camera, {(*size, 3)}.")
+    if not 0 <= seed <= _LARGEST_SEED:
+      raise ValueError(f"The seed is {seed}; expected 0 to {_LARGEST_SEED}.")
+    tokens = self._tokenize(prompt)
+    steps = len(self._weights)
+    passes = steps + unconditional_passes(self._weights)
+    with progress.timed(f"compile, and sample in {steps} steps ({passes} passes)"):
+      latents = self._sample(
+        self._params,
+        jnp.asarray(image)[None],
+        _batched(cameras),
+        jnp.asarray(tokens)[None],
+        jax.random.key(seed),
+      )
+      return jax.block_until_ready(latents)[0]
+
+  def reconstruct(self, latents: Float[Array, "f h w c"], cameras: Cameras) -> DynamicGaussians:
+    """The second half of `__call__`: the scene behind latents."""
+    count, size = len(cameras.world_from_camera), f"{cameras.height} x {cameras.width}"
+    with progress.timed(f"compile, and reconstruct from {count} frames of {size} pixels"):
+      scene = self._reconstruct(self._params, latents[None], _batched(cameras))
+      return jax.tree.map(lambda x: x[0], jax.block_until_ready(scene))
+
+  def _tokenize(self, prompt: str) -> Int[np.ndarray, "l"]:
+    try:
+      prompt.encode("utf-8")
+    except UnicodeEncodeError as error:
+      raise ValueError(f"The prompt {prompt!r:.60} is not text ({error.reason}).") from error
+    if len(prompt) > _LONGEST_PROMPT:
+      raise ValueError(
+        f"A prompt of {len(prompt)} characters; expected at most {_LONGEST_PROMPT}. A caption of"
+        " one sentence is enough."
+      )
     tokens = self._system.tokenize(prompt)
-    scene = self._reconstruct(
-      self._params, jnp.asarray(image)[None], cameras[None], tokens[None], jax.random.key(seed)
-    )
-    return jax.tree.map(lambda x: x[0], scene)
+    if prompt and np.array_equal(tokens, self._system.tokenize(prompt[:-1])):
+      progress.say(f"note: the prompt is longer than {len(tokens)} tokens; its end is not read.")
+    return tokens
 
 
-def _photo_to_scene(
+def _batched(cameras: Cameras) -> Cameras:
+  return jax.tree.map(lambda x: jnp.asarray(x)[None], cameras)
+
+
+def _sample(
   system: System,
   weights: Float[np.ndarray, "steps"],
   params: Any,
@@ -80,24 +144,32 @@ def _photo_to_scene(
   cameras: Cameras,
   tokens: Int[Array, "b l"],
   key: Array,
-) -> DynamicGaussians:
-  """The forward pass of the paper's overview figure."""
+) -> Float[Array, "b f h w c"]:
+  """Clean latents of the clip; the first is the photograph's own."""
   backbone = system.backbone
-  maps = system.camera_maps(cameras)
-  text = backbone.encode_text(params, tokens)
-  empty = backbone.encode_text(params, tokens, drop=jnp.ones(len(tokens), bool))
-  first = backbone.encode(params, image[:, None])
-
   frames = cameras.world_from_camera.shape[1]
+  text = backbone.encode_text(params, tokens)
+  maps = system.camera_maps(cameras)
+  # As training drops conditions: prompt and camera go together.
+  dropped = jnp.ones(len(tokens), bool)
+  no_text = backbone.encode_text(params, tokens, dropped)
+  no_maps = system.camera_maps(cameras, dropped)
+  first = backbone.encode(params, image[:, None])
   noise = jax.random.normal(key, backbone.latent_shape(len(image), frames, *image.shape[1:3]))
 
   def conditional(latents, sigma):
     return backbone.denoise(params, latents, sigma, text, maps, first)
 
   def unconditional(latents, sigma):
-    return backbone.denoise(params, latents, sigma, empty, jnp.zeros_like(maps), first)
+    return backbone.denoise(params, latents, sigma, no_text, no_maps, first)
 
   latents = sample(conditional, unconditional, noise, backbone.schedule, weights)
-  latents = jnp.concatenate([first, latents[:, 1:]], axis=1)
-  times = jnp.broadcast_to(jnp.linspace(0, 1, frames), (len(image), frames))
+  return jnp.concatenate([first, latents[:, 1:]], axis=1)
+
+
+def _reconstruct(
+  system: System, params: Any, latents: Float[Array, "b f h w c"], cameras: Cameras
+) -> DynamicGaussians:
+  batch, frames = cameras.world_from_camera.shape[:2]
+  times = jnp.broadcast_to(jnp.linspace(0, 1, frames), (batch, frames))
   return system.reconstruct(params, latents, cameras, times)

@@ -59,8 +59,8 @@ def _restore(manager: ocp.CheckpointManager, step: int, args: ocp.args.Composite
   except Exception as error:  # Orbax raises bare Exception for unreadable arrays.
     first = str(error).strip().splitlines()[0][:200] if str(error).strip() else repr(error)
     raise CheckpointError(
-      f"Checkpoint {manager.directory / str(step)} can't be read ({first}). It is damaged or belongs"
-      " to another configuration; remove this folder to go on from the step before it."
+      f"Checkpoint {manager.directory / str(step)} can't be read ({first}). It is damaged or of"
+      " another configuration; remove this folder to go on from the step before it."
     ) from error
 
 

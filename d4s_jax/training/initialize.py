@@ -5,8 +5,8 @@ from typing import Any
 
 import jax
 import optax
-from ml_collections import ConfigDict
 
+from d4s_jax.config import Config
 from d4s_jax.models import shipped
 from d4s_jax.models.system import System
 from d4s_jax.training import checkpoint, sharding, state
@@ -14,7 +14,7 @@ from d4s_jax.training import checkpoint, sharding, state
 
 def create_state(
   system: System,
-  config: ConfigDict,
+  config: Config,
   patterns: tuple[str, ...],
   optimizer: optax.GradientTransformation,
   mesh: jax.sharding.Mesh,
@@ -31,15 +31,18 @@ def create_state(
   """
 
   def initial(parts):
-    params = system.init(jax.random.key(config.seed))
+    # The default generator takes XLA minutes to compile for hundreds of parameters.
+    params = system.init(jax.random.key(config.seed, impl="unsafe_rbg"))
     return state.create(params | parts, patterns, optimizer)
 
   parts = _read_parts(system, config)
   layout = sharding.state_shardings(mesh, system.boxed(), jax.eval_shape(initial, parts))
-  return jax.jit(initial, out_shardings=layout)(parts)
+  # This program runs once: on a CPU, optimising it takes longer than running it.
+  options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+  return jax.jit(initial, out_shardings=layout, compiler_options=options)(parts)
 
 
-def _read_parts(system: System, config: ConfigDict) -> dict[str, Any]:
+def _read_parts(system: System, config: Config) -> dict[str, Any]:
   """The parts of the parameters that don't start at random, by name."""
   abstract = system.abstract()
   parts = {}

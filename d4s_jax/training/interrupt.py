@@ -3,6 +3,7 @@
 import signal
 import threading
 from types import TracebackType
+from typing import Any
 
 
 class StopRequest:
@@ -10,7 +11,7 @@ class StopRequest:
 
   def __init__(self):
     self.requested = False
-    self._previous: dict[int, object] = {}
+    self._previous: dict[int, Any] = {}
 
   def __enter__(self) -> "StopRequest":
     # Only the main thread may set handlers; elsewhere (tests) the process keeps its own.

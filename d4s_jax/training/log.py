@@ -112,7 +112,9 @@ def ends(rows: list[dict[str, float]], share: float = 0.1) -> dict[str, tuple[fl
   }
 
 
-def draw_curves(folder: pathlib.Path, names: tuple[str, ...] = ("train", "heldout")) -> pathlib.Path:
+def draw_curves(
+  folder: pathlib.Path, names: tuple[str, ...] = ("train", "heldout")
+) -> pathlib.Path:
   """Draws every metric of FOLDER/NAME.csv over the steps into FOLDER/curves.png."""
   from matplotlib.figure import Figure  # imported here: slow, and only needed at the end
 

@@ -175,7 +175,7 @@ def reconstruction(
   times = jnp.concatenate([target.times, clip.source.times[:, frames]], axis=1)
   views = target.times.shape[1]
 
-  dynamic, auxiliary = system.ldrm.apply(
+  outcome: Any = system.ldrm.apply(
     {"params": params["ldrm"]},
     latents,
     clip.source.cameras,
@@ -184,6 +184,7 @@ def reconstruction(
     points=points,
     key=prune_key,
   )
+  dynamic, auxiliary = outcome
   at_views = dataclasses.replace(
     dynamic, times=target.times, deformation=dynamic.deformation[:, :views]
   )

@@ -53,7 +53,7 @@ def parameter_shardings(mesh: Mesh, boxed: Any) -> Any:
 
   def sharding(box: Any) -> NamedSharding:
     value, names = (box.value, box.names) if isinstance(box, nn.LogicallyPartitioned) else (box, ())
-    spec = nn.logical_to_mesh_axes(names, RULES)
+    spec = nn.spmd.logical_to_mesh_axes(names, RULES) or PartitionSpec()
     axes = [
       axis if axis and size % mesh.shape[axis] == 0 else None
       for axis, size in zip(spec, value.shape)

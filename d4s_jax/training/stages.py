@@ -1,4 +1,4 @@
-"""The stages of the curriculum as values (Diff4Splat, progressive training; section 4 of the paper).
+"""The stages of the curriculum as values (supplement, section 2.3).
 
 A stage says which objectives it computes and which parameters it trains. Everything else
 (resolution, data, weights of the loss terms) is configuration.

@@ -16,7 +16,7 @@ from jaxtyping import Array, Int
 
 from d4s_jax.training.stages import split_by_path
 
-Flat = dict[str, Array]
+Flat = dict[str, Any]
 
 
 @jax.tree_util.register_dataclass
@@ -41,7 +41,8 @@ class TrainState:
 
 def flatten(params: Any) -> Flat:
   """Nested parameters to a dictionary by path."""
-  return traverse_util.flatten_dict(params, sep="/")
+  flat: Any = traverse_util.flatten_dict(params, sep="/")
+  return flat
 
 
 def unflatten(*parts: Flat) -> Any:

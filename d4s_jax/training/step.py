@@ -56,9 +56,9 @@ def make_step(
     (loss, metrics), gradients = accumulated(state, batch, key)
     norm = optax.global_norm(gradients)
     updates, moments = optimizer.update(gradients, state.optimizer, state.trainable)
-    trainable = optax.apply_updates(state.trainable, updates)
+    trainable: Any = optax.apply_updates(state.trainable, updates)
     decay = jnp.minimum(average_decay, (1 + state.step) / (10 + state.step))
-    average = optax.incremental_update(trainable, state.average, 1 - decay)
+    average: Any = optax.incremental_update(trainable, state.average, 1 - decay)
     following = TrainState(
       step=state.step + 1,
       trainable=trainable,

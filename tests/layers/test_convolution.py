@@ -1,3 +1,4 @@
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,8 +16,7 @@ def _reference(x, kernel, bias, strides, padding):
 
 def _parameters(module, x, key):
   """New parameters with a bias that shows."""
-  variables = jax.tree.map(jnp.asarray, module.init(key, x))["params"]
-  variables = jax.tree.map(lambda p: p.unbox(), variables, is_leaf=lambda p: hasattr(p, "unbox"))
+  variables = nn.unbox(jax.jit(module.init)(key, x))["params"]
   return variables | ({"bias": jnp.arange(1.0, module.features + 1)} if "bias" in variables else {})
 
 
@@ -37,8 +37,8 @@ def test_causal_convolution_on_every_backend(kernel, backend, key, monkeypatch):
 def test_causal_convolution_does_not_see_the_future(key):
   x = jax.random.normal(key, (1, 6, 3, 3, 2))
   module = CausalConv3d(2)
-  params = module.init(key, x)
-  seen = jax.jacobian(lambda x: module.apply(params, x).sum((0, 2, 3, 4)))(x)
+  params = jax.jit(module.init)(key, x)
+  seen = jax.jit(jax.jacobian(lambda x: module.apply(params, x).sum((0, 2, 3, 4))))(x)
   reach = np.abs(seen).sum((1, 3, 4, 5)) > 0
   offset = np.arange(6)[:, None] - np.arange(6)[None]
   np.testing.assert_array_equal(reach, (offset >= 0) & (offset < 3))

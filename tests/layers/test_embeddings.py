@@ -18,7 +18,9 @@ def test_rotary_shares_channels_between_axes():
   assert cos.shape == sin.shape == (24, 24)
   angles = np.arctan2(sin, cos).reshape(2, 3, 4, 24)
   # The first channel of each axis turns by one radian a step.
-  np.testing.assert_allclose(angles[1, 0, 0], np.r_[1e4 ** (-np.arange(8) / 8), [0] * 16], atol=1e-6)
+  np.testing.assert_allclose(
+    angles[1, 0, 0], np.r_[1e4 ** (-np.arange(8) / 8), [0] * 16], atol=1e-6
+  )
   np.testing.assert_allclose(angles[0, 2, 0, 8:10], [2, 2 * 1e4 ** (-1 / 8)], atol=1e-6)
   np.testing.assert_allclose(angles[0, 0, 3, 16], 3, atol=1e-6)
 

@@ -1,3 +1,5 @@
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -7,21 +9,31 @@ import pytest
 from d4s_jax.layers.transformer import Transformer, TransformerBlock
 
 
+@jax.jit
+def _forward(params, x):
+  return Transformer(depth=3, heads=4).apply({"params": params}, x)
+
+
+@jax.jit
+def _block(params, x):
+  return TransformerBlock(heads=4).apply({"params": params}, x)
+
+
 @pytest.fixture(scope="module")
 def trained():
   key = jax.random.key(0)
   x = jax.random.normal(key, (2, 6, 24))
-  variables = Transformer(depth=3, heads=4).init(key, x)
+  variables = jax.jit(Transformer(depth=3, heads=4).init)(key, x)
   return x, variables, nn.unbox(variables)["params"]
 
 
 def test_scan_equals_a_loop_over_blocks(trained):
   x, _, params = trained
-  y, hidden = Transformer(depth=3, heads=4).apply({"params": params}, x)
+  y, hidden = _forward(params, x)
   for i in range(3):
     block = jax.tree.map(lambda p, i=i: p[i], params["blocks"])
-    x, _ = TransformerBlock(heads=4).apply({"params": block}, x)
-    # 1e-5: the loop is compiled otherwise.
+    x, _ = _block(block, x)
+    # 1e-5: float32 sums in another order.
     np.testing.assert_allclose(hidden[i], x, atol=1e-5)
   np.testing.assert_allclose(jnp.mean(y**2, -1), 1.0, atol=1e-3)
 
@@ -29,12 +41,18 @@ def test_scan_equals_a_loop_over_blocks(trained):
 def test_remat_changes_neither_values_nor_gradients(trained):
   x, _, params = trained
 
-  def loss(params, remat):
-    y, _ = Transformer(depth=3, heads=4, remat=remat).apply({"params": params}, x)
-    return jnp.sum(y**3)
+  @functools.partial(jax.jit, static_argnums=1)
+  def gradient(params, remat):
+    def loss(params):
+      y, _ = Transformer(depth=3, heads=4, remat=remat).apply({"params": params}, x)
+      return jnp.sum(y**3), y
 
-  for a, b in zip(jax.tree.leaves(jax.grad(loss)(params, False)),
-                  jax.tree.leaves(jax.grad(loss)(params, True))):
+    return jax.grad(loss, has_aux=True)(params)
+
+  for a, b in zip(
+    jax.tree.leaves(gradient(params, False)), jax.tree.leaves(gradient(params, True))
+  ):
+    # 1e-4: sums over all tokens, in another order.
     np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
 
 
@@ -49,8 +67,8 @@ def test_parameters_know_their_axes_and_blocks_start_different(trained):
 
 def test_tokens_are_a_set(trained):
   x, _, params = trained
-  y, _ = Transformer(depth=3, heads=4).apply({"params": params}, x)
-  z, _ = Transformer(depth=3, heads=4).apply({"params": params}, x[:, ::-1])
+  y, _ = _forward(params, x)
+  z, _ = _forward(params, x[:, ::-1])
   np.testing.assert_allclose(y[:, ::-1], z, atol=1e-5)
 
 

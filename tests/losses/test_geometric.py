@@ -5,18 +5,25 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from d4s_jax.losses.geometric import correlation_distance, geometric, total_variation
+from d4s_jax.losses import geometric as loss
+from d4s_jax.losses.geometric import correlation_distance, total_variation
 
 SHAPE = (2, 3, 8, 10)
+
+correlation_distance = jax.jit(correlation_distance)
+total_variation = jax.jit(total_variation)
+
+
+@jax.jit
+def correlation_loss(rendered, alpha, depth):
+  """Value and gradient of the loss without its smoothness."""
+  return jax.value_and_grad(loss)(rendered, alpha, depth, smoothness=0.0)
 
 
 @pytest.fixture
 def depths(key):
   """True depth and an unrelated rendering, metres."""
-  first, second = jax.random.split(key)
-  return jax.random.uniform(first, SHAPE, minval=1, maxval=9), jax.random.uniform(
-    second, SHAPE, minval=1, maxval=9
-  )
+  return tuple(jax.random.uniform(key, (2, *SHAPE), minval=1, maxval=9))
 
 
 def test_correlation_agrees_with_numpy(depths, key):
@@ -45,10 +52,9 @@ def test_loss_of_an_affine_copy_is_zero(depths):
   depth, _ = depths
   covered = jnp.ones(SHAPE)
   # 5e-5: the floor of 1e-6 under relative variances, the least of which is about 0.05.
-  np.testing.assert_allclose(
-    geometric(3 * depth + 1, covered, depth, smoothness=0.0), 0.0, atol=5e-5
-  )
-  np.testing.assert_allclose(geometric(20 - depth, covered, depth, smoothness=0.0), 2.0, atol=5e-5)
+  for copy, expected in ((3 * depth + 1, 0.0), (20 - depth, 2.0)):
+    value, _ = correlation_loss(copy, covered, depth)
+    np.testing.assert_allclose(value, expected, atol=5e-5)
 
 
 def test_only_covered_pixels_of_known_depth_count(depths):
@@ -56,8 +62,8 @@ def test_only_covered_pixels_of_known_depth_count(depths):
   alpha = jnp.ones(SHAPE).at[..., 0].set(0.4)
   unknown = depth.at[..., 1].set(0.0)
   spoilt = rendered.at[..., 0].set(jnp.nan).at[..., 1].set(99.0)
-  value, gradient = jax.value_and_grad(geometric)(spoilt, alpha, unknown, smoothness=0.0)
-  expected = geometric(rendered[..., 2:], alpha[..., 2:], depth[..., 2:], smoothness=0.0)
+  value, gradient = correlation_loss(spoilt, alpha, unknown)
+  expected, _ = correlation_loss(rendered[..., 2:], alpha[..., 2:], depth[..., 2:])
   np.testing.assert_allclose(value, expected, rtol=1e-6)  # order of summation
   np.testing.assert_array_equal(gradient[..., :2], 0.0)
   assert jnp.all(jnp.isfinite(gradient))
@@ -95,7 +101,7 @@ def test_degenerate_views_have_finite_gradients(case, depths):
     alpha = jnp.zeros(SHAPE)
   else:
     alpha = jnp.zeros(SHAPE).at[:, :, 3, 3].set(1.0)
-  value, gradient = jax.value_and_grad(geometric)(rendered, alpha, depth, smoothness=0.0)
+  value, gradient = correlation_loss(rendered, alpha, depth)
   np.testing.assert_allclose(value, 1.0 if case == "flat rendering" else 0.0, atol=1e-6)
   assert jnp.all(jnp.isfinite(gradient))
   # A flat rendering is where training starts: it has to be told where to go.
@@ -117,3 +123,13 @@ def test_flat_depth_has_no_preferred_direction():
   flat = jnp.full((1, 6, 6), 3.0)
   gradient = jax.grad(total_variation)(flat, jnp.ones(flat.shape, bool))
   np.testing.assert_array_equal(gradient, 0.0)
+
+
+def test_the_two_parts_are_added(depths):
+  depth, rendered = depths
+  covered = jnp.ones(SHAPE)
+  parts = correlation_loss(rendered, covered, depth)[0] + 0.3 * total_variation(
+    rendered, covered > 0
+  )
+  whole = jax.jit(lambda x: loss(x, covered, depth, smoothness=0.3))(rendered)
+  np.testing.assert_allclose(whole, parts, rtol=1e-6)  # order of summation

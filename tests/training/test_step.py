@@ -1,4 +1,4 @@
-"""One update: exactness of accumulation, the guard against values that are not finite, the average."""
+"""One update: accumulation, the guard against values that are not finite, the average."""
 
 import jax
 import jax.numpy as jnp

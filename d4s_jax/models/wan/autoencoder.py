@@ -38,7 +38,7 @@ PRESETS: dict[str, dict[str, Any]] = {
   # Diff4Splat states 32 channels at strides 4 x 8 x 8; no published weights have that shape.
   "paper": dict(z_dim=32),
   "tiny": dict(
-    patch=2, base_dim=24, dim_mult=(1, 2, 3), temporal_downsample=(True, True), num_res_blocks=1
+    patch=2, base_dim=24, dim_mult=(1, 2, 4), temporal_downsample=(True, True), num_res_blocks=1
   ),
 }
 

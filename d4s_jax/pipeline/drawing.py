@@ -1,0 +1,79 @@
+"""Drawing a scene along many cameras and times, a few views at a time."""
+
+import functools
+import pathlib
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float
+
+from d4s_jax.geometry.deformation import at
+from d4s_jax.pipeline import progress
+from d4s_jax.render import render
+from d4s_jax.types import Cameras, DynamicGaussians, Rendering
+
+# Views that are drawn in one call: few enough for a laptop's memory.
+_VIEWS = 4
+# Room for this many intersections a Gaussian is tried before any are dropped.
+_MOST_ROOM = 512
+
+
+def check_video(path: pathlib.Path, fps: float) -> None:
+  """Refuses a place or a frame rate that no video can have; call it before the long work.
+
+  Raises:
+    ValueError: the suffix is not .mp4, or the rate is not positive.
+    OSError: the path is a folder, or below a file.
+  """
+  if path.suffix.lower() != ".mp4":
+    raise ValueError(f"The video is to be {path}; expected a name that ends in .mp4.")
+  if path.is_dir():
+    raise IsADirectoryError(f"{path} is a folder; expected the name of a video.")
+  above = next(parent for parent in path.absolute().parents if parent.exists())
+  if not above.is_dir():
+    raise NotADirectoryError(f"{above} is a file, so {path} can't be written; name another place.")
+  if not 0 < fps < 1000:
+    raise ValueError(f"A video of {fps} frames per second; expected more than 0, below 1000.")
+
+
+def draw(
+  dynamic: DynamicGaussians, cameras: Cameras, times: Float[np.ndarray, "v"], what: str
+) -> Rendering:
+  """Draws each camera of `cameras` [v] at the time of the same index.
+
+  Args:
+    dynamic: one scene.
+    cameras: the views, with an image size of any kind.
+    times: clip time of each view; between stored times the deformation is interpolated.
+    what: the label of the progress bar.
+
+  Returns:
+    NumPy arrays. Where the renderer runs out of room it is given more; what is dropped even so
+    is said, and counted in `overflow`.
+  """
+  count, gaussians, room = len(times), len(dynamic.means), None
+  most = _MOST_ROOM * gaussians
+  parts = []
+  with progress.bar(what, count) as bar:
+    for start in range(0, count, _VIEWS):
+      # The last call repeats its last view instead of being compiled for another size.
+      index = np.minimum(np.arange(start, start + _VIEWS), count - 1)
+      arguments = dynamic, cameras[index], np.asarray(times, np.float32)[index]
+      part = _draw(*arguments, capacity=room)
+      while (lost := int(part.overflow.max())) and (room or 0) < most:
+        # The default room is at least 16 intersections a Gaussian.
+        room = min(2 * (room or 16 * gaussians) + lost, most)
+        part = _draw(*arguments, capacity=room)
+      parts.append(jax.device_get(part))
+      bar.update(min(_VIEWS, count - start))
+  whole = jax.tree.map(lambda *pieces: np.concatenate(pieces)[:count], *parts)
+  if whole.overflow.any():
+    progress.say(f"warning: no room to draw {whole.overflow.sum()} Gaussian-tile intersections.")
+  return whole
+
+
+@functools.partial(jax.jit, static_argnames="capacity")
+def _draw(
+  dynamic: DynamicGaussians, cameras: Cameras, times: Float[Array, "v"], *, capacity: int | None
+) -> Rendering:
+  return render(at(dynamic, times), cameras, capacity=capacity)

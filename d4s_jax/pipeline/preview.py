@@ -1,0 +1,78 @@
+"""What a generated scene leaves for people to look at: video, depth and a contact sheet."""
+
+import pathlib
+
+import numpy as np
+from jaxtyping import Float
+
+from d4s_jax.formats.images import contact_sheet
+from d4s_jax.formats.video import colorize_depth, write_video
+from d4s_jax.pipeline import progress, shot
+from d4s_jax.pipeline.drawing import draw
+from d4s_jax.types import Cameras, DynamicGaussians, Rendering
+
+# Frames per second of a clip; the video models that are built on make 8 or 16.
+FPS = 8
+# Pictures in a row of the contact sheet.
+_COLUMNS = 6
+# Where the other views stand, in axes of the camera they surround, as shares of the distance to
+# what it sees: 11 degrees to the sides, which shows parallax, and a step ahead and back.
+_SIDES = {
+  "left": (-0.2, 0, 0),
+  "right": (0.2, 0, 0),
+  "above": (0, -0.2, 0),
+  "below": (0, 0.2, 0),
+  "nearer": (0, 0, 0.2),
+  "farther": (0, 0, -0.2),
+}
+# Metres to the middle of a scene that is empty where the camera looks.
+_NOWHERE = 2.0
+
+
+def write_views(
+  folder: pathlib.Path,
+  photo: Float[np.ndarray, "h w 3"],
+  dynamic: DynamicGaussians,
+  cameras: Cameras,
+  times: Float[np.ndarray, "f"],
+) -> None:
+  """Writes video.mp4, depth.mp4 and preview.png of a scene.
+
+  The videos have a frame for each of `cameras`. The preview shows the photograph, the path in
+  colour and depth, one moment from other views, and the first view at several times.
+
+  Args:
+    folder: of the scene.
+    photo: the photograph as the models took it.
+    dynamic: the scene.
+    cameras: the path [f] it was made for.
+    times: clip time of each camera.
+  """
+  cameras = shot.enlarged(cameras)
+  path = draw(dynamic, cameras, times, "draw the video")
+  images, depth = np.asarray(path.image), colorize_depth(np.asarray(path.depth))
+  write_video(folder / "video.mp4", images, FPS)
+  write_video(folder / "depth.mp4", depth, FPS)
+
+  middle = len(times) // 2
+  sides = shot.around(cameras, middle, _distance(path, middle), np.array([*_SIDES.values()]))
+  frozen = draw(dynamic, sides, np.full(len(_SIDES), times[middle]), "draw other views")
+  chosen = np.unique(np.linspace(0, len(times) - 1, _COLUMNS).round().astype(int))
+  still = draw(dynamic, shot.repeated(cameras, 0, len(chosen)), times[chosen], "draw one view")
+  moments = ", ".join(f"{time:.2f}" for time in times[chosen])
+  rows = {
+    f"photograph as the models see it, {photo.shape[1]} x {photo.shape[0]} pixels": photo[None],
+    f"along the path, times {moments}": images[chosen],
+    "depth along the path, near is bright": depth[chosen],
+    f"time {times[middle]:.2f} from {', '.join(_SIDES)}": np.asarray(frozen.image),
+    f"from the first camera, times {moments}": np.asarray(still.image),
+  }
+  contact_sheet(folder / "preview.png", rows, columns=_COLUMNS)
+  covered = float(np.mean(path.alpha))
+  progress.say(f"{covered:.0%} of the video is covered by the scene; the rest is black.")
+
+
+def _distance(path: Rendering, index: int) -> float:
+  """Median depth of what a view sees, metres."""
+  depth = np.asarray(path.depth[index])
+  return float(np.median(depth[depth > 0])) if (depth > 0).any() else _NOWHERE

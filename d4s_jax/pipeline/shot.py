@@ -1,0 +1,184 @@
+"""Camera paths by name or from a file, and the cameras they give a photograph or a scene."""
+
+import dataclasses
+import math
+import pathlib
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from d4s_jax.formats import images
+from d4s_jax.formats.cameras import CameraPath, read_trajectory
+from d4s_jax.geometry import cameras as pinhole
+from d4s_jax.geometry import poses, trajectories
+from d4s_jax.types import Cameras
+
+# Horizontal field of view, degrees, of a photograph of which nothing is known.
+FOV = 60.0
+# Frames of a named path where nothing says how many.
+FRAMES = 49
+# Height, pixels, below which a scene's size is multiplied: players don't show stamps well, and
+# Gaussians can be drawn at any size.
+_LOWEST = 256
+# How far from square the pixels of a picture may be.
+_SQUARE = 0.05
+
+
+def camera_path(
+  source: str,
+  frames: int | None = None,
+  *,
+  distance: float | None = None,
+  pivot: float | None = None,
+) -> CameraPath:
+  """The camera path that a user asks for, its frames evenly spaced in time.
+
+  Args:
+    source: a name in `geometry.trajectories.TRAJECTORIES`, or a file that `formats.cameras` reads.
+    frames: how many; None for those of the file, or FRAMES of a named path.
+    distance: of a named path, metres; see `geometry.trajectories.trajectory`.
+    pivot: of a named path, metres; likewise.
+
+  Returns:
+    The path; its first camera is the world origin.
+
+  Raises:
+    ValueError: `source` is neither a name nor a file, the file is malformed, or a number is not
+      positive or means nothing for a file.
+  """
+  if frames is not None and frames < 1:
+    raise ValueError(f"A camera path of {frames} frames; expected at least 1.")
+  asked = {"distance": distance, "pivot": pivot}
+  asked = {name: value for name, value in asked.items() if value is not None}
+  if source in trajectories.TRAJECTORIES:
+    frames = FRAMES if frames is None else frames
+    named = trajectories.trajectory(source, frames, **asked)
+    return CameraPath(named, np.linspace(0, 1, frames, dtype=np.float32))
+  if not pathlib.Path(source).is_file():
+    names = ", ".join(trajectories.TRAJECTORIES)
+    raise ValueError(f"Unknown trajectory {source!r}; expected one of {names}, or a file.")
+  if asked:
+    raise ValueError(f"{', '.join(asked)} given with the file {source}; it sets named paths only.")
+  path = read_trajectory(source)
+  return path.resample(len(path.times) if frames is None else frames)
+
+
+def photograph(
+  photo: Float[np.ndarray, "h w 3"],
+  path: CameraPath,
+  height: int,
+  width: int,
+  fov: float | None = None,
+) -> tuple[Float[np.ndarray, "height width 3"], Cameras]:
+  """The photograph as the models take it, and the cameras [f] of a path that starts from it.
+
+  The largest centred window of the clip's aspect is cut out and resized; the intrinsics follow.
+
+  Args:
+    photo: RGB in [0, 1], of any size.
+    path: where the camera goes.
+    height: of the clip, pixels.
+    width: of the clip, pixels.
+    fov: horizontal field of view of the whole photograph, degrees. None for the intrinsics of the
+      path, which are then taken to be the photograph's, or for FOV where it has none.
+
+  Raises:
+    ValueError: the field of view is out of range, or the intrinsics of the path are those of a
+      picture of another aspect.
+  """
+  rows, columns, _ = photo.shape
+  if fov is None and path.intrinsics is not None:
+    size = np.array([[columns], [rows], [1]])
+    intrinsics = path.intrinsics * size
+    _check_square(intrinsics, f"The photograph has {columns} x {rows} pixels", "--fov=DEGREES")
+  else:
+    intrinsics = pinhole.intrinsics_from_fov(FOV if fov is None else fov, rows, columns)
+    intrinsics = np.tile(intrinsics, (len(path.times), 1, 1))
+  top, left, window_height, window_width = images.center_crop(rows, columns, height, width)
+  offset = np.array([[0, 0, left], [0, 0, top], [0, 0, 0]])
+  zoom = np.array([[width / window_width], [height / window_height], [1]])
+  cameras = Cameras(
+    world_from_camera=jnp.asarray(path.world_from_camera),
+    intrinsics=jnp.asarray((intrinsics - offset) * zoom, jnp.float32),
+    height=height,
+    width=width,
+  )
+  return images.fit(photo, height, width), cameras
+
+
+def through_scene(
+  path: CameraPath, first: Cameras, height: int | None = None, width: int | None = None
+) -> Cameras:
+  """The cameras [f] that draw a scene along a path.
+
+  Args:
+    path: where the camera goes; its intrinsics are used if it has any, else those of `first`.
+    first: the camera that took the scene's photograph, without leading axes.
+    height: of the pictures, pixels; None for the scene's, or a multiple that is 256 at least.
+    width: likewise; None for the one that keeps pixels square.
+
+  Raises:
+    ValueError: a size is not positive, or both are given and don't fit the path's intrinsics.
+  """
+  for name, value in (("height", height), ("width", width)):
+    if value is not None and value < 1:
+      raise ValueError(f"Pictures of {name} {value}; expected at least 1 pixel.")
+  lenses = path.intrinsics
+  if lenses is None:
+    own = np.asarray(first.intrinsics) / np.array([[first.width], [first.height], [1]])
+    lenses = np.tile(own, (len(path.times), 1, 1))
+  aspect = float(lenses[0, 1, 1] / lenses[0, 0, 0])
+  if height is None:
+    height = enlarged(first).height if width is None else max(1, round(width / aspect))
+  if width is None:
+    width = max(1, round(height * aspect))
+  intrinsics = lenses * np.array([[width], [height], [1]])
+  _check_square(intrinsics, f"The pictures have {width} x {height} pixels", "only one of the sizes")
+  return Cameras(
+    world_from_camera=jnp.asarray(path.world_from_camera),
+    intrinsics=jnp.asarray(intrinsics, jnp.float32),
+    height=height,
+    width=width,
+  )
+
+
+def enlarged(cameras: Cameras) -> Cameras:
+  """The same cameras for pictures of a whole multiple of the size, at least 256 pixels high."""
+  factor = max(1, math.ceil(_LOWEST / cameras.height))
+  return pinhole.resize(cameras, cameras.height * factor, cameras.width * factor)
+
+
+def repeated(cameras: Cameras, index: int, count: int) -> Cameras:
+  """One of the cameras, `count` times: it stands still."""
+  return cameras[np.full(count, index)]
+
+
+def around(
+  cameras: Cameras, index: int, distance: float, offsets: Float[np.ndarray, "v 3"]
+) -> Cameras:
+  """Cameras beside one of a path, all looking at the point it sees at `distance`.
+
+  Args:
+    cameras: the path.
+    index: which of its cameras.
+    distance: metres to the point.
+    offsets: where they stand, in that camera's axes, as shares of `distance`.
+  """
+  eyes = distance * offsets
+  target = np.broadcast_to(np.array([0, 0, distance]), eyes.shape)
+  local = poses.look_at(eyes, target, np.broadcast_to([0.0, -1.0, 0.0], eyes.shape))
+  middle = repeated(cameras, index, len(offsets))
+  moved = poses.compose(np.asarray(middle.world_from_camera), local)
+  return dataclasses.replace(middle, world_from_camera=jnp.asarray(moved, jnp.float32))
+
+
+def _check_square(intrinsics: Float[np.ndarray, "f 3 3"], picture: str, remedy: str) -> None:
+  """Refuses a lens whose pixels are not square: it belongs to a picture of another aspect."""
+  ratio = intrinsics[:, 1, 1] / intrinsics[:, 0, 0]
+  worst = float(ratio[np.argmax(np.abs(np.log(ratio)))])
+  if abs(math.log(worst)) > _SQUARE:
+    raise ValueError(
+      f"{picture}, to which the trajectory's intrinsics don't fit: the pixels would be"
+      f" {worst:.2f} times as wide as high. Give {remedy}."
+    )

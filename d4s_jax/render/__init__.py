@@ -1,0 +1,91 @@
+"""Rendering of Gaussians: `render` is the one entry, backends are rows of a table."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from d4s_jax.render import reference, tiled
+from d4s_jax.types import Cameras, Gaussians, Rendering
+
+# Each draws Gaussians [v n] into cameras [v] and returns colour, depth and 1 summed with the
+# weights of alpha compositing ([v h w 5]) and the number of dropped intersections ([v]).
+BACKENDS = {"reference": reference.rasterize, "tiled": tiled.rasterize}
+_AUTO = "tiled"
+
+
+def render(
+  gaussians: Gaussians,
+  cameras: Cameras,
+  *,
+  backend: str = "auto",
+  background: Sequence[float] | Float[Array, "*#b 3"] = (0.0, 0.0, 0.0),
+  capacity: int | None = None,
+) -> Rendering:
+  """Draws Gaussians into cameras, all views and times in one call; differentiable.
+
+  The leading axes of `gaussians` and `cameras` broadcast against each other: Gaussians [b 1 n]
+  with cameras [b v] are one scene seen from v views, [b v n] has other Gaussians for each view (for
+  times). Differentiable in the Gaussians, the poses, the intrinsics and the background.
+
+  Semantics are gsplat's classic mode: 0.3 square pixels of blur, near plane at 0.01 m, opacity at a
+  pixel capped at 0.999 and skipped below 1/255, a pixel finished before its transmittance would
+  fall to 1e-4, splats ordered by the depth of their centres. A Gaussian with a number that is not
+  finite is not drawn.
+
+  Args:
+    gaussians: what to draw; an opacity below 1/255 makes a slot free.
+    cameras: the views; the image size is theirs.
+    backend: a name in BACKENDS, or "auto".
+    background: RGB behind everything, one for all views or one for each.
+    capacity: the most Gaussian-tile intersections of one view that `tiled` has room for; those of
+      the farthest Gaussians are dropped and counted in `Rendering.overflow`. By default about 16
+      times the number of Gaussians.
+
+  Raises:
+    ValueError: the backend is unknown, the capacity is not positive, or the leading axes don't
+      broadcast.
+  """
+  if backend not in ("auto", *BACKENDS):
+    raise ValueError(f"Unknown backend {backend!r}; expected 'auto' or one of {sorted(BACKENDS)}.")
+  if capacity is not None and capacity < 1:
+    raise ValueError(f"capacity is {capacity}; expected at least 1 intersection for each view.")
+  leading = _leading_axes(gaussians, cameras)
+  flat_gaussians = _flatten(gaussians, gaussians.means.ndim - 2, leading)
+  flat_cameras = _flatten(cameras, cameras.intrinsics.ndim - 2, leading)
+  rasterize = BACKENDS[_AUTO if backend == "auto" else backend]
+  layers, overflow = rasterize(flat_gaussians, flat_cameras, capacity=capacity)
+
+  layers = layers.reshape(*leading, *layers.shape[1:])
+  colour, depth, alpha = layers[..., :3], layers[..., 3], layers[..., 4]
+  covered = alpha > 0
+  background = jnp.asarray(background, layers.dtype)
+  background = jnp.broadcast_to(background, (*leading, 3))[..., None, None, :]
+  return Rendering(
+    image=colour + (1 - alpha)[..., None] * background,
+    depth=jnp.where(covered, depth / jnp.where(covered, alpha, 1.0), 0.0),
+    alpha=alpha,
+    overflow=overflow.reshape(leading),
+  )
+
+
+def _leading_axes(gaussians, cameras):
+  ours, theirs = gaussians.means.shape[:-2], cameras.intrinsics.shape[:-2]
+  try:
+    return jnp.broadcast_shapes(ours, theirs)
+  except ValueError as error:
+    raise ValueError(
+      f"Gaussians with leading axes {ours} and cameras with {theirs} don't broadcast; for one scene"
+      " seen from many views use Gaussians [b 1 n] and cameras [b v]."
+    ) from error
+
+
+def _flatten(tree, rank, leading):
+  """Broadcasts the first `rank` axes of every array to `leading` and makes one axis of them."""
+
+  def flatten(array):
+    inner = array.shape[rank:]
+    return jnp.broadcast_to(array, (*leading, *inner)).reshape(-1, *inner)
+
+  return jax.tree.map(flatten, tree)

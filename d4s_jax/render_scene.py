@@ -1,0 +1,53 @@
+"""Draws a scene along another camera path.
+
+Example:
+  python -m d4s_jax.render_scene --scene=scenes/first --trajectory=orbit --output=orbit.mp4
+
+Time runs over the whole clip while the camera moves. The picture can have any size.
+"""
+
+import pathlib
+
+import numpy as np
+from absl import app, flags, logging
+
+from d4s_jax import errors
+from d4s_jax.formats import scene
+from d4s_jax.formats.video import colorize_depth, write_video
+from d4s_jax.pipeline import drawing, shot
+
+_SCENE = flags.DEFINE_string("scene", None, "Folder that generate wrote.", required=True)
+_TRAJECTORY = flags.DEFINE_string(
+  "trajectory", None, "spiral, forward, backward, up, down, orbit, or a camera file.", required=True
+)
+_OUTPUT = flags.DEFINE_string("output", None, "Video to write, .mp4.", required=True)
+_DEPTH = flags.DEFINE_boolean("depth", False, "Show depth, near is bright, instead of colour.")
+_FRAMES = flags.DEFINE_integer("frames", None, "How many; 49, or those of the camera file.")
+_FPS = flags.DEFINE_float("fps", 24, "Frames per second.")
+_HEIGHT = flags.DEFINE_integer("height", None, "Pixels; the scene's, times what makes it 256.")
+_WIDTH = flags.DEFINE_integer("width", None, "Pixels; the height at the scene's aspect.")
+_DISTANCE = flags.DEFINE_float("distance", None, "Metres that a named path moves; 0.5.")
+_PIVOT = flags.DEFINE_float("pivot", None, "Metres to what spiral and orbit look at; 2.")
+
+
+def main(argv: list[str]) -> None:
+  """Draws one video."""
+  if len(argv) > 1:
+    raise app.UsageError(f"Unexpected arguments {argv[1:]}; options start with --.")
+  logging.set_verbosity(logging.ERROR)
+  with errors.one_line():
+    output = pathlib.Path(_OUTPUT.value)
+    drawing.check_video(output, _FPS.value)
+    dynamic, metadata = scene.read_scene(_SCENE.value)
+    path = shot.camera_path(
+      _TRAJECTORY.value, _FRAMES.value, distance=_DISTANCE.value, pivot=_PIVOT.value
+    )
+    cameras = shot.through_scene(path, metadata.cameras[0], _HEIGHT.value, _WIDTH.value)
+    drawn = drawing.draw(dynamic, cameras, path.times, "draw")
+    images, depth = np.asarray(drawn.image), np.asarray(drawn.depth)
+    write_video(output, colorize_depth(depth) if _DEPTH.value else images, _FPS.value)
+    print(f"Video: {output}   {len(path.times)} frames, {cameras.width} x {cameras.height} pixels")
+
+
+if __name__ == "__main__":
+  app.run(main)

@@ -1,0 +1,127 @@
+"""From a photograph to videos, through the commands and the files between them."""
+
+import shutil
+
+import numpy as np
+import pytest
+
+import d4s_jax
+from d4s_jax.formats.cameras import write_trajectory
+from d4s_jax.formats.images import read_image, write_image
+from d4s_jax.formats.scene import read_scene
+from d4s_jax.formats.video import read_video
+from d4s_jax.geometry.trajectories import trajectory
+from d4s_jax.models.system import System
+from d4s_jax.pipeline import PROMPT
+from d4s_jax.types import Cameras
+from tests.support import random_params, run_command, small_config, write_run
+
+FRAMES, SIDE = 5, 16
+FILES = {"scene.safetensors", "scene.json", "video.mp4", "depth.mp4", "preview.png"}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+  """A folder with a run of random parameters, a portrait of odd size, and its scene."""
+  folder = tmp_path_factory.mktemp("generate")
+  config = small_config()
+  system = System.build(config.model.to_dict())
+  write_run(folder / "run", config, random_params(system), step=7)
+  photo = np.random.default_rng(0).random((53, 37, 3), dtype=np.float32)
+  write_image(folder / "photo.png", photo)
+  generate(folder, "scene", "--trajectory=spiral", "--seed=5")
+  return folder
+
+
+def generate(folder, output, *arguments):
+  run_command(
+    "generate",
+    f"--image={folder / 'photo.png'}",
+    f"--checkpoint={folder / 'run'}",
+    f"--output={folder / output}",
+    *arguments,
+  )
+
+
+def render(folder, output, *arguments):
+  run_command(
+    "render_scene", f"--scene={folder / 'scene'}", f"--output={folder / output}", *arguments
+  )
+  return read_video(folder / output)
+
+
+def test_a_photograph_becomes_a_scene_folder(place):
+  folder = place / "scene"
+  assert {path.name for path in folder.iterdir()} == FILES
+  dynamic, metadata = read_scene(folder)
+  assert dynamic.means.shape == (128, 3)
+  assert dynamic.deformation.shape == (FRAMES, 128, 10)
+  np.testing.assert_allclose(metadata.times, np.linspace(0, 1, FRAMES), atol=1e-6)
+  cameras = metadata.cameras
+  np.testing.assert_allclose(cameras.world_from_camera, trajectory("spiral", FRAMES), atol=1e-6)
+  assert (cameras.height, cameras.width) == (SIDE, SIDE)
+  # A portrait keeps its whole width, so 60 degrees stay 60 degrees.
+  focal = SIDE / 2 / np.tan(np.radians(30))
+  np.testing.assert_allclose(cameras.intrinsics[:, 0, 0], focal, rtol=1e-5)
+  assert metadata.prompt == PROMPT
+  assert metadata.package_version == d4s_jax.__version__
+  assert (metadata.seed, metadata.checkpoint) == (5, "run, step 7")
+  assert len(metadata.config_hash) == 64
+
+
+def test_its_pictures_can_be_looked_at(place):
+  folder = place / "scene"
+  for name in ("video.mp4", "depth.mp4"):
+    frames = read_video(folder / name)
+    assert frames.shape == (FRAMES, 256, 256, 3)
+    assert frames.std() > 0.01, "something is drawn"
+    assert np.abs(frames[-1] - frames[0]).mean() > 0.005, "it changes along the path"
+  sheet = read_image(folder / "preview.png")
+  # Five rows of six cells of 160 pixels, captions and margins.
+  assert sheet.shape[0] > 5 * 160 and sheet.shape[1] > 6 * 160
+
+
+def test_the_scene_is_drawn_along_other_paths_at_any_size(place):
+  ahead = render(place, "ahead.mp4", "--trajectory=forward", "--frames=7", "--height=48")
+  assert ahead.shape == (7, 48, 48, 3)
+  back = render(place, "back.mp4", "--trajectory=backward", "--frames=7", "--height=48")
+  # Both paths begin at the photograph; the compression of the videos differs a little.
+  np.testing.assert_allclose(ahead[0], back[0], atol=0.1)
+  assert np.abs(ahead[-1] - back[-1]).mean() > 0.02
+  depth = render(
+    place, "deep/ahead.mp4", "--trajectory=forward", "--frames=7", "--height=48", "--depth"
+  )
+  assert depth.shape == ahead.shape
+  assert np.abs(depth - ahead).mean() > 0.02
+
+
+def test_a_file_sets_frames_and_lens(place):
+  # A wider lens than the scene's own, in pixels of 48 x 48.
+  focal = np.array([[20, 0, 24], [0, 20, 24], [0, 0, 1]], np.float32)
+  cameras = Cameras(
+    world_from_camera=trajectory("up", 3),
+    intrinsics=np.tile(focal, (3, 1, 1)),
+    height=48,
+    width=48,
+  )
+  write_trajectory(place / "path.json", cameras)
+  frames = render(place, "file.mp4", f"--trajectory={place / 'path.json'}", "--height=48")
+  assert frames.shape == (3, 48, 48, 3)
+  own = render(place, "own.mp4", "--trajectory=up", "--frames=3", "--height=48")
+  assert np.abs(frames[0] - own[0]).mean() > 0.02
+
+
+def test_another_scene_takes_the_place(place):
+  shutil.copytree(place / "scene", place / "other")
+  (place / "other" / "notes.txt").write_text("mine")
+  arguments = ("--trajectory=down", "--fov=40", "--steps=2", "--guidance=constant", "--scale=2")
+  generate(place, "other", *arguments, "--distance=0.2", "--prompt=a cat")
+  before, _ = read_scene(place / "scene")
+  after, metadata = read_scene(place / "other")
+  assert np.abs(after.means - before.means).max() > 1e-3
+  assert (metadata.seed, metadata.prompt) == (0, "a cat")
+  np.testing.assert_allclose(metadata.cameras.world_from_camera[-1, :3, 3], [0, 0.2, 0], atol=1e-6)
+  assert (place / "other" / "notes.txt").read_text() == "mine"
+  assert {path.name for path in (place / "other").iterdir()} == FILES | {"notes.txt"}
+  old, new = (read_video(place / name / "video.mp4") for name in ("scene", "other"))
+  assert np.abs(old - new).mean() > 0.01

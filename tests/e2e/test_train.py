@@ -1,0 +1,233 @@
+"""`python -m d4s_jax.train` as users run it: it learns, resumes bit for bit, and stops cleanly.
+
+A run is a separate process, so that a kill is a real one. The configuration is the tiny preset
+shrunk by tests.support until compiling is all that takes time.
+"""
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from d4s_jax.models.system import System
+from d4s_jax.training import checkpoint
+from d4s_jax.training.log import read_metrics
+from tests.support import small_config
+
+ROOT = pathlib.Path(__file__).parents[2]
+CONFIG = """
+from tests.support import small_config
+
+def get_config(steps="12"):
+  config = small_config()
+  config.stage = "joint"
+  # LPIPS needs 31 pixels.
+  config.clip.height = config.clip.width = 32
+  config.steps = int(steps)
+  config.optimizer.warmup = 2
+  config.heldout.batches, config.heldout.every = 1, 6
+  config.checkpoint.every = 3
+  config.init.autoencoder = ""
+  return config
+"""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("train")
+  (folder / "config.py").write_text(CONFIG)
+  return folder
+
+
+def command(place, workdir, *options, steps=12):
+  return [
+    *(sys.executable, "-m", "d4s_jax.train"),
+    f"--config={place / 'config.py'}:{steps}",
+    f"--workdir={place / workdir}",
+    *options,
+  ]
+
+
+def environment(place):
+  # The compilation cache makes every process after the first start quickly.
+  return {
+    **os.environ,
+    "JAX_PLATFORMS": "cpu",
+    "PYTHONPATH": str(ROOT),
+    "JAX_COMPILATION_CACHE_DIR": str(place / "cache"),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
+  }
+
+
+def train(place, workdir, *options, steps=12):
+  return subprocess.run(
+    command(place, workdir, *options, steps=steps),
+    env=environment(place),
+    capture_output=True,
+    text=True,
+    timeout=900,
+  )
+
+
+def start(place, workdir):
+  return subprocess.Popen(
+    command(place, workdir),
+    env=environment(place),
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    text=True,
+  )
+
+
+def wait_for_step(process, workdir, step):
+  """Waits until the metrics of a step are on disk."""
+  until = time.monotonic() + 600
+  while time.monotonic() < until and process.poll() is None:
+    rows = read_metrics(workdir / "train.csv")
+    if rows and rows[-1]["step"] >= step:
+      return
+    time.sleep(0.02)
+  raise AssertionError(f"step {step} never came: {process.communicate()[0][-2000:]}")
+
+
+def parameters(workdir):
+  system = System.build(checkpoint.read_config(workdir)["model"])
+  return checkpoint.read_model(workdir, system.abstract())
+
+
+@pytest.fixture(scope="module")
+def whole(place):
+  """A run that nothing interrupts."""
+  done = train(place, "whole")
+  assert done.returncode == 0, done.stderr[-3000:]
+  return place / "whole", done
+
+
+def test_run_leaves_everything_it_promises(whole):
+  folder, done = whole
+  assert [row["step"] for row in read_metrics(folder / "train.csv")] == list(range(1, 13))
+  assert [row["step"] for row in read_metrics(folder / "heldout.csv")] == [0, 6, 12]
+  for name in ("config.json", "curves.png", "summary.json", "samples/heldout_0.mp4"):
+    assert (folder / name).stat().st_size > 500, name
+  assert list((folder / "tensorboard").iterdir())
+  assert parameters(folder)[1] == 12
+  for term in ("flow_matching", "photometric", "perceptual", "geometric", "motion", "psnr"):
+    assert term in done.stdout
+  assert "12/12" in done.stderr  # the progress line
+
+
+def test_training_changes_what_it_should(whole):
+  folder, _ = whole
+  system = System.build(checkpoint.read_config(folder)["model"])
+  before = jax.jit(system.init)(jax.random.key(0, impl="unsafe_rbg"))
+  after, _ = parameters(folder)
+  for part in ("transformer", "text_encoder", "ldrm"):
+    pairs = zip(jax.tree.leaves(before[part]), jax.tree.leaves(after[part]))
+    assert not all(np.array_equal(x, y) for x, y in pairs), part
+  rows = read_metrics(folder / "train.csv")
+  assert rows[-1]["photometric"] < rows[0]["photometric"]
+
+
+@pytest.mark.parametrize("kill_after", [1, 3, 7])
+def test_killed_run_resumes_bit_for_bit(place, whole, kill_after):
+  folder = place / f"killed_{kill_after}"
+  process = start(place, folder.name)
+  # Step 3 is being saved in the background about when its metrics appear.
+  wait_for_step(process, folder, kill_after)
+  process.kill()
+  process.wait()
+  done = train(place, folder.name)
+  assert done.returncode == 0, done.stderr[-3000:]
+  expected, actual = parameters(whole[0])[0], parameters(folder)[0]
+  jax.tree.map(np.testing.assert_array_equal, actual, expected)
+  assert read_metrics(folder / "train.csv") == read_metrics(whole[0] / "train.csv")
+  assert read_metrics(folder / "heldout.csv") == read_metrics(whole[0] / "heldout.csv")
+
+
+def test_sigterm_saves_and_exits_cleanly(place, whole):
+  folder = place / "stopped"
+  process = start(place, folder.name)
+  wait_for_step(process, folder, 1)
+  process.send_signal(signal.SIGTERM)
+  output = process.communicate(timeout=300)[0]
+  assert process.returncode == 0, output[-2000:]
+  assert "the same command goes on from there" in output
+  reached = parameters(folder)[1]
+  assert 1 <= reached < 12
+  assert read_metrics(folder / "train.csv")[-1]["step"] == reached
+
+
+def test_finished_run_is_not_trained_again(place, whole):
+  folder, _ = whole
+  before = (folder / "train.csv").read_bytes()
+  done = train(place, "whole")
+  assert done.returncode == 0, done.stderr[-3000:]
+  assert (folder / "train.csv").read_bytes() == before
+
+
+def expect_error(done, *parts):
+  assert done.returncode != 0
+  lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+  assert len(lines) == 1 and "Traceback" not in done.stderr, done.stderr[-3000:]
+  for part in parts:
+    assert part in lines[0]
+
+
+def test_bad_input_is_one_clear_line(place, whole):
+  expect_error(train(place, "bad", "--config.clip.frames=8"), "frames 8", "5", "9")
+  assert not (place / "bad").exists()
+  expect_error(train(place, "whole", "--config.seed=1"), "seed: saved 0, now 1", "--workdir")
+  misspelt = train(place, "bad", "--config.optimizer.peek=1")
+  assert misspelt.returncode != 0 and "peak" in misspelt.stderr
+
+
+def test_damaged_checkpoint_stops_the_run_and_nothing_is_lost(place, whole):
+  import shutil
+
+  folder = place / "damaged"
+  shutil.copytree(whole[0], folder)
+  newest = folder / "checkpoints" / "12" / "model"
+  victim = max((p for p in newest.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+  victim.write_bytes(victim.read_bytes()[:100])
+  expect_error(train(place, "damaged"), "checkpoints/12 can't be read", "remove this folder")
+  shutil.rmtree(folder / "checkpoints" / "12")
+  assert parameters(folder)[1] == 9
+
+
+def test_diverging_run_names_the_cause_and_the_last_good_checkpoint(place, whole):
+  done = train(place, "diverged", "--config.optimizer.peak=1e30", "--config.optimizer.clip=1e30")
+  expect_error(done, "not finite", "checkpoint")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs POSIX limits")
+def test_full_disk_keeps_the_last_checkpoint(place, whole):
+  """A limit on file sizes stands for a full disk: every larger write fails with an OS error."""
+  import shutil
+
+  folder = place / "full"
+  shutil.copytree(whole[0], folder)
+  script = (
+    "import resource, runpy, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+    "resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536));"
+    "sys.argv = sys.argv[1:]; runpy.run_module('d4s_jax.train', run_name='__main__')"
+  )
+  arguments = command(place, "full", "--config.steps=20")[2:]
+  done = subprocess.run(
+    [sys.executable, "-c", script, *arguments],
+    env=environment(place) | {"JAX_ENABLE_COMPILATION_CACHE": "false"},
+    capture_output=True,
+    text=True,
+    timeout=900,
+  )
+  expect_error(done)
+  assert parameters(folder)[1] == 12
+
+
+def test_config_of_these_tests_is_small():
+  assert small_config().model.ldrm.depth == 2

@@ -1,0 +1,87 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from d4s_jax.geometry.deformation import at, identity
+from d4s_jax.pipeline import drawing, shot
+from d4s_jax.render import render
+from d4s_jax.types import DynamicGaussians
+
+# All tests share these sizes, and so one compiled drawing.
+COUNT, SIDE = 120, 64
+SMALL, GIANT = 0.0, 4.0
+reference = jax.jit(functools.partial(render, backend="reference"))
+
+
+def scene(log_scale, key):
+  """Gaussians in a slab ahead of the camera, which move 1 m to the right in the second half."""
+  keys = jax.random.split(key, 3)
+  spread = jnp.array([[2.0, 2.0, 0.5]])
+  means = jax.random.normal(keys[0], (COUNT, 3)) * spread + jnp.array([[0.0, 0.0, 4.0]])
+  moved = identity(3, COUNT).at[2, :, 0].set(1.0)
+  return DynamicGaussians(
+    means=means,
+    quaternions=jnp.broadcast_to(jnp.array([1.0, 0, 0, 0]), (COUNT, 4)),
+    raw_scales=jnp.full((COUNT, 3), log_scale),
+    footprints=jnp.full(COUNT, 0.2),
+    opacities=jax.random.uniform(keys[1], (COUNT,), minval=0.2),
+    harmonics=jax.random.normal(keys[2], (COUNT, 1, 3)),
+    times=jnp.array([0.0, 0.5, 1.0]),
+    deformation=moved,
+  )
+
+
+@pytest.fixture(scope="module")
+def cameras():
+  path = shot.camera_path("spiral", 6)
+  return shot.photograph(np.zeros((SIDE, SIDE, 3), np.float32), path, SIDE, SIDE)[1]
+
+
+def test_each_camera_is_drawn_at_its_own_time(key, cameras, capsys):
+  dynamic = scene(SMALL, key)
+  times = np.array([0, 0.25, 0.5, 0.6, 0.75, 1.0], np.float32)
+  drawn = drawing.draw(dynamic, cameras, times, "draw the test")
+  assert drawn.image.shape == (6, SIDE, SIDE, 3)
+  assert isinstance(drawn.depth, np.ndarray)
+  want = reference(at(dynamic, times), cameras)
+  # Two renderers, float32: the order of sums differs.
+  np.testing.assert_allclose(drawn.image, want.image, atol=1e-4)
+  np.testing.assert_allclose(drawn.alpha, want.alpha, atol=1e-4)
+  assert "draw the test" in capsys.readouterr().err
+  # Time counts: the same cameras at the first time see something else.
+  still = drawing.draw(dynamic, cameras, np.zeros(6), "draw")
+  np.testing.assert_allclose(still.image[2], drawn.image[2], atol=1e-6)
+  assert np.abs(still.image[4] - drawn.image[4]).max() > 0.05
+
+
+def test_a_renderer_without_room_gets_more(key, cameras, capsys, monkeypatch):
+  dynamic = scene(GIANT, key)  # Every Gaussian covers every tile.
+  drawn = drawing.draw(dynamic, cameras, np.zeros(6), "draw")
+  assert drawn.overflow.max() == 0
+  want = reference(at(dynamic, jnp.zeros(6)), cameras)
+  np.testing.assert_allclose(drawn.image, want.image, atol=1e-4)
+  assert "no room" not in capsys.readouterr().err
+
+  monkeypatch.setattr(drawing, "_MOST_ROOM", 0)
+  drawn = drawing.draw(dynamic, cameras, np.zeros(6), "draw")
+  assert drawn.overflow.min() > 0, "the scene must not fit into the default room"
+  assert f"no room to draw {drawn.overflow.sum()} Gaussian" in capsys.readouterr().err
+
+
+def test_places_and_rates_of_a_video(tmp_path):
+  (tmp_path / "file").write_text("")
+  (tmp_path / "folder.mp4").mkdir()
+  drawing.check_video(tmp_path / "new" / "deep" / "a.MP4", 24)
+  drawing.check_video(tmp_path / "a.mp4", 0.5)
+  for path, fps, error, message in [
+    ("a.gif", 24, ValueError, "ends in .mp4"),
+    ("folder.mp4", 24, IsADirectoryError, "is a folder"),
+    ("file/a.mp4", 24, NotADirectoryError, "file is a file"),
+    ("a.mp4", 0, ValueError, "0 frames per second"),
+    ("a.mp4", float("nan"), ValueError, "nan frames per second"),
+  ]:
+    with pytest.raises(error, match=message):
+      drawing.check_video(tmp_path / path, fps)

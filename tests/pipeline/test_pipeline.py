@@ -1,0 +1,175 @@
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from d4s_jax.diffusion.schedule import FlowMatching
+from d4s_jax.models.backbone import Text
+from d4s_jax.models.system import System
+from d4s_jax.models.tokenizer import ByteTokenizer
+from d4s_jax.pipeline import PROMPT, Pipeline, shot
+from tests.support import random_params, small_config
+
+FRAMES, SIDE = 5, 16
+
+
+@pytest.fixture(scope="module")
+def system():
+  return System.build(small_config().model.to_dict())
+
+
+@pytest.fixture(scope="module")
+def params(system):
+  return random_params(system)
+
+
+@pytest.fixture(scope="module")
+def pipeline(system, params):
+  return Pipeline(system, params, steps=3)
+
+
+def photo_and_cameras(trajectory="spiral", frames=FRAMES):
+  photo = np.random.default_rng(0).random((40, 30, 3), dtype=np.float32)
+  return shot.photograph(photo, shot.camera_path(trajectory, frames), SIDE, SIDE)
+
+
+def same(a, b):
+  return all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b)))
+
+
+def test_a_scene_follows_from_its_inputs_and_seed(pipeline, system, params, capsys):
+  image, cameras = photo_and_cameras()
+  dynamic = pipeline(image, cameras, "a cat", seed=3)
+  assert "sample in 3 steps (5 passes)" in capsys.readouterr().err
+  assert dynamic.means.shape == (128, 3)
+  assert dynamic.deformation.shape == (FRAMES, 128, 10)
+  np.testing.assert_allclose(dynamic.times, np.linspace(0, 1, FRAMES), atol=1e-6)
+  assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(dynamic))
+  latents = pipeline.sample(image, cameras, "a cat", seed=3)
+  assert same(pipeline.reconstruct(latents, cameras), dynamic)
+
+  # Every input is heard. The first latent is the photograph's own, whatever else is asked.
+  first = jax.jit(system.backbone.encode)(params, jnp.asarray(image)[None, None])[0]
+  np.testing.assert_allclose(latents[:1], first, atol=1e-5)
+  others = {
+    "seed": pipeline.sample(image, cameras, "a cat", seed=4),
+    "prompt": pipeline.sample(image, cameras, "dogs", seed=3),
+    "camera": pipeline.sample(image, photo_and_cameras("down")[1], "a cat", seed=3),
+  }
+  for name, other in others.items():
+    np.testing.assert_array_equal(other[:1], latents[:1])
+    assert np.abs(other[1:] - latents[1:]).max() > 1e-3, name
+  other = pipeline.sample(image[::-1], cameras, "a cat", seed=3)
+  assert np.abs(other - latents).max(axis=(1, 2, 3)).min() > 1e-3
+
+
+class ToyBackbone:
+  """Encodes an image as its mean; its denoiser points at a latent that tells the conditions."""
+
+  schedule = FlowMatching(shift=5.0)
+
+  def __init__(self):
+    self.calls = []
+
+  def latent_shape(self, batch, frames, height, width):
+    return batch, 1 + (frames - 1) // 4, 1, 1, 1
+
+  def encode(self, params, video):
+    return jnp.mean(video, axis=(2, 3, 4), keepdims=True)
+
+  def encode_text(self, params, tokens, drop=None):
+    tokens = tokens if drop is None else jnp.where(drop[:, None], 0, tokens)
+    return Text(tokens[..., None].astype(jnp.float32), tokens > 0)
+
+  def denoise(self, params, latents, sigma, text, maps, first):
+    conditional = bool(text.mask.any())
+    assert conditional == bool(jnp.any(maps != 0)), "prompt and camera are dropped together"
+    self.calls.append((conditional, float(sigma[0]), np.asarray(first)))
+    return (latents - (2.0 if conditional else 1.0)) / sigma.reshape(-1, 1, 1, 1, 1)
+
+
+def toy_system(backbone):
+  return types.SimpleNamespace(
+    backbone=backbone,
+    check_size=lambda *size: None,
+    tokenize=ByteTokenizer(24),
+    camera_maps=lambda cameras, dropped=None: jnp.full((1, FRAMES), float(dropped is None)),
+  )
+
+
+@pytest.mark.parametrize(
+  "sampling, unguided",
+  [
+    ({"steps": 30}, 15),
+    ({"steps": 4, "guidance": "constant", "scale": 1.0}, 4),
+    ({"steps": 4, "guidance": "constant", "scale": 3.0}, 0),
+  ],
+)
+def test_the_unconditional_pass_is_made_only_where_guidance_needs_it(sampling, unguided):
+  backbone = ToyBackbone()
+  pipeline = Pipeline(toy_system(backbone), {}, **sampling)
+  image, cameras = photo_and_cameras()
+  with jax.disable_jit():  # lax.scan becomes a loop over concrete values.
+    latents = pipeline.sample(image, cameras, "a cat")
+  steps = sampling["steps"]
+  conditional = [level for flag, level, _ in backbone.calls if flag]
+  unconditional = [level for flag, level, _ in backbone.calls if not flag]
+  np.testing.assert_allclose(conditional, backbone.schedule.sigmas(steps)[:-1], rtol=1e-6)
+  # Guidance falls, so the passes that are saved are the last ones.
+  assert unconditional == conditional[: steps - unguided]
+  assert all(np.allclose(first, image.mean(), atol=1e-5) for _, _, first in backbone.calls)
+  # The last step goes to its prediction: 1 + weight * (2 - 1).
+  last = 2.0 if unguided else 1 + sampling["scale"]
+  np.testing.assert_allclose(latents[1:], last, atol=1e-4)
+  np.testing.assert_allclose(latents[:1], image.mean(), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+  "sampling, message",
+  [
+    ({"steps": 0}, "0 steps; expected at least 1"),
+    ({"guidance": "linear"}, "Unknown guidance 'linear'"),
+    ({"scale": float("nan")}, "scale nan"),
+    ({"scale": -1.0}, "expected finite ones of at least 1"),
+    ({"guidance": "constant", "scale": 0.5}, "weights from 0.5 to 0.5"),
+  ],
+)
+def test_settings_that_cant_be_sampled_with_are_refused(system, sampling, message):
+  with pytest.raises(ValueError, match=message):
+    Pipeline(system, {}, **sampling)
+
+
+def test_inputs_that_cant_be_used_are_refused_before_the_work(system):
+  pipeline = Pipeline(system, {})  # Without parameters any work would fail.
+  image, cameras = photo_and_cameras()
+  with pytest.raises(ValueError, match=r"frames 4 \(legal is 1 \+ 4k, nearest 1 or 5\)"):
+    pipeline(*photo_and_cameras(frames=4), "a cat")
+  with pytest.raises(ValueError, match=r"image has shape \(16, 15, 3\)"):
+    pipeline(image[:, 1:], cameras, "a cat")
+  with pytest.raises(ValueError, match="not text"):
+    pipeline(image, cameras, b"caf\xe9".decode("utf-8", errors="surrogateescape"))
+  with pytest.raises(ValueError, match="prompt of 20000 characters"):
+    pipeline(image, cameras, "miaow" * 4000)
+  for seed in (-1, 2**32):
+    with pytest.raises(ValueError, match=f"seed is {seed}"):
+      pipeline(image, cameras, "a cat", seed)
+
+
+def test_seeds_reach_over_32_bits_without_collision():
+  keys = [jax.random.key_data(jax.random.key(seed)) for seed in (0, 1, 2**31, 2**32 - 1)]
+  assert len({tuple(key.tolist()) for key in keys}) == 4
+
+
+@pytest.mark.parametrize(
+  "prompt, noted", [("", False), ("x" * 23, False), ("x" * 24, True), ("é" * 12, True)]
+)
+def test_a_prompt_that_is_cut_is_noted(prompt, noted, capsys):
+  pipeline = Pipeline(toy_system(ToyBackbone()), {})
+  pipeline._tokenize(prompt)
+  assert ("longer than 24 tokens" in capsys.readouterr().err) == noted
+
+
+def test_the_generic_prompt_fits_the_tiny_model():
+  assert len(PROMPT) < 128

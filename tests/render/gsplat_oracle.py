@@ -1,0 +1,105 @@
+"""gsplat's own torch functions as the oracle, in float64 and without CUDA.
+
+Covariances, projection, spherical harmonics and compositing are gsplat's. Two things are supplied,
+because there they are CUDA kernels: the list of which Gaussian counts at which pixel (found here
+densely), and nerfacc's two sums along rays.
+"""
+
+import sys
+import types
+
+import numpy as np
+import torch
+
+
+def _weights_along_rays(alphas, ray_indices, n_rays):
+  """alpha times the product of (1 - alpha) before it on the same ray; rays are contiguous."""
+  del n_rays
+  logs = torch.log1p(-alphas)
+  before = torch.cumsum(logs, 0) - logs
+  _, ray, counts = torch.unique_consecutive(ray_indices, return_inverse=True, return_counts=True)
+  starts = torch.cumsum(counts, 0) - counts
+  transmittances = torch.exp(before - before[starts][ray])
+  return transmittances * alphas, transmittances
+
+
+def _sums_along_rays(weights, values, ray_indices, n_rays):
+  weighted = weights[:, None] if values is None else weights[:, None] * values
+  return torch.zeros(n_rays, weighted.shape[1], dtype=weighted.dtype).index_add(
+    0, ray_indices, weighted
+  )
+
+
+_nerfacc = types.ModuleType("nerfacc")
+_nerfacc.render_weight_from_alpha = _weights_along_rays
+_nerfacc.accumulate_along_rays = _sums_along_rays
+
+
+def render(scene: dict, poses, intrinsics, height: int, width: int, background):
+  """Image, expected depth and alpha of each view; tensors in, tensors out, differentiable."""
+  import gsplat.cuda._torch_impl as gsplat
+
+  sys.modules.setdefault("nerfacc", _nerfacc)
+  rotation = poses[:, :3, :3].transpose(1, 2)
+  translation = -(rotation @ poses[:, :3, 3:])
+  bottom = torch.tensor([[[0.0, 0.0, 0.0, 1.0]]], dtype=poses.dtype).expand(len(poses), 1, 4)
+  views = torch.cat([torch.cat([rotation, translation], 2), bottom], 1)
+  covariances, _ = gsplat._quat_scale_to_covar_preci(
+    scene["quaternions"], scene["scales"], True, False
+  )
+  radii, means, depths, conics, _ = gsplat._fully_fused_projection(
+    scene["means"], covariances, views, intrinsics, width, height
+  )
+  directions = scene["means"][None] - poses[:, None, :3, 3]
+  coefficients = scene["harmonics"][None].expand(len(poses), -1, -1, -1)
+  degree = round(coefficients.shape[2] ** 0.5) - 1
+  colours = gsplat._spherical_harmonics(degree, directions, coefficients)
+  colours = torch.clamp_min(colours + 0.5, 0.0)
+  values = torch.cat([colours, depths[..., None]], -1)
+  opacities = scene["opacities"][None].expand(len(poses), -1)
+  pairs = _pairs(means, conics, opacities, depths, radii, height, width)
+  sums, alphas = gsplat.accumulate(means, conics, opacities, values, *pairs, width, height)
+  image = sums[..., :3] + (1 - alphas) * background
+  return image, sums[..., 3] / alphas[..., 0].clamp(min=1e-10), alphas[..., 0]
+
+
+@torch.no_grad()
+def _pairs(means, conics, opacities, depths, radii, height, width):
+  """Gaussian, pixel and view of every contribution, by view and pixel, front to back."""
+  rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+  centres = torch.stack([columns, rows], -1).reshape(1, -1, 1, 2) + 0.5
+  order = torch.argsort(depths, dim=1, stable=True)
+  view = torch.arange(len(order))[:, None]
+  means, conics, opacities, radii = (x[view, order] for x in (means, conics, opacities, radii))
+  dx, dy = (centres - means[:, None]).unbind(-1)
+  a, b, c = conics[:, None].unbind(-1)
+  sigma = 0.5 * (a * dx**2 + c * dy**2) + b * dx * dy
+  alphas = torch.clamp_max(opacities[:, None] * torch.exp(-sigma), 0.999)
+  counts = (sigma >= 0) & (alphas >= 1 / 255) & (radii > 0).all(-1)[:, None]
+  after = torch.cumprod(torch.where(counts, 1 - alphas, 1.0), -1)
+  counts &= after > 1e-4
+  views, pixels, ranks = torch.nonzero(counts, as_tuple=True)
+  return order[views, ranks], pixels, views
+
+
+def value_and_gradients(scene, cameras, background, cotangents):
+  """Outputs, and gradients of their sum weighted with `cotangents`: a dict with the pose last."""
+  names = list(scene.__dataclass_fields__)
+  tensors = {name: _tensor(getattr(scene, name)).requires_grad_() for name in names}
+  poses = _tensor(cameras.world_from_camera).requires_grad_()
+  outputs = render(
+    tensors,
+    poses,
+    _tensor(cameras.intrinsics),
+    cameras.height,
+    cameras.width,
+    _tensor(background),
+  )
+  loss = sum((x * _tensor(w)).sum() for x, w in zip(outputs, cotangents))
+  gradients = torch.autograd.grad(loss, [*tensors.values(), poses])
+  named = zip([*names, "world_from_camera"], gradients)
+  return [x.detach().numpy() for x in outputs], {name: g.numpy() for name, g in named}
+
+
+def _tensor(array) -> torch.Tensor:
+  return torch.tensor(np.asarray(array), dtype=torch.float64)

@@ -1,0 +1,87 @@
+"""What tests of several packages share: a configuration that compiles in seconds."""
+
+import dataclasses
+import importlib
+import math
+import pathlib
+import sys
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from absl import flags
+from ml_collections import ConfigDict
+
+from d4s_jax.config import base
+from d4s_jax.models.system import System
+from d4s_jax.training import checkpoint, state
+
+# Layers are so few and narrow that compiling, not computing, takes the time.
+_SMALL = {
+  "clip": {"frames": 5, "height": 16, "width": 16, "targets": 2},
+  "model": {
+    "backbone": {
+      "autoencoder": {"base_dim": 4, "z_dim": 4},
+      "text_encoder": {"dim": 16, "depth": 1, "heads": 2, "head_dim": 8, "ffn_dim": 16},
+      "transformer": {"dim": 32, "ffn_dim": 32, "heads": 2, "depth": 2},
+      "text_length": 24,
+    },
+    "ldrm": {"gaussians": 128, "width": 32, "depth": 2, "heads": 2, "motion_channels": 8},
+  },
+  "sampling": {"steps": 3},
+  "batch_size": 2,
+}
+
+
+def small_config() -> ConfigDict:
+  """The tiny preset, shrunk: 5 frames of 16 x 16 pixels, 128 Gaussians, two narrow blocks."""
+  config = base("tiny")
+  with config.ignore_type():
+    config.update(ConfigDict(_SMALL))
+  return config
+
+
+def random_params(system: System, seed: int = 0) -> Any:
+  """Random parameters in which nothing is exactly zero, so that every input has an effect.
+
+  They are drawn in NumPy: compiling the models' own initialisation takes longer than most tests.
+  """
+  random = np.random.default_rng(seed)
+
+  def draw(path, leaf):
+    fan_in = max(1, math.prod(leaf.shape[-4:-1] if leaf.ndim > 3 else leaf.shape[-2:-1]))
+    center = 1.0 if path[-1].key == "scale" else 0.0
+    noise = random.normal(0, fan_in**-0.5 if leaf.ndim > 1 else 0.1, leaf.shape)
+    return jnp.asarray(center + noise, leaf.dtype)
+
+  return jax.tree_util.tree_map_with_path(draw, system.abstract())
+
+
+def write_run(folder: pathlib.Path, config: ConfigDict, params: Any, step: int = 7) -> None:
+  """Leaves in `folder` what a training run leaves: its configuration and one checkpoint."""
+  checkpoint.write_config(folder, config.to_dict())
+  now = state.create(params, ("^ldrm/",), optax.sgd(1.0))
+  now = dataclasses.replace(now, step=now.step + step)
+  saved = checkpoint.Checkpoints(folder, keep=1)
+  saved.save(now)
+  saved.wait()
+  saved.close()
+
+
+def run_command(name: str, *arguments: str) -> None:
+  """Runs `python -m d4s_jax.NAME` in this process; its flags are gone afterwards.
+
+  Raises:
+    SystemExit: the command reported bad input.
+  """
+  known, module = set(flags.FLAGS), f"d4s_jax.{name}"
+  try:
+    command = importlib.import_module(module)
+    command.main(flags.FLAGS([module, *arguments]))
+  finally:
+    for flag in set(flags.FLAGS) - known:
+      delattr(flags.FLAGS, flag)
+    flags.FLAGS.unparse_flags()
+    sys.modules.pop(module, None)

@@ -1,0 +1,219 @@
+"""Bad input to the commands: one clear line, exit status 1, nothing saved is lost."""
+
+import contextlib
+import os
+import pathlib
+import re
+import resource
+import shutil
+import subprocess
+import sys
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from d4s_jax.formats.images import write_image
+from d4s_jax.formats.scene import SceneMetadata, write_scene
+from d4s_jax.geometry.deformation import identity
+from d4s_jax.models.system import System
+from d4s_jax.pipeline import shot
+from d4s_jax.types import DynamicGaussians
+from tests.support import random_params, run_command, small_config, write_run
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+  """A trained run, to be copied before it is damaged."""
+  folder = tmp_path_factory.mktemp("commands") / "run"
+  config = small_config()
+  write_run(folder, config, random_params(System.build(config.model.to_dict())))
+  return folder
+
+
+@pytest.fixture
+def place(tmp_path):
+  """A folder with a photograph, a scene, and things that are neither."""
+  photo = np.random.default_rng(0).random((20, 30, 3), dtype=np.float32)
+  write_image(tmp_path / "photo.png", photo)
+  contents = (tmp_path / "photo.png").read_bytes()
+  (tmp_path / "truncated.png").write_bytes(contents[: len(contents) // 2])
+  (tmp_path / "text.png").write_text("a thousand words")
+  (tmp_path / "file").write_text("mine")
+  (tmp_path / "papers").mkdir()
+  (tmp_path / "papers" / "thesis.txt").write_text("mine")
+  _, cameras = shot.photograph(photo, shot.camera_path("up", 2), 16, 16)
+  count = 8
+  dynamic = DynamicGaussians(
+    means=jnp.tile(jnp.array([0.0, 0.0, 3.0]), (count, 1)),
+    quaternions=jnp.tile(jnp.array([1.0, 0, 0, 0]), (count, 1)),
+    raw_scales=jnp.zeros((count, 3)),
+    footprints=jnp.ones(count),
+    opacities=jnp.full(count, 0.9),
+    harmonics=jnp.ones((count, 1, 3)),
+    times=jnp.array([0.0, 1.0]),
+    deformation=identity(2, count),
+  )
+  metadata = SceneMetadata(cameras=cameras, times=jnp.array([0, 1]), prompt="", package_version="0")
+  write_scene(tmp_path / "scene", dynamic, metadata)
+  return tmp_path
+
+
+def refused(capsys, command, *arguments):
+  """The one line that a command leaves on its way out."""
+  with pytest.raises(SystemExit) as stop:
+    run_command(command, *arguments)
+  assert stop.value.code == 1
+  lines = capsys.readouterr().err.strip().splitlines()
+  assert lines[-1].startswith("error: ")
+  assert not any("Traceback" in line for line in lines)
+  return lines[-1]
+
+
+# What differs from a good call, and what the line says. {} is the folder of `place`.
+GENERATE = {
+  "missing image": ("--image={}/none.jpg", "No image at .*none.jpg"),
+  "truncated image": ("--image={}/truncated.png", "truncated.png cannot be read as an image"),
+  "no image": ("--image={}/text.png", "text.png cannot be read as an image"),
+  "folder as image": ("--image={}/papers", "papers cannot be read as an image"),
+  "unknown trajectory": ("--trajectory=sprial", "Unknown trajectory 'sprial'; expected one of"),
+  "broken trajectory": ("--trajectory={}/file", "file"),
+  "distance": ("--distance=-1", "distance=-1.0; expected a positive number"),
+  "field of view": ("--fov=nan", "Field of view nan"),
+  "output is a file": ("--output={}/file", "file exists and is not a scene"),
+  "output holds other things": ("--output={}/papers", "papers exists and is not a scene"),
+  "no run": ("--checkpoint={}/none", "none holds no trained model .*Train one first"),
+  "prompt": ("--prompt=caf\udce9", "is not text"),
+  "steps": ("--steps=0", "0 steps"),
+  "guidance": ("--guidance=more", "Unknown guidance 'more'"),
+  "scale": ("--scale=nan", "scale nan"),
+  "seed": ("--seed=-1", "seed is -1"),
+}
+
+
+@pytest.mark.parametrize("argument, message", GENERATE.values(), ids=GENERATE)
+def test_generate_refuses(argument, message, place, run, capsys):
+  good = ["--image={}/photo.png", "--trajectory=spiral", "--output={}/new", f"--checkpoint={run}"]
+  arguments = [text.format(place) for text in [*good, argument]]
+  line = refused(capsys, "generate", *arguments)
+  assert re.search(message, line), line
+  assert not (place / "new").exists()
+  assert (place / "file").read_text() == (place / "papers" / "thesis.txt").read_text() == "mine"
+
+
+def _truncate(folder):
+  for path in (folder / "checkpoints").rglob("*"):
+    if path.is_file() and path.parent.name == "d":
+      path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+DAMAGES = {
+  "truncated": (_truncate, "checkpoints/7 can't be read"),
+  "no steps": (
+    lambda folder: shutil.rmtree(folder / "checkpoints" / "7"),
+    "no complete checkpoint",
+  ),
+  "no folder": (lambda folder: shutil.rmtree(folder / "checkpoints"), "holds no checkpoints yet"),
+  "no JSON": (lambda folder: (folder / "config.json").write_text("{"), "config.json is not valid"),
+}
+
+
+@pytest.mark.parametrize("damage, message", DAMAGES.values(), ids=DAMAGES)
+def test_generate_refuses_a_damaged_checkpoint(damage, message, place, run, capsys):
+  copy = place / "copy"
+  shutil.copytree(run, copy)
+  damage(copy)
+  arguments = [f"--image={place}/photo.png", "--trajectory=up", f"--checkpoint={copy}"]
+  assert message in refused(capsys, "generate", *arguments, f"--output={place}/new")
+
+
+RENDER = {
+  "no scene": ("--scene={}/papers", "No scene at .*papers"),
+  "unknown trajectory": ("--trajectory=loop", "Unknown trajectory 'loop'"),
+  "frames": ("--frames=0", "0 frames"),
+  "height": ("--height=0", "height 0"),
+  "rate": ("--fps=nan", "nan frames per second"),
+  "suffix": ("--output={}/new.avi", "ends in .mp4"),
+  "output is a folder": ("--output={}/scene", "scene; expected a name|is a folder"),
+  "output below a file": ("--output={}/file/new.mp4", "file is a file"),
+}
+
+
+@pytest.mark.parametrize("argument, message", RENDER.values(), ids=RENDER)
+def test_render_scene_refuses(argument, message, place, capsys):
+  good = ["--scene={}/scene", "--trajectory=up", "--output={}/new.mp4"]
+  line = refused(capsys, "render_scene", *(text.format(place) for text in [*good, argument]))
+  assert re.search(message, line), line
+  assert not (place / "new.mp4").exists()
+
+
+def test_render_scene_refuses_a_truncated_scene(place, capsys):
+  arrays = place / "scene" / "scene.safetensors"
+  arrays.write_bytes(arrays.read_bytes()[:-40])
+  line = refused(
+    capsys, "render_scene", f"--scene={place}/scene", "--trajectory=up", f"--output={place}/a.mp4"
+  )
+  assert "scene.safetensors is truncated" in line
+
+
+@contextlib.contextmanager
+def full_disk(size):
+  """No file may grow beyond `size` bytes; writing fails as it does on a full disk."""
+  limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+  try:
+    yield
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_a_full_disk_leaves_the_old_video(place, capsys):
+  video = place / "video.mp4"
+  video.write_bytes(b"old")
+  arguments = [f"--scene={place}/scene", "--trajectory=up", f"--output={video}", "--frames=4"]
+  with full_disk(1000):
+    line = refused(capsys, "render_scene", *arguments, "--height=32")
+  assert "File too large" in line
+  assert video.read_bytes() == b"old"
+  assert not [path for path in place.iterdir() if path.name.startswith(".")]
+
+
+def test_a_full_disk_leaves_the_old_scene(place, run, capsys):
+  before = {path.name: path.read_bytes() for path in (place / "scene").iterdir()}
+  arguments = [f"--image={place}/photo.png", "--trajectory=up", f"--checkpoint={run}"]
+  with full_disk(2000):
+    line = refused(capsys, "generate", *arguments, f"--output={place}/scene", "--steps=1")
+  assert "File too large" in line
+  assert {path.name: path.read_bytes() for path in (place / "scene").iterdir()} == before
+
+
+def start(command, *arguments):
+  """A command as a user starts it."""
+  return subprocess.run(
+    [sys.executable, "-m", f"d4s_jax.{command}", *arguments],
+    cwd=ROOT,
+    env=os.environ | {"JAX_PLATFORMS": "cpu"},
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+
+
+def test_one_line_and_status_1_from_the_shell(place):
+  done = start(
+    "generate", f"--image={place}/photo.png", "--trajectory=up", f"--output={place}/a",
+    f"--checkpoint={place}/none",
+  )  # fmt: skip
+  assert done.returncode == 1
+  assert done.stdout == ""
+  assert len(done.stderr.strip().splitlines()) == 1
+  assert done.stderr.startswith("error: ") and "python -m d4s_jax.train" in done.stderr
+
+
+@pytest.mark.parametrize("command", ["generate", "render_scene"])
+def test_help_shows_an_example(command):
+  text = start(command, "--help").stdout
+  assert f"python -m d4s_jax.{command} --" in text
+  assert "--trajectory" in text
