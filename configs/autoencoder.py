@@ -9,6 +9,7 @@ from d4s_jax.config import base
 def get_config(preset: str = "tiny"):
   config = base(preset)
   config.stage = "autoencoder"
+  config.init.autoencoder = ""
   config.steps = 1500
   # Five frames have both kinds, the first and those after it, at half the time of nine.
   config.clip.frames = 5

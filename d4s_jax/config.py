@@ -169,7 +169,12 @@ def base(preset: str) -> Config:
       "average_decay": 0.98 if tiny else 0.9999,
       # Where each part of the parameters starts: "" random, "shipped" with the package, or the
       # folder of an earlier run.
-      "init": {"autoencoder": "", "text_encoder": "", "transformer": "", "ldrm": ""},
+      "init": {
+        "autoencoder": "shipped" if tiny else "",
+        "text_encoder": "",
+        "transformer": "",
+        "ldrm": "",
+      },
       "data": {"source": "synthetic", "workers": 0},
       "heldout": {"batches": 2, "every": 100 if tiny else 1000},
       "checkpoint": {"every": 50 if tiny else 1000, "keep": 3},

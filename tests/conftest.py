@@ -1,13 +1,25 @@
-"""One CPU device, strict rank promotion, a fresh key for each test."""
+"""One CPU device, strict rank promotion, shapes checked as annotated, a fresh key for each test."""
 
 import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+import hypothesis  # noqa: E402
 import jax  # noqa: E402
+import jaxtyping  # noqa: E402
 import pytest  # noqa: E402
 
+import tests.typechecker  # noqa: E402, F401
+
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# No deadline: the first call of a JAX function compiles.
+hypothesis.settings.register_profile("tests", deadline=None, max_examples=60)
+hypothesis.settings.load_profile("tests")
+
+# Shapes and types are checked at every call into the packages that do arithmetic on arrays.
+_CHECKED = ("diffusion", "geometry", "layers", "losses", "models", "render")
+jaxtyping.install_import_hook([f"d4s_jax.{name}" for name in _CHECKED], "tests.typechecker.checked")
 
 
 @pytest.fixture

@@ -1,10 +1,14 @@
 """What tests of several packages share: a configuration that compiles in seconds."""
 
+import contextlib
 import dataclasses
 import importlib
 import math
 import pathlib
+import resource
+import signal
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -32,6 +36,8 @@ _SMALL = {
   },
   "sampling": {"steps": 3},
   "batch_size": 2,
+  # What is shipped is of another size.
+  "init": {"autoencoder": ""},
 }
 
 
@@ -85,3 +91,19 @@ def run_command(name: str, *arguments: str) -> None:
       delattr(flags.FLAGS, flag)
     flags.FLAGS.unparse_flags()
     sys.modules.pop(module, None)
+
+
+@contextlib.contextmanager
+def full_disk(size: int) -> Iterator[None]:
+  """No file may grow beyond `size` bytes; writing fails as it does on a full disk.
+
+  Only around the call under test: pytest's own report is a file too.
+  """
+  limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+  handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+  try:
+    yield
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    signal.signal(signal.SIGXFSZ, handler)

@@ -1,10 +1,8 @@
 """Bad input to the commands: one clear line, exit status 1, nothing saved is lost."""
 
-import contextlib
 import os
 import pathlib
 import re
-import resource
 import shutil
 import subprocess
 import sys
@@ -19,7 +17,7 @@ from d4s_jax.geometry.deformation import identity
 from d4s_jax.models.system import System
 from d4s_jax.pipeline import shot
 from d4s_jax.types import DynamicGaussians
-from tests.support import random_params, run_command, small_config, write_run
+from tests.support import full_disk, random_params, run_command, small_config, write_run
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -156,17 +154,6 @@ def test_render_scene_refuses_a_truncated_scene(place, capsys):
     capsys, "render_scene", f"--scene={place}/scene", "--trajectory=up", f"--output={place}/a.mp4"
   )
   assert "scene.safetensors is truncated" in line
-
-
-@contextlib.contextmanager
-def full_disk(size):
-  """No file may grow beyond `size` bytes; writing fails as it does on a full disk."""
-  limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-  resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
-  try:
-    yield
-  finally:
-    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def test_a_full_disk_leaves_the_old_video(place, capsys):

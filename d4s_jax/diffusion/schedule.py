@@ -30,7 +30,7 @@ class FlowMatching:
     """Maps a uniform level u in [0, 1] to the noise level sigma in [0, 1]."""
     return self.shift * u / (1 + (self.shift - 1) * u)
 
-  def sigmas(self, steps: int) -> Float[np.ndarray, "steps+1"]:
+  def sigmas(self, steps: int) -> Float[np.ndarray, "{steps}+1"]:
     """Noise levels of a sampling run, from 1 (noise) down to 0 (data)."""
     if steps < 1:
       raise ValueError(f"A sampling run needs at least 1 step, got {steps}.")
@@ -38,7 +38,7 @@ class FlowMatching:
 
   def sample_sigma(
     self, key: PRNGKeyArray, batch: int, highest: float = 1.0
-  ) -> Float[Array, "batch"]:
+  ) -> Float[Array, "{batch}"]:
     """Training noise levels: shifted uniform, limited to [0, highest]."""
     u_highest = highest / (self.shift - (self.shift - 1) * highest)
     return self.shifted(jax.random.uniform(key, (batch,), maxval=u_highest))

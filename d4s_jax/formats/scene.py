@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from d4s_jax.formats import atomic, checked
 from d4s_jax.formats import cameras as camera_files
@@ -108,7 +108,8 @@ def write_scene(
   try:
     staged.mkdir()
     contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-    save_file(contiguous, staged / ARRAYS)
+    # Not `save_file`: its errors are no OSError, and only the owner could read the file.
+    (staged / ARRAYS).write_bytes(save(contiguous))
     (staged / DESCRIPTION).write_text(json.dumps(description, indent=1), encoding="utf-8")
     for name in (ARRAYS, DESCRIPTION):
       atomic.flush(staged / name)

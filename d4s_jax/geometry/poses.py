@@ -16,8 +16,8 @@ def assemble(
 
 
 def compose(
-  outer: Float[AnyArray, "*b 4 4"], inner: Float[AnyArray, "*b 4 4"]
-) -> Float[AnyArray, "*b 4 4"]:
+  outer: Float[AnyArray, "*#b 4 4"], inner: Float[AnyArray, "*#b 4 4"]
+) -> Float[AnyArray, "*#b 4 4"]:
   """The matrix product `outer @ inner` at full precision; leading axes broadcast, rank for rank."""
   xp = namespace(outer, inner)
   return xp.sum(outer[..., :, :, None] * inner[..., None, :, :], axis=-2)
@@ -38,8 +38,8 @@ def relative_to(
 
 
 def look_at(
-  eye: Float[AnyArray, "*b 3"], target: Float[AnyArray, "*b 3"], up: Float[AnyArray, "*b 3"]
-) -> Float[AnyArray, "*b 4 4"]:
+  eye: Float[AnyArray, "*#b 3"], target: Float[AnyArray, "*#b 3"], up: Float[AnyArray, "*#b 3"]
+) -> Float[AnyArray, "*#b 4 4"]:
   """The pose of a camera at `eye` that sees `target` in its centre and `up` upwards.
 
   OpenCV axes: the image's up is -y, so `up` is (0, -1, 0) in the world of a level first camera.

@@ -23,8 +23,8 @@ def normalize(quaternions: Float[AnyArray, "*b 4"]) -> Float[AnyArray, "*b 4"]:
 
 
 def multiply(
-  left: Float[AnyArray, "*b 4"], right: Float[AnyArray, "*b 4"]
-) -> Float[AnyArray, "*b 4"]:
+  left: Float[AnyArray, "*#b 4"], right: Float[AnyArray, "*#b 4"]
+) -> Float[AnyArray, "*#b 4"]:
   """Hamilton product: the rotation `right` followed by the rotation `left`."""
   xp = namespace(left, right)
   a, b, c, d = (left[..., i] for i in range(4))
@@ -82,18 +82,18 @@ def from_matrix(matrices: Float[AnyArray, "*b 3 3"]) -> Float[AnyArray, "*b 4"]:
 
 
 def rotate(
-  matrices: Float[AnyArray, "*b 3 3"], vectors: Float[AnyArray, "*b 3"]
-) -> Float[AnyArray, "*b 3"]:
+  matrices: Float[AnyArray, "*#b 3 3"], vectors: Float[AnyArray, "*#b 3"]
+) -> Float[AnyArray, "*#b 3"]:
   """Applies rotation matrices to vectors; the leading axes broadcast, rank for rank."""
   xp = namespace(matrices, vectors)
   return xp.sum(matrices * vectors[..., None, :], axis=-1)
 
 
 def slerp(
-  start: Float[AnyArray, "*b 4"],
-  end: Float[AnyArray, "*b 4"],
-  fraction: Float[AnyArray, "*b"],
-) -> Float[AnyArray, "*b 4"]:
+  start: Float[AnyArray, "*#b 4"],
+  end: Float[AnyArray, "*#b 4"],
+  fraction: Float[AnyArray, "*#b"],
+) -> Float[AnyArray, "*#b 4"]:
   """Turns at constant speed along the shorter arc: `start` at fraction 0, `end` at 1."""
   xp = namespace(start, end, fraction)
   cosine = xp.sum(start * end, axis=-1, keepdims=True)

@@ -113,5 +113,5 @@ def _move(distance, direction):
 
 
 def _watch(eye, pivot):
-  target = np.broadcast_to(np.array([0, 0, pivot]), eye.shape)
-  return poses.look_at(eye, target, np.broadcast_to(np.array([0, -1, 0]), eye.shape))
+  target = np.broadcast_to([0.0, 0.0, pivot], eye.shape)
+  return poses.look_at(eye, target, np.broadcast_to([0.0, -1.0, 0.0], eye.shape))

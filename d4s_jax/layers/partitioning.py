@@ -29,4 +29,4 @@ def partitioned(init: Callable, *axes: str | None) -> Callable:
 def constrain(x: Array, *axes: str | None) -> Array:
   """Asks the partitioner to lay `x` out by these logical axes."""
   _check(axes)
-  return nn.with_logical_constraint(x, axes, fallback=nn.spmd.RulesFallback.RAISE_ERROR)
+  return nn.spmd.with_logical_constraint(x, axes, fallback=nn.spmd.RulesFallback.RAISE_ERROR)

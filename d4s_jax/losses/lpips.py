@@ -24,7 +24,7 @@ SCALE = np.array([0.458, 0.448, 0.450], np.float32).reshape(1, 1, 1, 3)
 # Added to a squared norm: makes the published 1e-10 beside the norm safe to differentiate at 0.
 EPSILON = 1e-20
 
-Weights = dict[str, dict[str, Array]]
+Weights = dict[str, dict[str, Array | np.ndarray]]
 
 
 @dataclasses.dataclass(frozen=True)

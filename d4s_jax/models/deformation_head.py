@@ -148,7 +148,10 @@ class Pyramid(nn.Module):
 
 
 class TimeModulation(nn.Module):
-  """Scale and shift of the features from a time (adaLN-zero: none before training).
+  """Scale and shift of the features from a time (adaptive layer normalisation).
+
+  Not zero at first, as in adaLN-zero: the convolution after it is, and were both zero, motion could
+  not depend on time before the convolution had left its zero.
 
   Attributes:
     channels: width of the features.
@@ -159,17 +162,11 @@ class TimeModulation(nn.Module):
   dtype: DTypeLike = jnp.float32
 
   @nn.compact
-  def __call__(self, times: Float[Array, "b q"]) -> Float[Array, "b q c"]:
+  def __call__(self, times: Float[Array, "b q"]) -> Float[Array, "b q m"]:
     """Returns scale and shift, 2 x `channels`, of times in [0, 1]."""
     x = sinusoidal(16 * jnp.pi * times, TIME_CHANNELS, max_period=100.0)
     x = dense(self.channels, None, "channels", dtype=self.dtype, name="in")(x)
-    return dense(
-      2 * self.channels,
-      *("channels", None),
-      dtype=self.dtype,
-      kernel_init=nn.initializers.zeros,
-      name="out",
-    )(jax.nn.silu(x))
+    return dense(2 * self.channels, "channels", None, dtype=self.dtype, name="out")(jax.nn.silu(x))
 
 
 def _enlarge(x):

@@ -36,7 +36,8 @@ def load(preset: str, part: str, like: Any) -> Any:
       f" config.init.{part} to the folder of a run, or to '' for random ones."
     )
   stored = load_file(file)
-  expected = {name: x.shape for name, x in traverse_util.flatten_dict(like, sep="/").items()}
+  flat: Any = traverse_util.flatten_dict(like, sep="/")
+  expected = {name: x.shape for name, x in flat.items()}
   found = {name: x.shape for name, x in stored.items()}
   wrong = [
     f"{name}: shipped {found.get(name)}, expected {expected.get(name)}"

@@ -10,7 +10,7 @@ import math
 import jax
 import jax.numpy as jnp
 from einops import rearrange
-from jaxtyping import Array, Float, Int, UInt
+from jaxtyping import Array, Int
 
 from d4s_jax.render.projection import Splats
 
@@ -137,7 +137,7 @@ def _running_total(counts: Int[Array, "v n"]) -> Int[Array, "v n"]:
 def _binner(grid: Grid, length: int, capacity: int):
   """The function that lists at most `length` intersections for each view."""
 
-  def bin_(ids, first, size, ends) -> tuple[Int[Array, "v capacity"], Int[Array, "v tiles+1"]]:
+  def bin_(ids, first, size, ends) -> tuple[Int[Array, "v capacity"], Int[Array, "v boundaries"]]:
     ranks, tiles = _intersections(first, size, ends, grid, length)
     index_bits = (ids.shape[1] - 1).bit_length()
     boundaries = jnp.arange(grid.tiles + 1, dtype=jnp.uint32)
@@ -175,7 +175,7 @@ def _intersections(first, size, ends, grid: Grid, length: int):
   return ranks.astype(jnp.uint32), tiles.astype(jnp.uint32)
 
 
-def _divide(numerator, denominator) -> Float[Array, "..."]:
+def _divide(numerator, denominator) -> Int[Array, "..."]:
   """Integer quotient through floats, exact up to 2^22: integer division does not vectorise."""
   quotient = (numerator.astype(jnp.float32) + 0.5) / denominator.astype(jnp.float32)
   return jnp.floor(quotient).astype(jnp.int32)

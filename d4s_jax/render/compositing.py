@@ -189,13 +189,13 @@ def _values(rows: Float[Array, "j k 10"]) -> Float[Array, "j k 5"]:
 
 
 def _offsets(grid) -> Float[np.ndarray, "2 p"]:
-  """x and y of a tile's pixel centres from its corner."""
+  """Columns x and rows y of a tile's pixel centres from its corner."""
   y, x = np.mgrid[: grid.tile, : grid.tile] + 0.5
   return np.stack([x.ravel(), y.ravel()]).astype(np.float32)
 
 
 def _pixels(grid, block: _Block) -> tuple[Float[Array, "j 1 p"], Float[Array, "j 1 p"]]:
-  """x and y of the block's pixel centres."""
+  """Columns x and rows y of the block's pixel centres."""
   corners = rearrange(block.corners.astype(jnp.float32), "j xy -> xy j 1 1")
   x, y = rearrange(_offsets(grid), "xy p -> xy 1 1 p")
   return corners[0] + x, corners[1] + y

@@ -51,12 +51,12 @@ class Splats:
     colours: RGB as seen from this camera.
   """
 
-  means: Float[Array, "v n 2"]
-  conics: Float[Array, "v n 3"]
-  extents: Float[Array, "v n 2"]
-  depths: Float[Array, "v n"]
-  opacities: Float[Array, "v n"]
-  colours: Float[Array, "v n 3"]
+  means: Float[Array, "*v n 2"]
+  conics: Float[Array, "*v n 3"]
+  extents: Float[Array, "*v n 2"]
+  depths: Float[Array, "*v n"]
+  opacities: Float[Array, "*v n"]
+  colours: Float[Array, "*v n 3"]
 
 
 def project(gaussians: Gaussians, cameras: Cameras) -> Splats:

@@ -5,6 +5,8 @@ through one list of tiles. Memory depends on the number of Gaussians, of interse
 pixels, never on a product of them. Equal inputs give equal bits, gradients included.
 """
 
+from typing import Any
+
 import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Float, Int
@@ -50,7 +52,7 @@ def rasterize(
     ],
     -1,
   )
-  tiles = composite(grid, rearrange(table, "v n c -> (v n) c"), lists)
+  tiles: Any = composite(grid, rearrange(table, "v n c -> (v n) c"), lists)
   layers = rearrange(
     tiles,
     "(v row column) c (y x) -> v (row y) (column x) c",

@@ -11,9 +11,11 @@ Files of a step appear under a temporary name and are renamed when complete, so 
 moment leaves the previous steps untouched.
 """
 
+import contextlib
 import json
+import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -53,14 +55,36 @@ def _training_part(state: TrainState) -> dict[str, Any]:
   return {"step": state.step, "trainable": state.trainable, "optimizer": state.optimizer}
 
 
+def _reason(error: Exception) -> str:
+  """The first line of an error; those of Orbax go on for pages."""
+  text = str(error).strip()
+  return text.splitlines()[0][:200] if text else repr(error)
+
+
+def _check_room(folder: pathlib.Path, tree: Any) -> None:
+  """Raises OSError unless this process's share of the arrays fits on the disk.
+
+  Asked before Orbax starts: its background threads answer a full disk with pages of tracebacks.
+  On macOS, which can't reserve room in this way, they still do.
+  """
+  if not hasattr(os, "posix_fallocate"):
+    return
+  size = sum(x.nbytes for x in jax.tree.leaves(tree)) // jax.process_count()
+  probe = folder / f".room-{jax.process_index()}"
+  try:
+    with probe.open("wb") as file:
+      os.posix_fallocate(file.fileno(), 0, size)
+  finally:
+    probe.unlink(missing_ok=True)
+
+
 def _restore(manager: ocp.CheckpointManager, step: int, args: ocp.args.Composite) -> Any:
   try:
     return manager.restore(step, args=args)
   except Exception as error:  # Orbax raises bare Exception for unreadable arrays.
-    first = str(error).strip().splitlines()[0][:200] if str(error).strip() else repr(error)
     raise CheckpointError(
-      f"Checkpoint {manager.directory / str(step)} can't be read ({first}). It is damaged or of"
-      " another configuration; remove this folder to go on from the step before it."
+      f"Checkpoint {manager.directory / str(step)} can't be read ({_reason(error)}). It is damaged"
+      " or of another configuration; remove this folder to go on from the step before it."
     ) from error
 
 
@@ -76,17 +100,23 @@ class Checkpoints:
     return self._manager.latest_step()
 
   def save(self, state: TrainState) -> None:
-    """Starts to write `state`; a step that exists already is left alone."""
+    """Starts to write `state`; a step that exists already is left alone.
+
+    Raises:
+      CheckpointError: there is no room for it, or an earlier one could not be written.
+    """
     step = int(state.step)
     if step in self._manager.all_steps():
       return
-    self._manager.save(
-      step,
-      args=ocp.args.Composite(
-        model=ocp.args.StandardSave(averaged_params(state)),
-        training=ocp.args.StandardSave(_training_part(state)),
-      ),
-    )
+    model, training = averaged_params(state), _training_part(state)
+    with self._writing():
+      _check_room(pathlib.Path(self._manager.directory), (model, training))
+      self._manager.save(
+        step,
+        args=ocp.args.Composite(
+          model=ocp.args.StandardSave(model), training=ocp.args.StandardSave(training)
+        ),
+      )
 
   def restore(self, like: TrainState) -> TrainState:
     """Reads the newest step into the shapes and shardings of `like`."""
@@ -108,12 +138,25 @@ class Checkpoints:
     )
 
   def wait(self) -> None:
-    """Blocks until everything is on disk."""
-    self._manager.wait_until_finished()
+    """Blocks until everything is on disk; raises CheckpointError if it can't be written."""
+    with self._writing():
+      self._manager.wait_until_finished()
 
   def close(self) -> None:
-    """Waits and releases the background threads."""
-    self._manager.close()
+    """Waits, like `wait`, and releases the background threads."""
+    with self._writing():
+      self._manager.close()
+
+  @contextlib.contextmanager
+  def _writing(self) -> Iterator[None]:
+    try:
+      yield
+    except (ValueError, OSError) as error:  # tensorstore raises ValueError for a failed write
+      good = "no checkpoint was written yet" if self.latest is None else f"{self.latest} is good"
+      raise CheckpointError(
+        f"A checkpoint can't be written to {self._manager.directory} ({_reason(error)}); {good}."
+        " Make room there and give the same command to go on."
+      ) from error
 
 
 def write_config(folder: pathlib.Path, config: Mapping) -> None:
@@ -154,8 +197,10 @@ def read_config(folder: pathlib.Path) -> dict[str, Any]:
     config = json.loads(path.read_text())
   except ValueError as error:
     raise CheckpointError(f"{path} is not valid JSON ({error}); restore it or retrain.") from error
-  if not isinstance(config, dict) or "model" not in config:
-    raise CheckpointError(f"{path} has no 'model' section; it is not the configuration of a run.")
+  needed = ("model", "clip", "sampling", "preset")
+  missing = [name for name in needed if not isinstance(config, dict) or name not in config]
+  if missing:
+    raise CheckpointError(f"{path} lacks {missing}; it is not the configuration of a run.")
   return config
 
 

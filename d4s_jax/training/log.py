@@ -12,15 +12,17 @@ from tensorboardX import SummaryWriter
 class MetricLog:
   """Appends one row of numbers for each step to a CSV file and to TensorBoard.
 
-  A resumed run first drops the rows from its start on, so each step has exactly one row.
+  A resumed run first drops the rows after its start, so each step has exactly one row; a run that
+  starts at 0 starts empty.
   """
 
   def __init__(self, folder: pathlib.Path, name: str, start: int):
-    """Opens FOLDER/NAME.csv; rows with step > `start` are dropped."""
+    """Opens FOLDER/NAME.csv, keeping its rows up to step `start` if that is not 0."""
     folder.mkdir(parents=True, exist_ok=True)
     self.path = folder / f"{name}.csv"
     self._name = name
-    rows = [row for row in read_metrics(self.path) if row["step"] <= start]
+    # Scores at step 0 belong to the run that starts there, and it writes them itself.
+    rows = [row for row in read_metrics(self.path) if row["step"] <= start] if start else []
     self._columns = list(rows[0]) if rows else None
     temporary = self.path.with_suffix(".csv.tmp")
     with temporary.open("w", newline="") as file:

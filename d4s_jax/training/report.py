@@ -1,5 +1,6 @@
-"""What a finished run leaves for people to look at: curves, a table of both ends, videos."""
+"""What a finished run leaves for people to look at: curves, a table of both ends, samples."""
 
+import functools
 import json
 import pathlib
 from typing import Any
@@ -8,6 +9,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float
 
+from d4s_jax.formats.images import contact_sheet
 from d4s_jax.formats.video import colorize_depth, write_video
 from d4s_jax.models.system import System
 from d4s_jax.training import validation
@@ -17,13 +19,14 @@ from d4s_jax.types import Clip
 
 # Small videos are enlarged to about this height, so that players show them.
 _HEIGHT = 256
-_VIDEOS = 4
+# Held-out clips that become videos, and that are on the contact sheet.
+_VIDEOS, _SHOWN = 4, 2
 
 
 def write_report(
   folder: pathlib.Path, system: System, stage: Stage, params: Any, clips: list[Clip]
 ) -> None:
-  """Writes curves.png, summary.json and samples/*.mp4, and prints the table of both ends."""
+  """Writes curves.png, summary.json, samples.png, samples/; prints the table of both ends."""
   rows = {name: read_metrics(folder / f"{name}.csv") for name in ("train", "heldout")}
   summary = {
     "train": ends(rows["train"]),
@@ -35,45 +38,59 @@ def write_report(
   }
   (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
   draw_curves(folder)
-  videos = write_samples(folder / "samples", system, stage, params, clips)
+  write_samples(folder, system, stage, params, clips)
   print(_table(summary))
-  print(f"Curves: {folder / 'curves.png'}   Videos: {videos[0].parent}   ({len(videos)} files)")
+  print(f"Look at {folder / 'samples.png'}, {folder / 'samples'} and {folder / 'curves.png'}.")
 
 
 def write_samples(
   folder: pathlib.Path, system: System, stage: Stage, params: Any, clips: list[Clip]
-) -> list[pathlib.Path]:
-  """Writes held-out clips beside what the model makes of them: truth, rendering, depth."""
-  folder.mkdir(parents=True, exist_ok=True)
-  if "autoencoding" in stage.objectives:
-    draw = jax.jit(lambda params, clip: _decoded(system, params, clip))
-  else:
-    draw = jax.jit(lambda params, clip: _redrawn(system, params, clip))
-  paths = []
-  for clip in clips:
-    panels = [np.asarray(panel) for panel in draw(params, clip)]
-    for index in range(len(panels[0])):
-      if len(paths) == _VIDEOS:
-        return paths
-      shown = [panel[index] for panel in panels]
-      shown = [colorize_depth(x) if x.ndim == 3 else np.clip(x, 0, 1) for x in shown]
-      path = folder / f"heldout_{len(paths)}.mp4"
-      write_video(path, _enlarge(np.concatenate(shown, axis=2)), fps=8)
-      paths.append(path)
-  return paths
+) -> None:
+  """Shows held-out clips beside what the model makes of them.
+
+  Writes samples/heldout_N.mp4, each with its panels side by side, and the first two as a contact
+  sheet, samples.png.
+  """
+  (folder / "samples").mkdir(parents=True, exist_ok=True)
+  panels = _decoded if "autoencoding" in stage.objectives else _redrawn
+  panels = jax.jit(functools.partial(panels, system))
+  # Panels of each clip without a batch axis.
+  shown = [
+    {name: np.asarray(images[index]) for name, images in batch.items()}
+    for batch in (panels(params, clip) for clip in clips)
+    for index in range(len(next(iter(batch.values()))))
+  ][:_VIDEOS]
+  shown = [
+    {name: colorize_depth(x) if x.ndim == 3 else np.clip(x, 0, 1) for name, x in clip.items()}
+    for clip in shown
+  ]
+  for number, clip in enumerate(shown):
+    frames = _enlarge(np.concatenate(list(clip.values()), axis=2))
+    write_video(folder / "samples" / f"heldout_{number}.mp4", frames, fps=8)
+  rows = {
+    f"held-out clip {number}: {name}": frames
+    for number, clip in enumerate(shown[:_SHOWN])
+    for name, frames in clip.items()
+  }
+  contact_sheet(folder / "samples.png", rows)
 
 
-def _decoded(system: System, params: Any, clip: Clip) -> tuple[Array, ...]:
+def _decoded(system: System, params: Any, clip: Clip) -> dict[str, Array]:
   latents = system.backbone.encode(params, clip.source.images)
-  return clip.source.images, system.backbone.decode(params, latents)
+  return {"input": clip.source.images, "decoded": system.backbone.decode(params, latents)}
 
 
-def _redrawn(system: System, params: Any, clip: Clip) -> tuple[Array, ...]:
+def _redrawn(system: System, params: Any, clip: Clip) -> dict[str, Array]:
   """The source path, drawn from the reconstructed scene at its own times."""
   latents = system.backbone.encode(params, clip.source.images)
   dynamic = system.reconstruct(params, latents, clip.source.cameras, clip.source.times)
   rendering = validation.draw(dynamic, clip.source.cameras)
-  return clip.source.images, rendering.image, clip.source.depth, rendering.depth
+  return {
+    "input": clip.source.images,
+    "rendering of the reconstructed scene": rendering.image,
+    "true depth": clip.source.depth,
+    "rendered depth": rendering.depth,
+  }
 
 
 def _enlarge(frames: Float[np.ndarray, "f h w 3"]) -> Float[np.ndarray, "F H W 3"]:

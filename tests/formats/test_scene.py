@@ -117,7 +117,7 @@ def test_an_empty_folder_is_filled_and_others_are_refused(tmp_path):
   scene.check_output(tmp_path / "new")
 
 
-@pytest.mark.parametrize("step", ["save_file", "_exchange"])
+@pytest.mark.parametrize("step", ["save", "_exchange"])
 def test_a_failure_keeps_the_old_scene(folder, monkeypatch, step):
   before = snapshot(folder)
 

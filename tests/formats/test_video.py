@@ -1,11 +1,9 @@
-import resource
-import signal
-
 import av
 import numpy as np
 import pytest
 
 from d4s_jax.formats import video
+from tests.support import full_disk
 
 
 def clip(frames=5, height=32, width=48):
@@ -71,23 +69,12 @@ def test_what_is_no_video_is_refused(tmp_path, frames, fps, message):
   assert not list(tmp_path.iterdir())
 
 
-@pytest.fixture
-def disk_full():
-  """No file may grow beyond 2 kB; the write fails as it does on a full disk."""
-  limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-  handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-  yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2048, limits[1]))
-  resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-  signal.signal(signal.SIGXFSZ, handler)
-
-
-def test_a_full_disk_keeps_the_old_video(tmp_path, disk_full):
+def test_a_full_disk_keeps_the_old_video(tmp_path):
   path = tmp_path / "a.mp4"
   video.write_video(path, clip(2), fps=8)
   before = path.read_bytes()
   noise = np.random.default_rng(0).uniform(size=(8, 64, 64, 3))
-  disk_full()
-  with pytest.raises(OSError, match="a.mp4"):
+  with full_disk(2048), pytest.raises(OSError, match="a.mp4"):
     video.write_video(path, noise, fps=8)
   assert path.read_bytes() == before
   assert [entry.name for entry in tmp_path.iterdir()] == ["a.mp4"]

@@ -81,7 +81,7 @@ def test_slerp_ends_at_its_ends_and_turns_evenly(p, q):
   def distance(a, b):
     return 1 - abs(np.dot(a, b))
 
-  zero, one, half = (np.float32(x) for x in (0, 1, 0.5))
+  zero, one, half = (np.asarray(x, np.float32) for x in (0, 1, 0.5))
   assert distance(rotations.slerp(p, q, zero), p) < 1e-6
   assert distance(rotations.slerp(p, q, one), q) < 1e-6
   middle = rotations.slerp(p, q, half)

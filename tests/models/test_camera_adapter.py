@@ -43,7 +43,7 @@ def test_equals_torch(case):
   torch = pytest.importorskip("torch")
   module, params, maps = case
   draw = np.random.default_rng(0).standard_normal
-  params = jax.tree.map(lambda p: np.asarray(p) + 0.1 * draw(p.shape, np.float32), params)
+  params = jax.tree.map(lambda p: p + 0.1 * draw(p.shape, np.float32), params)
   x = torch.tensor(np.array(maps)).permute(0, 4, 1, 2, 3)
   x = torch.cat([x[:, :, :1]] * 3 + [x], dim=2)
   weight = torch.tensor(np.array(params["conv"]["kernel"])).permute(4, 3, 0, 1, 2)

@@ -136,7 +136,8 @@ def test_encode_and_decode_equal_diffusers(variant, frames):
 
   got = decode(variables, (_channel_last(z) - offset) / scale)
   # diffusers clips what it returns.
-  np.testing.assert_allclose(np.clip(got, -1, 1), _channel_last(decoded), atol=1e-5)
+  # 3e-5: likewise, through some thirty convolutions.
+  np.testing.assert_allclose(np.clip(got, -1, 1), _channel_last(decoded), atol=3e-5)
   assert np.mean(np.abs(_channel_last(decoded)) < 1) > 0.5
 
 

@@ -120,7 +120,7 @@ def test_values_and_gradients_equal_diffusers(case, mode):
   def ours(params, latents, text):
     def objective(params, latents, text):
       module = WanTransformer(**SMALL)
-      got = module.apply({"params": params}, latents, times[mode].numpy(), text)
+      got = module.apply({"params": params}, latents, jnp.asarray(times[mode].numpy()), text)
       return jnp.sum(got * _channel_last(weights)), got
 
     return jax.value_and_grad(objective, (0, 1, 2), has_aux=True)(params, latents, text)

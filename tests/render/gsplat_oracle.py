@@ -1,8 +1,8 @@
-"""gsplat's own torch functions as the oracle, in float64 and without CUDA.
+"""gsplat's own torch functions as the oracle, without CUDA.
 
 Covariances, projection, spherical harmonics and compositing are gsplat's. Two things are supplied,
-because there they are CUDA kernels: the list of which Gaussian counts at which pixel (found here
-densely), and nerfacc's two sums along rays.
+because there they are CUDA kernels: the list of which Gaussian counts at which pixel, and nerfacc's
+two sums along rays.
 """
 
 import sys
@@ -10,6 +10,8 @@ import types
 
 import numpy as np
 import torch
+
+_TILE = 16
 
 
 def _weights_along_rays(alphas, ray_indices, n_rays):
@@ -65,41 +67,56 @@ def render(scene: dict, poses, intrinsics, height: int, width: int, background):
 
 @torch.no_grad()
 def _pairs(means, conics, opacities, depths, radii, height, width):
-  """Gaussian, pixel and view of every contribution, by view and pixel, front to back."""
-  rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-  centres = torch.stack([columns, rows], -1).reshape(1, -1, 1, 2) + 0.5
-  order = torch.argsort(depths, dim=1, stable=True)
-  view = torch.arange(len(order))[:, None]
-  means, conics, opacities, radii = (x[view, order] for x in (means, conics, opacities, radii))
-  dx, dy = (centres - means[:, None]).unbind(-1)
-  a, b, c = conics[:, None].unbind(-1)
+  """Gaussian, pixel and view of every contribution: pixel after pixel, each front to back."""
+  found = []
+  for view in range(len(depths)):
+    order = torch.argsort(depths[view], stable=True)
+    splats = [x[view, order] for x in (means, conics, opacities, radii)]
+    for y in range(0, height, _TILE):
+      for x in range(0, width, _TILE):
+        ranks, pixels = _pairs_of_tile(*splats, x, y, min(x + _TILE, width), min(y + _TILE, height))
+        pixels = pixels[:, 1] * width + pixels[:, 0]
+        found.append((order[ranks], pixels, torch.full_like(pixels, view)))
+  return [torch.cat(x) for x in zip(*found)]
+
+
+def _pairs_of_tile(means, conics, opacities, radii, left, top, right, bottom):
+  low, high = torch.tensor([left, top]), torch.tensor([right, bottom])
+  touching = (means + radii > low).all(-1) & (means - radii < high).all(-1) & (radii > 0).all(-1)
+  ranks = torch.nonzero(touching)[:, 0]
+  means, conics, opacities = means[ranks], conics[ranks], opacities[ranks]
+  pixels = torch.cartesian_prod(torch.arange(top, bottom), torch.arange(left, right)).flip(-1)
+  dx, dy = (pixels[:, None] + 0.5 - means).unbind(-1)
+  a, b, c = conics.unbind(-1)
   sigma = 0.5 * (a * dx**2 + c * dy**2) + b * dx * dy
-  alphas = torch.clamp_max(opacities[:, None] * torch.exp(-sigma), 0.999)
-  counts = (sigma >= 0) & (alphas >= 1 / 255) & (radii > 0).all(-1)[:, None]
+  alphas = torch.clamp_max(opacities * torch.exp(-sigma), 0.999)
+  counts = (sigma >= 0) & (alphas >= 1 / 255)
   after = torch.cumprod(torch.where(counts, 1 - alphas, 1.0), -1)
-  counts &= after > 1e-4
-  views, pixels, ranks = torch.nonzero(counts, as_tuple=True)
-  return order[views, ranks], pixels, views
+  pixel, rank = torch.nonzero(counts & (after > 1e-4), as_tuple=True)
+  return ranks[rank], pixels[pixel]
 
 
-def value_and_gradients(scene, cameras, background, cotangents):
-  """Outputs, and gradients of their sum weighted with `cotangents`: a dict with the pose last."""
+def value_and_gradients(scene, cameras, background, cotangents, dtype=torch.float64):
+  """Outputs, and gradients of their sum weighted with `cotangents` (without these, None)."""
+
+  def tensor(array):
+    return torch.tensor(np.asarray(array), dtype=dtype)
+
   names = list(scene.__dataclass_fields__)
-  tensors = {name: _tensor(getattr(scene, name)).requires_grad_() for name in names}
-  poses = _tensor(cameras.world_from_camera).requires_grad_()
+  tensors = {name: tensor(getattr(scene, name)).requires_grad_() for name in names}
+  poses = tensor(cameras.world_from_camera).requires_grad_()
   outputs = render(
     tensors,
     poses,
-    _tensor(cameras.intrinsics),
+    tensor(cameras.intrinsics),
     cameras.height,
     cameras.width,
-    _tensor(background),
+    tensor(background),
   )
-  loss = sum((x * _tensor(w)).sum() for x, w in zip(outputs, cotangents))
+  values = [x.detach().numpy() for x in outputs]
+  if cotangents is None:
+    return values, None
+  loss = sum((x * tensor(w)).sum() for x, w in zip(outputs, cotangents))
   gradients = torch.autograd.grad(loss, [*tensors.values(), poses])
   named = zip([*names, "world_from_camera"], gradients)
-  return [x.detach().numpy() for x in outputs], {name: g.numpy() for name, g in named}
-
-
-def _tensor(array) -> torch.Tensor:
-  return torch.tensor(np.asarray(array), dtype=torch.float64)
+  return values, {name: g.numpy() for name, g in named}

@@ -216,7 +216,8 @@ def test_reference_matches_finite_differences():
     weights = jnp.asarray(random.normal(size=(1, 5, 6, 5)))
 
     @jax.jit
-    def loss(inputs):
+    @jax.value_and_grad
+    def value_and_gradients(inputs):
       scene, poses, lens, background = inputs
       moved = dataclasses.replace(cameras, world_from_camera=poses, intrinsics=lens)
       drawn = render(scene, moved, backend="reference", background=background)
@@ -225,13 +226,14 @@ def test_reference_matches_finite_differences():
 
     background = jnp.asarray([0.3, 0.6, 0.1])
     inputs = (scene, cameras.world_from_camera, cameras.intrinsics, background)
-    gradients = jax.grad(loss)(inputs)
-    assert loss(inputs).dtype == jnp.float64
+    value, gradients = value_and_gradients(inputs)
+    assert value.dtype == jnp.float64
     for _ in range(8):
       direction = jax.tree.map(lambda x: random.normal(size=x.shape), inputs)
       step = 1e-6
       ahead, back = (
-        loss(jax.tree.map(lambda x, d, s=s: x + s * step * d, inputs, direction)) for s in (1, -1)
+        value_and_gradients(jax.tree.map(lambda x, d, s=s: x + s * d, inputs, direction))[0]
+        for s in (step, -step)
       )
       along = sum(jax.tree.leaves(jax.tree.map(lambda g, d: jnp.sum(g * d), gradients, direction)))
       # Central differences leave 1e-12 of curvature and 1e-10 of rounding over the step.

@@ -1,0 +1,124 @@
+"""Every configuration loads, and its whole training step traces at full size without computing."""
+
+import functools
+import importlib.util
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from d4s_jax.config import PRESETS, base
+from d4s_jax.models.system import System
+from d4s_jax.training import objectives, state
+from d4s_jax.training.optimizer import check_groups, make_optimizer
+from d4s_jax.training.stages import stage
+from d4s_jax.training.step import make_step
+from d4s_jax.types import Cameras, Clip, Tracks, Views
+
+FILES = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
+# One full size goes through every stage; the others differ only in widths.
+CASES = [
+  *((file.stem, "tiny") for file in FILES),
+  *((file.stem, "wan1.3b") for file in FILES),
+  ("joint", "wan14b"),
+  ("joint", "paper"),
+  ("static", "paper,256"),
+]
+
+
+def load(name, argument):
+  file = next(file for file in FILES if file.stem == name)
+  spec = importlib.util.spec_from_file_location(name, file)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module.get_config(argument)
+
+
+def abstract_clip(config, length):
+  b, f, v = config.batch_size, config.clip.frames, config.clip.targets
+  h, w = config.clip.height, config.clip.width
+  array = jax.ShapeDtypeStruct
+
+  def views(count):
+    return Views(
+      images=array((b, count, h, w, 3), jnp.float32),
+      depth=array((b, count, h, w), jnp.float32),
+      cameras=Cameras(
+        world_from_camera=array((b, count, 4, 4), jnp.float32),
+        intrinsics=array((b, count, 3, 3), jnp.float32),
+        height=h,
+        width=w,
+      ),
+      times=array((b, count), jnp.float32),
+    )
+
+  return Clip(
+    source=views(f),
+    target=views(v),
+    tracks=Tracks(
+      points=array((b, 64, f, 3), jnp.float32),
+      visible=array((b, 64, f), bool),
+      valid=array((b, 64, f), bool),
+    ),
+    instances=array((b, f, h, w), jnp.int32),
+    dynamic=array((b,), bool),
+    text=array((b, length), jnp.int32),
+  )
+
+
+@pytest.mark.parametrize(("name", "argument"), CASES)
+def test_training_step_traces(name, argument):
+  config = load(name, argument)
+  chosen = stage(config.stage)
+  assert config.stage == name
+  system = System.build(config.model.to_dict())
+  system.check_size(config.clip.frames, config.clip.height, config.clip.width)
+  optimizer = make_optimizer(steps=config.steps, **config.optimizer.to_dict())
+  settings = objectives.Settings(**config.loss.to_dict())
+  objective = objectives.make_objective(system, chosen, settings)
+  step = make_step(objective, optimizer, seed=0, average_decay=config.average_decay)
+  create = functools.partial(state.create, patterns=chosen.trainable, optimizer=optimizer)
+  now = jax.eval_shape(create, system.abstract())
+  if config.optimizer.groups and name in ("diffusion", "joint"):
+    check_groups(sorted(now.trainable), config.optimizer.groups)
+  following, metrics = jax.eval_shape(
+    step, now, abstract_clip(config, system.backbone.tokenizer.max_length)
+  )
+  assert jax.tree.map(lambda x: x.shape, following) == jax.tree.map(lambda x: x.shape, now)
+  expected = {
+    "autoencoder": {"photometric", "perceptual", "moments"},
+    "diffusion": {"flow_matching"},
+    "static": {"photometric", "perceptual", "geometric"},
+    "joint": {"flow_matching", "photometric", "perceptual", "geometric", "motion"},
+  }[name]
+  assert expected <= metrics.keys()
+
+
+def test_static_stage_leaves_the_deformation_alone():
+  config = load("static", "tiny")
+  paths = sorted(state.flatten(System.build(config.model.to_dict()).abstract()))
+  trained, kept = state.split_by_path(paths, stage("static").trainable)
+  assert any(path.startswith("ldrm/deformation/") for path in kept)
+  assert not any("deformation" in path for path in trained)
+  assert all(path.startswith("ldrm/") for path in trained)
+
+
+def test_published_sizes():
+  """Parameters of the transformer, in millions, at the sizes that were published."""
+  for preset, millions in {"wan1.3b": 1419, "wan14b": 14289}.items():
+    params = System.build(base(preset).model.to_dict()).abstract()
+    count = sum(x.size for x in jax.tree.leaves(params["transformer"]))
+    camera = sum(x.size for x in jax.tree.leaves(params["transformer"]["camera"]))
+    assert round((count - camera) / 1e6) == millions
+
+
+def test_size_after_the_preset_is_the_stage_2_resolution():
+  config = load("static", "wan1.3b,512")
+  assert (config.clip.height, config.clip.width) == (512, 512)
+
+
+def test_unknown_preset_names_the_known_ones():
+  with pytest.raises(ValueError, match="'small'.*tiny"):
+    base("small")
+  assert "tiny" in PRESETS

@@ -1,0 +1,60 @@
+"""Where the parameters of a new run come from."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from d4s_jax.models.system import System
+from d4s_jax.training import initialize, sharding, state
+from d4s_jax.training.checkpoint import CheckpointError
+from tests.support import random_params, small_config, write_run
+
+
+def create(config):
+  system = System.build(config.model.to_dict())
+  mesh = sharding.make_mesh()
+  with jax.set_mesh(mesh):
+    now = initialize.create_state(system, config, ("^ldrm/",), optax.sgd(1.0), mesh)
+  return state.averaged_params(now)
+
+
+@pytest.fixture(scope="module")
+def earlier(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("earlier")
+  config = small_config()
+  params = random_params(System.build(config.model.to_dict()), seed=3)
+  write_run(folder, config, params)
+  return folder, params
+
+
+def test_a_part_comes_from_an_earlier_run_and_the_rest_from_the_seed(earlier):
+  folder, params = earlier
+  config = small_config()
+  config.init.transformer = str(folder)
+  ours = create(config)
+  jax.tree.map(np.testing.assert_array_equal, ours["transformer"], params["transformer"])
+  config.init.transformer = ""
+  again = create(config)
+  jax.tree.map(np.testing.assert_array_equal, ours["ldrm"], again["ldrm"])
+  config.seed = 1
+  assert not np.array_equal(
+    *(jnp.ravel(jax.tree.leaves(x["ldrm"])[-1]) for x in (create(config), again))
+  )
+
+
+def test_another_shape_is_refused_with_the_difference(earlier):
+  folder, _ = earlier
+  config = small_config()
+  config.init.ldrm = str(folder)
+  config.model.ldrm.width = 64
+  with pytest.raises(CheckpointError, match=r"init.ldrm.*32.* there.*64.* here.*same preset"):
+    create(config)
+
+
+def test_no_weights_are_shipped_for_it():
+  config = small_config()
+  config.init.ldrm = "shipped"
+  with pytest.raises(ValueError, match="No weights are shipped for the ldrm.*config.init.ldrm"):
+    create(config)

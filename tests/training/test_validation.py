@@ -1,0 +1,68 @@
+"""Scores and baselines, by hand."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+
+from d4s_jax.data.source import SOURCES
+from d4s_jax.data.transforms import with_tokens
+from d4s_jax.models.system import System
+from d4s_jax.training import validation
+from d4s_jax.training.stages import stage
+from tests.support import random_params, small_config
+
+
+def test_psnr_by_hand():
+  image = jnp.full((1, 4, 5, 3), 0.5)
+  np.testing.assert_allclose(validation.psnr(image, image + 0.1), [20.0], rtol=1e-5)
+  np.testing.assert_allclose(validation.psnr(image, image), [100.0])
+
+
+def test_correlation_is_blind_to_scale_and_to_unknown_depth():
+  depth = jnp.asarray(np.random.default_rng(0).uniform(1, 5, (6, 7)), jnp.float32)
+  holes = depth.at[2].set(0.0)
+  np.testing.assert_allclose(validation.correlation(3 * depth + 1, holes), 1.0, atol=1e-5)
+  np.testing.assert_allclose(validation.correlation(-depth, depth), -1.0, atol=1e-5)
+  np.testing.assert_allclose(validation.correlation(jnp.ones_like(depth), depth), 0.0, atol=1e-5)
+
+
+def clips(system, count=2):
+  source = SOURCES["synthetic"](
+    split="heldout", kind="dynamic", frames=5, height=16, width=16, views=2
+  )
+  return source, validation.load_clips(source, system.backbone.tokenizer, 1, count)
+
+
+def test_heldout_clips_are_the_first_of_the_split():
+  system = System.build(small_config().model.to_dict())
+  source, loaded = clips(system)
+  for index, clip in enumerate(loaded):
+    expected = with_tokens(source.read(index), system.backbone.tokenizer)
+    np.testing.assert_array_equal(clip.source.images[0], expected.source.images)
+    np.testing.assert_array_equal(clip.text[0], expected.text)
+
+
+def test_baselines_repeat_the_nearest_frame():
+  _, (clip, _) = clips(System.build(small_config().model.to_dict()))
+  # Views that are source frames 3 and 1 themselves.
+  picked = np.array([3, 1])
+  target = dataclasses.replace(
+    clip.target,
+    cameras=clip.source.cameras[:, picked],
+    times=jnp.asarray(clip.source.times[:, picked] + 0.05),
+  )
+  clip = dataclasses.replace(clip, target=target)
+  for baseline in (validation._nearest_time, validation._nearest_camera):
+    np.testing.assert_array_equal(baseline(clip), clip.source.images[:, picked])
+
+
+def test_scores_of_a_run_and_what_motion_is_worth():
+  """A head that moves everything aside scores differently with its motion switched off."""
+  system = System.build(small_config().model.to_dict())
+  params = random_params(system)
+  _, loaded = clips(system)
+  scores = validation.make_validation(system, stage("joint"))(params, loaded)
+  assert {"psnr", "psnr_without_motion", "psnr_nearest_time", "depth_correlation"} <= scores.keys()
+  assert all(np.isfinite(value) for value in scores.values())
+  assert scores["psnr"] != scores["psnr_without_motion"]
