@@ -76,21 +76,29 @@ def write_run(folder: pathlib.Path, config: ConfigDict, params: Any, step: int =
   saved.close()
 
 
-def run_command(name: str, *arguments: str) -> None:
-  """Runs `python -m d4s_jax.NAME` in this process; its flags are gone afterwards.
-
-  Raises:
-    SystemExit: the command reported bad input.
-  """
-  known, module = set(flags.FLAGS), f"d4s_jax.{name}"
+@contextlib.contextmanager
+def isolated_flags(module: str) -> Iterator[None]:
+  """The flags that importing `module` defines are gone, and unparsed, afterwards."""
+  known = set(flags.FLAGS)
   try:
-    command = importlib.import_module(module)
-    command.main(flags.FLAGS([module, *arguments]))
+    yield
   finally:
     for flag in set(flags.FLAGS) - known:
       delattr(flags.FLAGS, flag)
     flags.FLAGS.unparse_flags()
     sys.modules.pop(module, None)
+
+
+def run_command(name: str, *arguments: str) -> None:
+  """Runs `python -m d4s_jax.NAME` in this process.
+
+  Raises:
+    SystemExit: the command reported bad input.
+  """
+  module = f"d4s_jax.{name}"
+  with isolated_flags(module):
+    command = importlib.import_module(module)
+    command.main(flags.FLAGS([module, *arguments]))
 
 
 @contextlib.contextmanager

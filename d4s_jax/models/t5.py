@@ -4,8 +4,6 @@ Relative positions enter as a bias on the attention logits, which are not scaled
 feed-forward network is a tanh GELU.
 """
 
-from typing import Any
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -19,16 +17,6 @@ from d4s_jax.layers.linear import dense
 from d4s_jax.layers.normalization import RMSNorm
 from d4s_jax.layers.partitioning import constrain, partitioned
 from d4s_jax.layers.transformer import scan_blocks
-
-_XXL = dict(dim=4096, depth=24, heads=64, head_dim=64, ffn_dim=10240)
-PRESETS: dict[str, dict[str, Any]] = {
-  # google/umt5-xxl, the text encoder of every Wan model.
-  "umt5-xxl": dict(vocabulary=256384, per_layer_bias=True, **_XXL),
-  # google/t5-v1_1-xxl, the text encoder of every CogVideoX model.
-  "t5-v1.1-xxl": dict(vocabulary=32128, per_layer_bias=False, **_XXL),
-  # For `ByteTokenizer`; ByT5 pads its 259 symbols to 384.
-  "tiny": dict(vocabulary=384, dim=128, depth=2, heads=4, head_dim=32, ffn_dim=256),
-}
 
 
 def relative_buckets(length: int, buckets: int, max_distance: int) -> Int[np.ndarray, "l l"]:

@@ -21,6 +21,9 @@ from d4s_jax.types import Clip
 _HEIGHT = 256
 # Held-out clips that become videos, and that are on the contact sheet.
 _VIDEOS, _SHOWN = 4, 2
+# Panels, from the left.
+_DECODED = ("input", "decoded")
+_REDRAWN = ("input", "rendering of the reconstructed scene", "true depth", "rendered depth")
 
 
 def write_report(
@@ -52,45 +55,41 @@ def write_samples(
   sheet, samples.png.
   """
   (folder / "samples").mkdir(parents=True, exist_ok=True)
-  panels = _decoded if "autoencoding" in stage.objectives else _redrawn
-  panels = jax.jit(functools.partial(panels, system))
-  # Panels of each clip without a batch axis.
+  autoencoding = "autoencoding" in stage.objectives
+  names, draw = (_DECODED, _decoded) if autoencoding else (_REDRAWN, _redrawn)
+  draw = jax.jit(functools.partial(draw, system))
+  # The panels of each clip, without a batch axis.
   shown = [
-    {name: np.asarray(images[index]) for name, images in batch.items()}
-    for batch in (panels(params, clip) for clip in clips)
-    for index in range(len(next(iter(batch.values()))))
+    [np.asarray(panel[index]) for panel in batch]
+    for batch in (draw(params, clip) for clip in clips)
+    for index in range(len(batch[0]))
   ][:_VIDEOS]
   shown = [
-    {name: colorize_depth(x) if x.ndim == 3 else np.clip(x, 0, 1) for name, x in clip.items()}
-    for clip in shown
+    [colorize_depth(panel) if panel.ndim == 3 else np.clip(panel, 0, 1) for panel in panels]
+    for panels in shown
   ]
-  for number, clip in enumerate(shown):
-    frames = _enlarge(np.concatenate(list(clip.values()), axis=2))
+  for number, panels in enumerate(shown):
+    frames = _enlarge(np.concatenate(panels, axis=2))
     write_video(folder / "samples" / f"heldout_{number}.mp4", frames, fps=8)
   rows = {
     f"held-out clip {number}: {name}": frames
-    for number, clip in enumerate(shown[:_SHOWN])
-    for name, frames in clip.items()
+    for number, panels in enumerate(shown[:_SHOWN])
+    for name, frames in zip(names, panels)
   }
   contact_sheet(folder / "samples.png", rows)
 
 
-def _decoded(system: System, params: Any, clip: Clip) -> dict[str, Array]:
+def _decoded(system: System, params: Any, clip: Clip) -> tuple[Array, ...]:
   latents = system.backbone.encode(params, clip.source.images)
-  return {"input": clip.source.images, "decoded": system.backbone.decode(params, latents)}
+  return clip.source.images, system.backbone.decode(params, latents)
 
 
-def _redrawn(system: System, params: Any, clip: Clip) -> dict[str, Array]:
+def _redrawn(system: System, params: Any, clip: Clip) -> tuple[Array, ...]:
   """The source path, drawn from the reconstructed scene at its own times."""
   latents = system.backbone.encode(params, clip.source.images)
   dynamic = system.reconstruct(params, latents, clip.source.cameras, clip.source.times)
   rendering = validation.draw(dynamic, clip.source.cameras)
-  return {
-    "input": clip.source.images,
-    "rendering of the reconstructed scene": rendering.image,
-    "true depth": clip.source.depth,
-    "rendered depth": rendering.depth,
-  }
+  return clip.source.images, rendering.image, clip.source.depth, rendering.depth
 
 
 def _enlarge(frames: Float[np.ndarray, "f h w 3"]) -> Float[np.ndarray, "F H W 3"]:

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from d4s_jax.models.t5 import PRESETS, T5Encoder, relative_buckets
+from d4s_jax.config import PRESETS
+from d4s_jax.models.t5 import T5Encoder, relative_buckets
 
 SMALL = dict(vocabulary=50, dim=24, depth=2, heads=3, head_dim=8, ffn_dim=40)
 NAMES = {
@@ -115,9 +116,12 @@ def test_hidden_tokens_do_not_show(key):
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize("preset", ["umt5-xxl", "t5-v1.1-xxl"])
-def test_full_sizes_have_the_published_parameter_count(preset):
-  config = PRESETS[preset]
+@pytest.mark.parametrize(("per_layer_bias", "vocabulary"), [(True, 256384), (False, 32128)])
+def test_full_sizes_have_the_published_parameter_count(per_layer_bias, vocabulary):
+  """umT5-XXL, which every Wan model reads its prompts with, and T5-v1.1-XXL."""
+  config = PRESETS["wan1.3b"]["backbone"]["text_encoder"]
+  assert config["vocabulary"] == 256384
+  config = config | {"per_layer_bias": per_layer_bias, "vocabulary": vocabulary}
   tokens = jnp.zeros((1, 8), jnp.int32)
   shapes = jax.eval_shape(T5Encoder(**config).init, jax.random.key(0), tokens, tokens > 0)
   ours = sum(x.size for x in jax.tree.leaves(shapes))

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from d4s_jax.models.wan.autoencoder import LATENTS_MEAN, LATENTS_STD, PRESETS, WanAutoencoder
+from d4s_jax.config import PRESETS
+from d4s_jax.models.wan.autoencoder import WanAutoencoder
 
 WAN21 = dict(
   base_dim=4,
@@ -195,9 +196,9 @@ def test_wrong_number_of_statistics_is_refused(key):
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", ["tiny", "wan1.3b", "paper"])
 def test_presets_have_the_parameter_count_of_diffusers(preset):
-  config = PRESETS[preset]
+  config = PRESETS[preset]["backbone"]["autoencoder"]
   ours = WanAutoencoder(**config)
   assert ours.strides == (4, 8, 8)
   shapes = jax.eval_shape(ours.init, jax.random.key(0), jnp.zeros((1, 5, 16, 16, 3)))
@@ -208,5 +209,6 @@ def test_presets_have_the_parameter_count_of_diffusers(preset):
 @pytest.mark.parity
 def test_statistics_are_the_published_ones():
   config = _torch_model({}, "meta").config
-  assert list(LATENTS_MEAN) == config["latents_mean"]
-  assert list(LATENTS_STD) == config["latents_std"]
+  ours = PRESETS["wan1.3b"]["backbone"]["autoencoder"]
+  assert list(ours["latents_mean"]) == config["latents_mean"]
+  assert list(ours["latents_std"]) == config["latents_std"]

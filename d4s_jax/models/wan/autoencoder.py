@@ -5,7 +5,6 @@ clip of one frame; every later frame sees only the past.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -19,28 +18,8 @@ from d4s_jax.layers.convolution import CausalConv3d, FrameConv, convolve_taps, p
 from d4s_jax.layers.linear import dense
 from d4s_jax.layers.normalization import ChannelNorm
 
-# Mean and standard deviation of each latent channel of the published Wan 2.1 weights.
-LATENTS_MEAN = (
-  *(-0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508),
-  *(0.4134, -0.0715, 0.5517, -0.3632, -0.1922, -0.9497, 0.2503, -0.2921),
-)
-LATENTS_STD = (
-  *(2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743),
-  *(3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.9160),
-)
-
 # The order of a patch's pixels among the channels is that of Wan 2.2.
 _PATCHES = "b f h w (c pw ph)"
-
-PRESETS: dict[str, dict[str, Any]] = {
-  # The autoencoder of every Wan 2.1 model.
-  "wan2.1": dict(latents_mean=LATENTS_MEAN, latents_std=LATENTS_STD),
-  # Diff4Splat states 32 channels at strides 4 x 8 x 8; no published weights have that shape.
-  "paper": dict(z_dim=32),
-  "tiny": dict(
-    patch=2, base_dim=24, dim_mult=(1, 2, 4), temporal_downsample=(True, True), num_res_blocks=1
-  ),
-}
 
 
 class WanAutoencoder(nn.Module):

@@ -1,7 +1,5 @@
 """The video transformer of Wan: latents at a noise level, text and cameras to a velocity."""
 
-from typing import Any
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -20,17 +18,6 @@ from d4s_jax.models.camera_adapter import CameraAdapter
 
 # The timestep that noise level 1 was published as.
 TIMESTEPS = 1000.0
-
-PRESETS: dict[str, dict[str, Any]] = {
-  "wan1.3b": dict(dim=1536, ffn_dim=8960, heads=12, depth=30),
-  "wan14b": dict(dim=5120, ffn_dim=13824, heads=40, depth=40),
-  # Wan2.2-TI2V-5B: 48 latent channels, strides 4 x 16 x 16.
-  "wan5b": dict(dim=3072, ffn_dim=14336, heads=24, depth=30, out_channels=48, strides=(4, 16, 16)),
-  # Diff4Splat states 32 blocks of width 4096 and 32 latent channels; the heads (of 128, as in Wan)
-  # and the feed-forward width (4 x) are ours.
-  "paper": dict(dim=4096, ffn_dim=16384, heads=32, depth=32, out_channels=32),
-  "tiny": dict(dim=192, ffn_dim=768, heads=4, depth=4),
-}
 
 
 class WanTransformer(nn.Module):

@@ -1,0 +1,77 @@
+"""What the documents say can be done: every command parses, every file they link to is there."""
+
+import importlib
+import pathlib
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+from absl import flags
+
+from tests.support import isolated_flags
+
+ROOT = pathlib.Path(__file__).parents[1]
+DOCUMENTS = sorted(
+  path for path in ROOT.rglob("*.md") if not {"runs", ".venv"} & set(path.relative_to(ROOT).parts)
+)
+NAMES = [str(path.relative_to(ROOT)) for path in DOCUMENTS]
+
+
+def commands(text: str) -> list[list[str]]:
+  """The words of every `python -m d4s_jax.NAME ...` and `python tests/...` of a text."""
+  joined = text.replace("\\\n", " ")
+  lines = re.findall(r"python (?:-m d4s_jax\.|tests/)[^`\n&]+", joined)
+  return [shlex.split(line, comments=True) for line in lines]
+
+
+ALL = [
+  (name, words) for name, path in zip(NAMES, DOCUMENTS) for words in commands(path.read_text())
+]
+
+
+def test_the_documents_have_commands():
+  assert {"README.md", "configs/README.md", "tests/README.md"} <= set(NAMES)
+  assert len(ALL) > 10
+
+
+@pytest.mark.parametrize(("name", "words"), ALL, ids=[" ".join(words[2:]) for _, words in ALL])
+def test_command_parses(name, words):
+  if words[1] != "-m":
+    assert (ROOT / words[1]).is_file(), f"{name} names {words[1]}, which is not there"
+    return
+  module = words[2]
+  with isolated_flags(module):
+    importlib.import_module(module)
+    rest = flags.FLAGS([module, *words[3:]])
+    assert rest == [module], f"{name}: {module} takes no {rest[1:]}"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=NAMES)
+def test_links_lead_somewhere(document):
+  for target in re.findall(r"\]\(([^)#]+)[^)]*\)", document.read_text()):
+    if not target.startswith("http"):
+      assert (document.parent / target).exists(), f"{document} links to {target}"
+
+
+@pytest.mark.slow
+def test_the_first_commands_as_written(tmp_path):
+  """Install, train, generate and draw in a fresh environment, as the README says. 20 minutes."""
+  clone, environment = tmp_path / "clone", tmp_path / "venv"
+  subprocess.run(["git", "clone", "--quiet", ROOT, clone], check=True)
+  subprocess.run([sys.executable, "-m", "venv", environment], check=True)
+  text = (ROOT / "README.md").read_text()
+  blocks = "\n".join(re.findall(r"```\n(.*?)```", text, re.S))
+  lines = [line for line in blocks.replace("\\\n", " ").splitlines() if "pytest" not in line]
+  lines = [line for line in lines if line.startswith("python ")]
+  assert len(lines) >= 3
+  from d4s_jax.data.synthetic import SyntheticScenes
+  from d4s_jax.formats.images import write_image
+
+  write_image(clone / "photo.jpg", SyntheticScenes(height=300, width=400).read(0).source.images[0])
+  for line in lines:
+    script = f'PATH="{environment}/bin:$PATH"; cd "{clone}" && {line}'
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, f"{line}\n{done.stderr[-3000:]}"
+  assert (clone / "scenes" / "cat" / "preview.png").stat().st_size > 10_000
