@@ -26,6 +26,15 @@ def commands(text: str) -> list[list[str]]:
   return [shlex.split(line, comments=True) for line in lines]
 
 
+def parse(module: str, arguments: list[str], monkeypatch):
+  """Raises unless a command takes these arguments."""
+  monkeypatch.chdir(ROOT)
+  monkeypatch.setattr(sys, "argv", [module, *arguments])  # where config overrides are looked for
+  with isolated_flags(module):
+    importlib.import_module(module)
+    assert flags.FLAGS(sys.argv) == [module]
+
+
 ALL = [
   (name, words) for name, path in zip(NAMES, DOCUMENTS) for words in commands(path.read_text())
 ]
@@ -37,15 +46,19 @@ def test_the_documents_have_commands():
 
 
 @pytest.mark.parametrize(("name", "words"), ALL, ids=[" ".join(words[2:]) for _, words in ALL])
-def test_command_parses(name, words):
-  if words[1] != "-m":
+def test_command_parses(name, words, monkeypatch):
+  if words[1] == "-m":
+    parse(words[2], words[3:], monkeypatch)
+  else:
     assert (ROOT / words[1]).is_file(), f"{name} names {words[1]}, which is not there"
-    return
-  module = words[2]
-  with isolated_flags(module):
-    importlib.import_module(module)
-    rest = flags.FLAGS([module, *words[3:]])
-    assert rest == [module], f"{name}: {module} takes no {rest[1:]}"
+
+
+OVERRIDES = re.findall(r"`(--config\.[^`]+)`", (ROOT / "configs" / "README.md").read_text())
+
+
+@pytest.mark.parametrize("options", [text for text in OVERRIDES if "KEY" not in text])
+def test_override_parses(options, monkeypatch):
+  parse("d4s_jax.train", ["--config=configs/joint.py", *shlex.split(options)], monkeypatch)
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=NAMES)
