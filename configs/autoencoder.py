@@ -14,7 +14,5 @@ def get_config(preset: str = "tiny"):
   # Five frames have both kinds, the first and those after it, at half the time of nine.
   config.clip.frames = 5
   config.clip.targets = 1
-  # Latents that keep colour and place are worth more to the LDRM than sharp texture.
-  config.loss.weights.photometric = 10.0
   config.optimizer.peak = 2e-3
   return config

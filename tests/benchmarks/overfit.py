@@ -3,7 +3,7 @@
 Shows that latents, rays, Gaussians, deformation, renderer and losses can together represent a
 moving scene. Of 48 views at random times, half of them off the camera's path, two in three are
 trained on ("seen", with the nine source frames), the rest only scored ("unseen"). The losses are
-those of the joint stage, with ten times the weight on squared colour error, which PSNR measures.
+those of the joint stage, with the Huber form of the motion loss.
 
   python tests/benchmarks/overfit.py --output=runs/overfit
 """
@@ -62,7 +62,6 @@ def main() -> None:
 
   config = base("tiny")
   config.model.ldrm.update({"gaussians": options.gaussians, "pixels_per_cell": 1})
-  config.loss.weights.photometric = 10.0
   system = System.build(config.model.to_dict())
   source = SOURCES["synthetic"](split="heldout", kind="dynamic", views=VIEWS)
   clip = with_tokens(source.read(options.clip), system.backbone.tokenizer)
