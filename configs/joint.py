@@ -11,4 +11,7 @@ from d4s_jax.config import base
 def get_config(preset: str = "tiny"):
   config = base(preset)
   config.stage = "joint"
+  if preset == "tiny":
+    # Its text encoder starts at random; the others are published and stay as they are.
+    config.trainable = ("^transformer/", "^text_encoder/", "^ldrm/")
   return config

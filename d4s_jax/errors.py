@@ -3,9 +3,17 @@
 import contextlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import NoReturn
+
+from absl import app, flags
 
 TRACEBACK = "D4S_JAX_TRACEBACK"
+
+
+def run(main: Callable[[list[str]], None]) -> None:
+  """Parses the flags and runs a command; options that can't be used end it with one line too."""
+  app.run(main, flags_parser=_parse)
 
 
 @contextlib.contextmanager
@@ -20,5 +28,26 @@ def one_line() -> Iterator[None]:
   except (ValueError, OSError) as error:
     if os.environ.get(TRACEBACK):
       raise
-    print(f"error: {error}", file=sys.stderr)
-    sys.exit(1)
+    _end(str(error))
+
+
+def _parse(arguments: list[str]) -> list[str]:
+  try:
+    return flags.FLAGS(arguments)
+  # A config file is executed here, and keys that it lacks are AttributeErrors.
+  except Exception as error:
+    if os.environ.get(TRACEBACK):
+      raise
+    text = str(error)
+    if isinstance(error, AttributeError | KeyError):
+      text = "Unknown configuration key " + text.strip("'\"").replace("\\'", "'").replace(
+        "\\n", " "
+      )
+    elif "Traceback" in text:  # of the config file; its last line says what is wrong
+      text = text.strip().splitlines()[-1]
+    _end(f"{text} (--help shows the options)")
+
+
+def _end(text: str) -> NoReturn:
+  print("error:", " ".join(text.split()), file=sys.stderr)
+  sys.exit(1)

@@ -28,12 +28,12 @@ def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f"Unexpected arguments {argv[1:]}; options start with --.")
   logging.set_verbosity(logging.WARNING)
-  config = _CONFIG.value
-  folder = _WORKDIR.value or f"runs/{config.stage}-{config.preset}"
   with errors.one_line():
+    config = _CONFIG.value
+    folder = _WORKDIR.value or f"runs/{config.stage}-{config.preset}"
     loop.run(config, pathlib.Path(folder))
 
 
 if __name__ == "__main__":
   flags.mark_flag_as_required("config")
-  app.run(main)
+  errors.run(main)

@@ -81,6 +81,7 @@ GENERATE = {
   "distance": ("--distance=-1", "distance=-1.0; expected a positive number"),
   "field of view": ("--fov=nan", "Field of view nan"),
   "output is a file": ("--output={}/file", "file exists and is not a scene"),
+  "output below a file": ("--output={}/file/scene", "file is a file"),
   "output holds other things": ("--output={}/papers", "papers exists and is not a scene"),
   "no run": ("--checkpoint={}/none", "none holds no trained model .*Train one first"),
   "prompt": ("--prompt=caf\udce9", "is not text"),

@@ -12,6 +12,13 @@ def sibling(path: pathlib.Path) -> pathlib.Path:
   return path.with_name(f".{path.name}.{secrets.token_hex(4)}{path.suffix}")
 
 
+def check_place(path: pathlib.Path) -> None:
+  """Raises NotADirectoryError if `path` lies below a file, where nothing can be written."""
+  above = next(parent for parent in path.absolute().parents if parent.exists())
+  if not above.is_dir():
+    raise NotADirectoryError(f"{above} is a file, so {path} can't be written; name another place.")
+
+
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
   """Yields a temporary path to write, which takes the place of `path` when the block succeeds.

@@ -71,8 +71,10 @@ def check_output(folder: str | os.PathLike) -> None:
 
   Raises:
     FileExistsError: it is a file, or a folder with contents that are no scene.
+    NotADirectoryError: it lies below a file.
   """
   folder = pathlib.Path(folder)
+  atomic.check_place(folder)
   if folder.is_dir():
     fine = (folder / DESCRIPTION).is_file() or not any(folder.iterdir())
   else:

@@ -6,7 +6,7 @@ written as a multiplication and a sum, because accelerators multiply matrices in
 by default, and a pixel position does not survive eight bits of mantissa.
 """
 
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,11 @@ from jaxtyping import Array
 
 # NumPy in, NumPy out; JAX in, JAX out.
 AnyArray = TypeVar("AnyArray", Array, np.ndarray)
+# The same where the pytrees of `types` decide: their fields are typed as JAX's and hold either.
+if TYPE_CHECKING:
+  EitherArray: TypeAlias = Any
+else:
+  EitherArray = Array | np.ndarray
 
 
 def namespace(*arrays: Any) -> Any:

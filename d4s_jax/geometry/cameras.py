@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from d4s_jax.geometry import AnyArray, namespace, poses, rotations
+from d4s_jax.geometry import EitherArray, namespace, poses, rotations
 from d4s_jax.types import Cameras
 
 # Depths nearer to the camera plane than this do not divide; renderers cull far before it.
 _NEAREST = 1e-6
 
 
-def pixel_grid(height: int, width: int, xp: Any = np) -> Float[AnyArray, "h w 2"]:
+def pixel_grid(height: int, width: int, xp: Any = np) -> Float[EitherArray, "h w 2"]:
   """Image-plane positions (x, y) of all pixel centres, as float32 arrays of the namespace `xp`."""
   x = xp.arange(width, dtype=xp.float32) + 0.5
   y = xp.arange(height, dtype=xp.float32) + 0.5
@@ -29,8 +29,8 @@ def pixel_grid(height: int, width: int, xp: Any = np) -> Float[AnyArray, "h w 2"
 
 
 def focal_and_center(
-  intrinsics: Float[AnyArray, "*b 3 3"],
-) -> tuple[Float[AnyArray, "*b 2"], Float[AnyArray, "*b 2"]]:
+  intrinsics: Float[EitherArray, "*b 3 3"],
+) -> tuple[Float[EitherArray, "*b 2"], Float[EitherArray, "*b 2"]]:
   """Focal lengths (fx, fy) and principal point (cx, cy), pixels."""
   xp = namespace(intrinsics)
   focal = xp.stack([intrinsics[..., 0, 0], intrinsics[..., 1, 1]], axis=-1)
@@ -39,7 +39,7 @@ def focal_and_center(
 
 def rays(
   cameras: Cameras,
-) -> tuple[Float[AnyArray, "*b h w 3"], Float[AnyArray, "*b h w 3"]]:
+) -> tuple[Float[EitherArray, "*b h w 3"], Float[EitherArray, "*b h w 3"]]:
   """Origins and unit directions, in world axes, of the rays through all pixel centres."""
   xp = namespace(cameras.world_from_camera, cameras.intrinsics)
   slopes = _slopes(cameras)
@@ -50,8 +50,8 @@ def rays(
 
 
 def project(
-  points: Float[AnyArray, "*b n 3"], cameras: Cameras
-) -> tuple[Float[AnyArray, "*b n 2"], Float[AnyArray, "*b n"]]:
+  points: Float[EitherArray, "*b n 3"], cameras: Cameras
+) -> tuple[Float[EitherArray, "*b n 2"], Float[EitherArray, "*b n"]]:
   """Image-plane positions (pixels) and z-depths (metres) of world points.
 
   Points are seen where the depth is positive; behind the camera the pixel means nothing, but it and
@@ -69,7 +69,9 @@ def project(
   return pixels, depth
 
 
-def unproject(depth: Float[AnyArray, "*b h w"], cameras: Cameras) -> Float[AnyArray, "*b h w 3"]:
+def unproject(
+  depth: Float[EitherArray, "*b h w"], cameras: Cameras
+) -> Float[EitherArray, "*b h w 3"]:
   """World points of all pixel centres at a z-depth in metres."""
   local = _slopes(cameras) * depth[..., None]
   rotation = _over_pixels(cameras.world_from_camera[..., :3, :3], 2)
@@ -112,7 +114,9 @@ def intrinsics_from_fov(fov_x_degrees: float, height: int, width: int) -> Float[
   return np.array([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1]], dtype=np.float32)
 
 
-def fov_from_intrinsics(intrinsics: Float[AnyArray, "*b 3 3"], width: int) -> Float[AnyArray, "*b"]:
+def fov_from_intrinsics(
+  intrinsics: Float[EitherArray, "*b 3 3"], width: int
+) -> Float[EitherArray, "*b"]:
   """Horizontal field of view in degrees of cameras whose axis is centred."""
   xp = namespace(intrinsics)
   return xp.asarray(xp.rad2deg(2 * xp.arctan(0.5 * width / intrinsics[..., 0, 0])))

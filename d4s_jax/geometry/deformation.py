@@ -10,14 +10,14 @@ import jax.numpy as jnp
 from einops import repeat
 from jaxtyping import Float
 
-from d4s_jax.geometry import AnyArray, namespace, rotations
+from d4s_jax.geometry import EitherArray, namespace, rotations
 from d4s_jax.types import LOG_SCALE_RANGE, DynamicGaussians, Gaussians
 
 # dmu (3), dq (4), ds (3).
 CHANNELS = 10
 
 
-def identity(*shape: int, xp: Any = jnp) -> Float[AnyArray, "*shape 10"]:
+def identity(*shape: int, xp: Any = jnp) -> Float[EitherArray, "*shape 10"]:
   """The deformation that changes nothing, repeated to `shape`, in the namespace `xp`."""
   still = xp.asarray([0, 0, 0, 1, 0, 0, 0, 0, 0, 0], dtype=xp.float32)
   return xp.broadcast_to(still, (*shape, CHANNELS))
@@ -28,7 +28,7 @@ def deform(dynamic: DynamicGaussians) -> Gaussians:
   return _apply(dynamic, dynamic.deformation)
 
 
-def at(dynamic: DynamicGaussians, times: Float[AnyArray, "*b q"]) -> Gaussians:
+def at(dynamic: DynamicGaussians, times: Float[EitherArray, "*b q"]) -> Gaussians:
   """The Gaussians at any times, [*b q n].
 
   Between two stored times dmu and ds run on straight lines and dq on the shorter arc; before the
@@ -65,7 +65,7 @@ def _blend(start, end, fraction):
   return xp.concatenate([line[..., :3], arc, line[..., 7:]], axis=-1)
 
 
-def _apply(dynamic: DynamicGaussians, deformation: Float[AnyArray, "*b t n 10"]) -> Gaussians:
+def _apply(dynamic: DynamicGaussians, deformation: Float[EitherArray, "*b t n 10"]) -> Gaussians:
   xp = namespace(deformation, dynamic.raw_scales, dynamic.footprints)
   times = deformation.shape[-3]
   log_scales = repeat(dynamic.raw_scales, "... n c -> ... t n c", t=times) + deformation[..., 7:]

@@ -9,7 +9,7 @@ camera encoding (Diff4Splat, supplement, table 3).
 import einops
 from jaxtyping import Float
 
-from d4s_jax.geometry import AnyArray, namespace
+from d4s_jax.geometry import EitherArray, namespace
 from d4s_jax.geometry import cameras as pinhole
 from d4s_jax.types import Cameras
 
@@ -17,7 +17,7 @@ from d4s_jax.types import Cameras
 CHANNELS = {"plucker": 6, "flat": 12}
 
 
-def camera_map(cameras: Cameras, encoding: str = "plucker") -> Float[AnyArray, "*b h w c"]:
+def camera_map(cameras: Cameras, encoding: str = "plucker") -> Float[EitherArray, "*b h w c"]:
   """The camera map of each camera, with CHANNELS[encoding] channels.
 
   Raises:
@@ -30,14 +30,14 @@ def camera_map(cameras: Cameras, encoding: str = "plucker") -> Float[AnyArray, "
   raise ValueError(f"Unknown camera encoding {encoding!r}; expected one of {sorted(CHANNELS)}.")
 
 
-def plucker(cameras: Cameras) -> Float[AnyArray, "*b h w 6"]:
+def plucker(cameras: Cameras) -> Float[EitherArray, "*b h w 6"]:
   """Ray moment and unit direction of all pixel centres, (o x d, d)."""
   origins, directions = pinhole.rays(cameras)
   xp = namespace(origins, directions)
   return xp.concatenate([xp.cross(origins, directions), directions], axis=-1)
 
 
-def flat(cameras: Cameras) -> Float[AnyArray, "*b h w 12"]:
+def flat(cameras: Cameras) -> Float[EitherArray, "*b h w 12"]:
   """The rows of the 3x4 matrix [R | t] of `world_from_camera`, the same at every pixel."""
   return einops.repeat(
     cameras.world_from_camera[..., :3, :],

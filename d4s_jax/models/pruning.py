@@ -21,8 +21,9 @@ def select(
     opacities: of all Gaussians of the map.
     count: the budget M.
     key: None keeps the most opaque ones. With a key, as in training, only a share of
-      1 - random_share are the most opaque; the rest is drawn evenly from the others, so that a
-      Gaussian once transparent still gets gradients.
+      1 - random_share are the most opaque; the rest is drawn evenly from the others, so that
+      Gaussians that are not among the most opaque still get gradients. (Below OPACITY_THRESHOLD
+      none does.)
     random_share: the share that is drawn.
 
   Raises:

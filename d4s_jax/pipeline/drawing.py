@@ -7,6 +7,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float
 
+from d4s_jax.formats import atomic
 from d4s_jax.geometry.deformation import at
 from d4s_jax.pipeline import progress
 from d4s_jax.render import render
@@ -29,9 +30,7 @@ def check_video(path: pathlib.Path, fps: float) -> None:
     raise ValueError(f"The video is to be {path}; expected a name that ends in .mp4.")
   if path.is_dir():
     raise IsADirectoryError(f"{path} is a folder; expected the name of a video.")
-  above = next(parent for parent in path.absolute().parents if parent.exists())
-  if not above.is_dir():
-    raise NotADirectoryError(f"{above} is a file, so {path} can't be written; name another place.")
+  atomic.check_place(path)
   if not 0 < fps < 1000:
     raise ValueError(f"A video of {fps} frames per second; expected more than 0, below 1000.")
 

@@ -1,11 +1,13 @@
 """Rendering of Gaussians: `render` is the one entry, backends are rows of a table."""
 
+import functools
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from d4s_jax.layers import partitioning
 from d4s_jax.render import reference, tiled
 from d4s_jax.types import Cameras, Gaussians, Rendering
 
@@ -55,7 +57,8 @@ def render(
   flat_gaussians = _flatten(gaussians, gaussians.means.ndim - 2, leading)
   flat_cameras = _flatten(cameras, cameras.intrinsics.ndim - 2, leading)
   rasterize = BACKENDS[_AUTO if backend == "auto" else backend]
-  layers, overflow = rasterize(flat_gaussians, flat_cameras, capacity=capacity)
+  rasterize = functools.partial(rasterize, capacity=capacity)
+  layers, overflow = partitioning.per_device(rasterize, flat_gaussians, flat_cameras)
 
   layers = layers.reshape(*leading, *layers.shape[1:])
   colour, depth, alpha = layers[..., :3], layers[..., 3], layers[..., 4]

@@ -61,9 +61,9 @@ class TileLists:
     overflow: intersections of each view that found no room.
   """
 
-  splats: Int[Array, "v*capacity"]
-  starts: Int[Array, "v*tiles"]
-  counts: Int[Array, "v*tiles"]
+  splats: Int[Array, "entries"]
+  starts: Int[Array, "lists"]
+  counts: Int[Array, "lists"]
   overflow: Int[Array, "v"]
 
 

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
 from d4s_jax.render.binning import Grid, TileLists
 from d4s_jax.render.projection import MAX_ALPHA, MIN_ALPHA, MIN_TRANSMITTANCE
@@ -90,7 +90,7 @@ def _blocks(grid: Grid, lists: TileLists):
   return order, _Block(starts=starts, counts=counts, corners=corners)
 
 
-def _gather(order: Int[Array, "i j"], array: Float[Array, "tiles *x"]) -> Float[Array, "i j *x"]:
+def _gather(order: Int[Array, "i j"], array: Shaped[Array, "tiles *x"]) -> Shaped[Array, "i j *x"]:
   """Tiles to blocks, zeros in the padding."""
   return array.at[order].get(mode="fill", fill_value=0)
 

@@ -24,7 +24,7 @@ import orbax.checkpoint as ocp
 from d4s_jax.training.state import TrainState, averaged_params, flatten
 
 # A run may be continued with other values of these.
-RESUMABLE = ("steps", "log", "checkpoint", "heldout", "data.workers")
+RESUMABLE = ("steps", "checkpoint", "heldout", "data.workers")
 
 
 class CheckpointError(ValueError):
@@ -119,7 +119,7 @@ class Checkpoints:
       )
 
   def restore(self, like: TrainState) -> TrainState:
-    """Reads the newest step into the shapes and shardings of `like`."""
+    """Reads the newest step into the shapes and shardings of `like`, which may be abstract."""
     step = self.latest
     assert step is not None
     restored = _restore(
@@ -162,12 +162,15 @@ class Checkpoints:
 def write_config(folder: pathlib.Path, config: Mapping) -> None:
   """Records the configuration of a new run, or checks it against the one that is being resumed.
 
+  A folder without a checkpoint has nothing to resume: a new run may start there.
+
   Raises:
     CheckpointError: the folder holds a run with another configuration; lists the differences.
   """
   path = folder / "config.json"
   text = json.dumps(config, indent=2, sort_keys=True)
-  if path.exists():
+  # Orbax names complete steps by their number, incomplete ones otherwise.
+  if any(entry.name.isdigit() for entry in folder.glob("checkpoints/*")):
     saved, current = _leaves(read_config(folder)), _leaves(json.loads(text))
     differences = [
       f"{key}: saved {saved.get(key)!r}, now {current.get(key)!r}"

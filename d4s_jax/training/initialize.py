@@ -12,22 +12,40 @@ from d4s_jax.models.system import System
 from d4s_jax.training import checkpoint, sharding, state
 
 
+def abstract_state(
+  system: System,
+  patterns: tuple[str, ...],
+  optimizer: optax.GradientTransformation,
+  mesh: jax.sharding.Mesh,
+) -> state.TrainState:
+  """Shapes, types and shardings of the state of a run, for instance to restore it to.
+
+  Args:
+    system: the models.
+    patterns: paths to train.
+    optimizer: over the trained paths.
+    mesh: the devices.
+  """
+  shapes = jax.eval_shape(
+    lambda params: state.create(params, patterns, optimizer), system.abstract()
+  )
+  layout = sharding.state_shardings(mesh, system.boxed(), shapes)
+  return jax.tree.map(
+    lambda x, cut: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=cut), shapes, layout
+  )
+
+
 def create_state(
   system: System,
   config: Config,
   patterns: tuple[str, ...],
   optimizer: optax.GradientTransformation,
-  mesh: jax.sharding.Mesh,
+  like: state.TrainState,
 ) -> state.TrainState:
-  """The state at step 0, laid out over the mesh.
+  """The state at step 0, laid out as `like`, an `abstract_state`.
 
-  Args:
-    system: the models.
-    config: its `seed`, `preset` and `init` count; `init` holds for each part of the parameters ""
-      (random), "shipped" (weights that come with the package) or the folder of a run.
-    patterns: paths to train.
-    optimizer: over the trained paths.
-    mesh: the devices.
+  The `seed`, `preset` and `init` of `config` count; `init` holds for each part of the parameters ""
+  (random), "shipped" (weights that come with the package) or the folder of a run.
   """
 
   def initial(parts):
@@ -35,11 +53,10 @@ def create_state(
     params = system.init(jax.random.key(config.seed, impl="unsafe_rbg"))
     return state.create(params | parts, patterns, optimizer)
 
-  parts = _read_parts(system, config)
-  layout = sharding.state_shardings(mesh, system.boxed(), jax.eval_shape(initial, parts))
   # This program runs once: on a CPU, optimising it takes longer than running it.
   options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
-  return jax.jit(initial, out_shardings=layout, compiler_options=options)(parts)
+  compiled = jax.jit(initial, out_shardings=sharding.of(like), compiler_options=options)
+  return compiled(_read_parts(system, config))
 
 
 def _read_parts(system: System, config: Config) -> dict[str, Any]:

@@ -57,11 +57,11 @@ def _number(value: float) -> str:
 
 
 def read_metrics(path: pathlib.Path) -> list[dict[str, float]]:
-  """The rows of a metrics file; a last row that a kill cut short is left out."""
+  """The rows of a metrics file; a last line that a kill or a full disk cut short is left out."""
   if not path.exists():
     return []
-  with path.open(newline="") as file:
-    rows = list(csv.reader(file))
+  whole, _, _ = path.read_text().rpartition("\n")
+  rows = list(csv.reader(whole.splitlines()))
   if not rows:
     return []
   columns = rows[0]

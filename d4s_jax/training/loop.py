@@ -40,11 +40,13 @@ def run(config: Config, folder: pathlib.Path) -> None:
     # The state: new, or where the folder's newest checkpoint left off.
     patterns = tuple(config.trainable) or chosen.trainable
     optimizer = make_optimizer(steps=config.steps, **config.optimizer.to_dict())
-    now = initialize.create_state(system, config, patterns, optimizer, mesh)
-    check_groups(sorted(now.trainable), config.optimizer.groups)
+    like = initialize.abstract_state(system, patterns, optimizer, mesh)
+    check_groups(sorted(like.trainable | like.frozen), config.optimizer.groups)
     saved = checkpoint.Checkpoints(folder, config.checkpoint.keep)
-    if saved.latest is not None:
-      now = saved.restore(now)
+    if saved.latest is None:
+      now = initialize.create_state(system, config, patterns, optimizer, like)
+    else:
+      now = saved.restore(like)
     start = int(now.step)
 
     # What is compiled.

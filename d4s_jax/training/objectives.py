@@ -171,7 +171,9 @@ def reconstruction(
   """Renders the target views and compares colour, depth and, unless static, motion."""
   target = clip.target
   frame_key, prune_key = jax.random.split(key)
-  points, frames, asked = _motion_queries(clip, frame_key, settings.motion_times)
+  points, frames, asked = _motion_queries(
+    clip, frame_key, settings.motion_times, first_only=system.ldrm.canonical == "first"
+  )
   times = jnp.concatenate([target.times, clip.source.times[:, frames]], axis=1)
   views = target.times.shape[1]
 
@@ -215,8 +217,14 @@ def reconstruction(
   return terms, numbers
 
 
-def _motion_queries(clip: Clip, key: PRNGKeyArray, count: int):
+def _motion_queries(clip: Clip, key: PRNGKeyArray, count: int, *, first_only: bool = False):
   """Where and when the motion loss looks.
+
+  Args:
+    clip: a batch.
+    key: of the choices.
+    count: how many source frames.
+    first_only: Gaussians are those of the first frame, so tracks start there.
 
   Returns:
     The tracks' points, each at a source frame in which it is visible; `count` source frames, the
@@ -225,10 +233,11 @@ def _motion_queries(clip: Clip, key: PRNGKeyArray, count: int):
   tracks = clip.tracks
   start_key, frame_key = jax.random.split(key)
   # The visible frame with the highest random score; a point never visible is not valid.
-  score = jnp.where(tracks.visible, jax.random.uniform(start_key, tracks.visible.shape), -1.0)
+  length = clip.source.times.shape[1]
+  seen_at = tracks.visible & (jnp.arange(length) == 0) if first_only else tracks.visible
+  score = jnp.where(seen_at, jax.random.uniform(start_key, seen_at.shape), -1.0)
   start = jnp.argmax(score, axis=-1)
   seen = jnp.max(score, axis=-1) >= 0
-  length = clip.source.times.shape[1]
   frames = jax.random.choice(frame_key, length, (min(count, length),), replace=False)
 
   origin = jnp.take_along_axis(tracks.points, start[..., None, None], axis=2)[:, :, 0]

@@ -64,6 +64,6 @@ def make_optimizer(
 
 
 def check_groups(paths: list[str], groups: Sequence[tuple[str, float]]) -> None:
-  """Raises ValueError if a group's pattern matches none of the trained paths."""
+  """Raises ValueError if a group's pattern matches none of the parameters, trained or frozen."""
   if groups:
     split_by_path(paths, tuple(pattern for pattern, _ in groups))

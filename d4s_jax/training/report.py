@@ -21,9 +21,6 @@ from d4s_jax.types import Clip
 _HEIGHT = 256
 # Held-out clips that become videos, and that are on the contact sheet.
 _VIDEOS, _SHOWN = 4, 2
-# Panels, from the left.
-_DECODED = ("input", "decoded")
-_REDRAWN = ("input", "rendering of the reconstructed scene", "true depth", "rendered depth")
 
 
 def write_report(
@@ -55,8 +52,8 @@ def write_samples(
   sheet, samples.png.
   """
   (folder / "samples").mkdir(parents=True, exist_ok=True)
-  autoencoding = "autoencoding" in stage.objectives
-  names, draw = (_DECODED, _decoded) if autoencoding else (_REDRAWN, _redrawn)
+  # What the last of the stage's objectives makes.
+  names, draw = _PANELS[stage.objectives[-1]]
   draw = jax.jit(functools.partial(draw, system))
   # The panels of each clip, without a batch axis.
   shown = [
@@ -84,12 +81,32 @@ def _decoded(system: System, params: Any, clip: Clip) -> tuple[Array, ...]:
   return clip.source.images, system.backbone.decode(params, latents)
 
 
+def _denoised(system: System, params: Any, clip: Clip) -> tuple[Array, ...]:
+  latents = system.backbone.encode(params, clip.source.images)
+  estimate, _ = validation.denoised(system, params, clip, latents)
+  return tuple(system.backbone.decode(params, x) for x in (latents, estimate))
+
+
 def _redrawn(system: System, params: Any, clip: Clip) -> tuple[Array, ...]:
   """The source path, drawn from the reconstructed scene at its own times."""
   latents = system.backbone.encode(params, clip.source.images)
   dynamic = system.reconstruct(params, latents, clip.source.cameras, clip.source.times)
   rendering = validation.draw(dynamic, clip.source.cameras)
   return clip.source.images, rendering.image, clip.source.depth, rendering.depth
+
+
+# Names of the panels, from the left, and what makes them, by objective.
+_PANELS = {
+  "autoencoding": (("input", "decoded"), _decoded),
+  "diffusion": (
+    ("decoded input", f"decoded one-step estimate from noise level {validation.LEVEL}"),
+    _denoised,
+  ),
+  "reconstruction": (
+    ("input", "rendering of the reconstructed scene", "true depth", "rendered depth"),
+    _redrawn,
+  ),
+}
 
 
 def _enlarge(frames: Float[np.ndarray, "f h w 3"]) -> Float[np.ndarray, "F H W 3"]:

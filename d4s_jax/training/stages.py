@@ -25,13 +25,11 @@ class Stage:
 
 STAGES = {
   "autoencoder": Stage(("autoencoding",), ("^autoencoder/",), "mixed"),
-  "diffusion": Stage(("diffusion",), ("^transformer/", "^text_encoder/"), "mixed"),
+  "diffusion": Stage(("diffusion",), ("^transformer/",), "mixed"),
   # The deformation head stays the identity: only what is under ldrm/ but not under its
   # deformation/ moves.
   "static": Stage(("reconstruction",), ("^ldrm/(?!deformation/)",), "static"),
-  "joint": Stage(
-    ("diffusion", "reconstruction"), ("^transformer/", "^text_encoder/", "^ldrm/"), "mixed"
-  ),
+  "joint": Stage(("diffusion", "reconstruction"), ("^transformer/", "^ldrm/"), "mixed"),
 }
 
 

@@ -46,10 +46,20 @@ def make_step(
   def accumulated(state: TrainState, batch, key):
     if accumulate == 1:
       return gradient(state, batch, key)
-    parts = jax.tree.map(lambda x: einops.rearrange(x, "(a b) ... -> a b ...", a=accumulate), batch)
+    # Every a-th clip: a part lies on all devices, as the batch does.
+    parts = jax.tree.map(lambda x: einops.rearrange(x, "(b a) ... -> a b ...", a=accumulate), batch)
     keys = jax.random.split(key, accumulate)
-    results = jax.lax.map(lambda part: gradient(state, *part), (parts, keys))
-    return jax.tree.map(lambda x: jnp.mean(x, axis=0), results)
+    first = jax.tree.map(lambda x: x[0], parts)
+
+    # One running sum: stacked gradients would take the memory that accumulation is to save.
+    def add(total, part):
+      return jax.tree.map(jnp.add, total, gradient(state, *part)), None
+
+    zeros = jax.tree.map(
+      lambda x: jnp.zeros(x.shape, jnp.float32), jax.eval_shape(gradient, state, first, keys[0])
+    )
+    total, _ = jax.lax.scan(add, zeros, (parts, keys))
+    return jax.tree.map(lambda x: x / accumulate, total)
 
   def step(state: TrainState, batch) -> tuple[TrainState, dict[str, Array]]:
     key = jax.random.fold_in(jax.random.key(seed), state.step)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from d4s_jax import losses
 from d4s_jax.data.loader import Tokenize, make_loader
 from d4s_jax.data.source import Source
 from d4s_jax.geometry.deformation import deform, identity
@@ -18,6 +19,8 @@ from d4s_jax.training.stages import Stage
 from d4s_jax.types import Cameras, Clip, DynamicGaussians, Rendering
 
 Scores = dict[str, float]
+# Noise level at which the DiT is scored.
+LEVEL = 0.7
 
 
 def psnr(image: Float[Array, "*b h w 3"], target: Float[Array, "*b h w 3"]) -> Float[Array, "*b"]:
@@ -58,11 +61,15 @@ def without_motion(dynamic: DynamicGaussians) -> DynamicGaussians:
 
 
 def make_validation(system: System, stage: Stage) -> Callable[[Any, list[Clip]], Scores]:
-  """The function from parameters and clips to mean scores."""
-  if "autoencoding" in stage.objectives:
-    one = jax.jit(lambda params, clip: _autoencoding_scores(system, params, clip))
-  else:
-    one = jax.jit(lambda params, clip: _reconstruction_scores(system, params, clip))
+  """The function from parameters and clips to mean scores of what the stage trains."""
+
+  @jax.jit
+  def one(params, clip: Clip):
+    latents = system.backbone.encode(params, clip.source.images)
+    scores = {}
+    for objective in stage.objectives:
+      scores |= _SCORES[objective](system, params, clip, latents)
+    return scores
 
   def validate(params: Any, clips: list[Clip]) -> Scores:
     scores = [jax.device_get(one(params, clip)) for clip in clips]
@@ -71,8 +78,31 @@ def make_validation(system: System, stage: Stage) -> Callable[[Any, list[Clip]],
   return validate
 
 
-def _autoencoding_scores(system: System, params: Any, clip: Clip) -> dict[str, Array]:
-  latents = system.backbone.encode(params, clip.source.images)
+def denoised(
+  system: System, params: Any, clip: Clip, latents: Float[Array, "b f h w c"]
+) -> tuple[Float[Array, "b f h w c"], Float[Array, ""]]:
+  """The DiT's one-step estimates from noise level LEVEL, and their flow-matching loss.
+
+  Always the same noise, so that the numbers of two steps compare.
+  """
+  backbone, schedule = system.backbone, system.backbone.schedule
+  sigma = jnp.full(len(latents), LEVEL)
+  noise = jax.random.normal(jax.random.key(0), latents.shape)
+  noisy = schedule.add_noise(latents, noise, sigma)
+  text = backbone.encode_text(params, clip.text)
+  maps = system.camera_maps(clip.source.cameras)
+  velocity = backbone.denoise(params, noisy, sigma, text, maps, latents[:, :1])
+  predicted = jnp.broadcast_to(jnp.arange(latents.shape[1]) > 0, latents.shape[:2])
+  loss = losses.flow_matching(velocity, schedule.velocity(latents, noise), mask=predicted)
+  estimate = schedule.to_clean(noisy, velocity, sigma)
+  return jnp.concatenate([latents[:, :1], estimate[:, 1:]], axis=1), loss
+
+
+def _diffusion_scores(system: System, params: Any, clip: Clip, latents) -> dict[str, Array]:
+  return {"flow_matching": denoised(system, params, clip, latents)[1]}
+
+
+def _autoencoding_scores(system: System, params: Any, clip: Clip, latents) -> dict[str, Array]:
   decoded = jnp.clip(system.backbone.decode(params, latents), 0, 1)
   return {
     "psnr": jnp.mean(psnr(decoded, clip.source.images)),
@@ -81,8 +111,7 @@ def _autoencoding_scores(system: System, params: Any, clip: Clip) -> dict[str, A
   }
 
 
-def _reconstruction_scores(system: System, params: Any, clip: Clip) -> dict[str, Array]:
-  latents = system.backbone.encode(params, clip.source.images)
+def _reconstruction_scores(system: System, params: Any, clip: Clip, latents) -> dict[str, Array]:
   dynamic = system.reconstruct(params, latents, clip.source.cameras, clip.target.times)
   rendering = draw(dynamic, clip.target.cameras)
   still = draw(without_motion(dynamic), clip.target.cameras)
@@ -114,3 +143,11 @@ def _nearest_camera(clip: Clip) -> Float[Array, "b v h w 3"]:
 def _pick(images: Float[Array, "b f h w 3"], cost: Float[Array, "b v f"]):
   index = jnp.argmin(cost, axis=-1)
   return jnp.take_along_axis(images, index[:, :, None, None, None], axis=1)
+
+
+# By the names of `training.objectives`.
+_SCORES = {
+  "autoencoding": _autoencoding_scores,
+  "diffusion": _diffusion_scores,
+  "reconstruction": _reconstruction_scores,
+}

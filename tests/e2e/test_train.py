@@ -6,6 +6,7 @@ shrunk by tests.support until compiling is all that takes time.
 
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -182,8 +183,9 @@ def test_bad_input_is_one_clear_line(place, whole):
   expect_error(train(place, "bad", "--config.clip.frames=8"), "frames 8", "5", "9")
   assert not (place / "bad").exists()
   expect_error(train(place, "whole", "--config.seed=1"), "seed: saved 0, now 1", "--workdir")
-  misspelt = train(place, "bad", "--config.optimizer.peek=1")
-  assert misspelt.returncode != 0 and "peak" in misspelt.stderr
+  expect_error(train(place, "bad", "--config.optimizer.peek=1"), "key 'peek'", "peak")
+  expect_error(train(place, "bad", steps="many"), "'many'")
+  expect_error(train(place, "bad", "--stepz=3"), "stepz")
 
 
 def test_damaged_checkpoint_stops_the_run_and_nothing_is_lost(place, whole):
@@ -200,8 +202,12 @@ def test_damaged_checkpoint_stops_the_run_and_nothing_is_lost(place, whole):
 
 
 def test_diverging_run_names_the_cause_and_the_last_good_checkpoint(place, whole):
-  done = train(place, "diverged", "--config.optimizer.peak=1e30", "--config.optimizer.clip=1e30")
-  expect_error(done, "not finite", "checkpoint")
+  options = ("--config.optimizer.peak=1e30", "--config.optimizer.clip=1e30")
+  done = train(place, "diverged", *options, "--config.checkpoint.every=1")
+  expect_error(done, "not finite", "The update was not applied")
+  # The rate is 0 at the first update and beyond all bounds at the second.
+  good = int(re.search(r"checkpoint (\d+) is good", done.stderr)[1])
+  assert good >= 1 and parameters(place / "diverged")[1] == good
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs POSIX limits")

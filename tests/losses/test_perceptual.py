@@ -4,8 +4,6 @@ import functools
 import io
 import pickle
 import pickletools
-import sys
-import types
 
 import jax
 import jax.numpy as jnp
@@ -128,7 +126,7 @@ def test_missing_package_and_unknown_network_are_explained(monkeypatch):
 @pytest.mark.parity
 @pytest.mark.parametrize("net", NETWORKS)
 def test_parity_with_the_torch_package(net, image, torch_lpips):
-  """The authors' torch package: its own heads and formula, our convolution weights."""
+  """torchmetrics' copy of the authors' package: its heads and formula, our convolutions."""
   torch, build = torch_lpips
   reference = build(net)
   noise = 0.3 * jax.random.normal(jax.random.key(5), image.shape)
@@ -156,33 +154,26 @@ def test_parity_with_the_torch_package(net, image, torch_lpips):
 
 @pytest.fixture
 def torch_lpips(monkeypatch):
-  """torch, and a builder of `lpips.LPIPS` that works without torchvision.
+  """torch, and a builder of torchmetrics' LPIPS, with its published heads, without torchvision.
 
-  The stacks that lpips asks torchvision for hold the weights under test.
+  The stacks that it asks torchvision for hold the weights under test.
   """
   torch = pytest.importorskip("torch")
-  models, torchvision = types.ModuleType("torchvision.models"), types.ModuleType("torchvision")
-  monkeypatch.setattr(torchvision, "models", models, raising=False)
-  monkeypatch.setitem(sys.modules, "torchvision", torchvision)
-  monkeypatch.setitem(sys.modules, "torchvision.models", models)
-  package = pytest.importorskip("lpips")
-  yield torch, functools.partial(build_lpips, torch, package, models)
-  for name in [name for name in sys.modules if name.split(".")[0] == "lpips"]:
-    del sys.modules[name]  # it holds on to the stub
+  package = pytest.importorskip("torchmetrics.functional.image.lpips")
 
+  def build(net):
+    layers = torch_alexnet(torch) if net == "alex" else torch_vgg16(torch)
+    convolutions = [layer for layer in layers if isinstance(layer, torch.nn.Conv2d)]
+    for index, layer in enumerate(convolutions):
+      weights = load_weights(net)[f"conv_{index}"]
+      kernel = np.array(weights["kernel"]).transpose(3, 2, 0, 1)
+      layer.weight.data = torch.from_numpy(np.ascontiguousarray(kernel))
+      layer.bias.data = torch.from_numpy(np.array(weights["bias"]))
+    stack = torch.nn.Sequential(*layers)
+    monkeypatch.setattr(package, "_get_tv_model_features", lambda *_, **__: stack)
+    return package._LPIPS(pretrained=True, net=net).eval()
 
-def build_lpips(torch, package, models, net):
-  layers = torch_alexnet(torch) if net == "alex" else torch_vgg16(torch)
-  convolutions = [layer for layer in layers if isinstance(layer, torch.nn.Conv2d)]
-  for index, layer in enumerate(convolutions):
-    weights = load_weights(net)[f"conv_{index}"]
-    kernel = np.array(weights["kernel"]).transpose(3, 2, 0, 1)
-    layer.weight.data = torch.from_numpy(np.ascontiguousarray(kernel))
-    layer.bias.data = torch.from_numpy(np.array(weights["bias"]))
-  stack = types.SimpleNamespace(features=torch.nn.Sequential(*layers))
-  builder = {"alex": "alexnet", "vgg": "vgg16"}[net]
-  setattr(models, builder, lambda **_: stack)
-  return package.LPIPS(net=net, verbose=False).eval()
+  return torch, build
 
 
 def torch_alexnet(torch):

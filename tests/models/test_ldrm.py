@@ -230,12 +230,12 @@ def test_gradients_are_finite_and_reach_every_parameter(
     return {"/".join(k.key for k in path) for path, x in paths if jnp.all(x == 0)}
 
   assert zeros(trained) == set()
-  # At the start exactly what lies behind the three zero-initialised layers waits for them.
+  # At the start exactly what lies behind the zero-initialised layers waits for them.
   waiting = zeros(untrained)
   assert "deformation/out/kernel" not in waiting
   assert "trunk/noise_out/kernel" not in waiting
   assert "gaussian/colour/kernel" not in waiting
-  behind = ("deformation/", "trunk/noise_in/")
+  behind = ("deformation/", "trunk/noise_in/", "gaussian/colour_features/")
   assert all(path.startswith(behind) for path in waiting)
 
 

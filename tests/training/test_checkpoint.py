@@ -101,7 +101,9 @@ def test_broken_config_is_refused(tmp_path):
 
 
 def test_resuming_with_another_configuration_lists_the_differences(tmp_path):
-  checkpoint.write_config(tmp_path, CONFIG)
+  checkpoint.write_config(tmp_path, {**CONFIG, "seed": 1})
+  checkpoint.write_config(tmp_path, CONFIG)  # nothing was trained: the folder is free
+  save(tmp_path, 5)
   checkpoint.write_config(tmp_path, {**CONFIG, "steps": 20, "data": {"workers": 0}})
   with pytest.raises(checkpoint.CheckpointError, match="model.width: saved 3, now 4.*--workdir"):
     checkpoint.write_config(tmp_path, {**CONFIG, "model": {"width": 4}})

@@ -18,11 +18,20 @@ def test_resumed_run_has_each_step_once(tmp_path):
   assert rows[2]["loss"] == 1 / 3 or abs(rows[2]["loss"] - 1 / 3) < 1e-9  # nine digits are written
 
 
-def test_row_cut_short_by_a_kill_is_left_out(tmp_path):
-  write(tmp_path, 0, range(1, 4))
+def test_row_cut_short_anywhere_is_left_out(tmp_path):
+  write(tmp_path, 0, range(1, 5))
   path = tmp_path / "train.csv"
-  path.write_text(path.read_text() + "4,0.2")
-  assert [row["step"] for row in read_metrics(path)] == [1, 2, 3]
+  text = path.read_text()
+  last = text[: text.rstrip("\n").rindex("\n") + 1]
+  for end in range(len(last), len(text)):
+    path.write_text(text[:end])
+    assert [row["step"] for row in read_metrics(path)] == [1, 2, 3], text[len(last) : end]
+
+
+def test_a_run_that_starts_anew_starts_an_empty_log(tmp_path):
+  write(tmp_path, 0, range(1, 4))
+  write(tmp_path, 0, range(1, 3))
+  assert [row["step"] for row in read_metrics(tmp_path / "train.csv")] == [1, 2]
 
 
 def test_ends_are_means_of_both_tenths():

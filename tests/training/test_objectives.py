@@ -118,6 +118,14 @@ def test_motion_queries_are_the_tracks(clip):
       np.testing.assert_allclose(true[sample, :, n], expected, atol=1e-5)
 
 
+def test_with_the_first_frame_as_canonical_tracks_start_there(clip):
+  points, _, (true, valid) = objectives._motion_queries(clip, jax.random.key(1), 2, first_only=True)
+  assert bool(valid.any()) and not bool(valid.all())
+  np.testing.assert_array_equal(points.frames, 0)
+  np.testing.assert_array_equal(valid[:, 0], clip.tracks.visible[:, :, 0])
+  assert float(jnp.abs(true).max()) > 0.05
+
+
 def test_points_never_seen_are_not_valid(clip):
   hidden = dataclasses.replace(clip.tracks, visible=jnp.zeros_like(clip.tracks.visible))
   _, _, (_, valid) = objectives._motion_queries(

@@ -6,14 +6,17 @@ import subprocess
 import sys
 import textwrap
 
+import numpy as np
 import pytest
+
+from d4s_jax.models.system import System
+from d4s_jax.training import checkpoint
+from tests.support import small_config
 
 SCRIPT = """
 import jax, json, numpy as np, optax
 import flax.linen as nn
-from d4s_jax.training import sharding, state, objectives
-from d4s_jax.training.step import make_step
-from d4s_jax.training.stages import STAGES
+from d4s_jax.training import sharding, state
 from d4s_jax.models.system import System
 from tests.support import random_params, small_config
 
@@ -32,7 +35,93 @@ print(json.dumps({"kernel": [str(a) for a in kernel], "moment": [str(a) for a in
 """
 
 
-def run(script, devices):
+STEP = """
+import contextlib, json, pathlib, sys
+import flax.linen as nn
+import jax, jax.numpy as jnp, numpy as np, optax
+from d4s_jax.data.source import SOURCES
+from d4s_jax.data.transforms import with_tokens
+from d4s_jax.models.system import System
+from d4s_jax.training import checkpoint, initialize, objectives, sharding, state
+from d4s_jax.training.stages import stage
+from d4s_jax.training.step import make_step
+from tests.support import random_params, small_config
+
+config = small_config()
+config.clip.height = config.clip.width = 32
+system = System.build(config.model.to_dict())
+params = random_params(system)
+source = SOURCES["synthetic"](frames=5, height=32, width=32, views=2)
+clips = [with_tokens(source.read(i), system.backbone.tokenizer) for i in range(4)]
+batch = jax.tree.map(lambda *x: np.stack(x), *clips)
+optimizer = optax.sgd(1e-2)
+chosen = stage("joint")
+objective = objectives.make_objective(
+  system, chosen, objectives.Settings(**config.loss.to_dict())
+)
+step = make_step(objective, optimizer, seed=0, average_decay=0.9, accumulate=ACCUMULATE)
+alone, expected = jax.jit(step)(state.create(params, chosen.trainable, optimizer), batch)
+
+mesh = sharding.make_mesh(fsdp=2)
+with jax.set_mesh(mesh), nn.logical_axis_rules(sharding.RULES):
+  like = initialize.abstract_state(system, chosen.trainable, optimizer, mesh)
+  now = state.create(params, chosen.trainable, optimizer)
+  now = jax.device_put(now, sharding.of(like))
+  together, metrics = jax.jit(step, out_shardings=(sharding.of(like), None))(
+    now, sharding.to_device(batch, mesh)
+  )
+gap = max(
+  float(jnp.max(jnp.abs(together.trainable[name] - alone.trainable[name])))
+  for name in alone.trainable
+)
+moved = max(
+  float(jnp.max(jnp.abs(alone.trainable[name] - state.flatten(params)[name])))
+  for name in alone.trainable
+)
+saved = checkpoint.Checkpoints(pathlib.Path(sys.argv[1]), keep=1)
+saved.save(together)
+saved.close()
+kernel = together.average["ldrm/trunk/merge/kernel"]
+np.savez(pathlib.Path(sys.argv[1]) / "kernel.npz", kernel=kernel)
+print(json.dumps({
+  "loss": [float(expected["loss"]), float(metrics["loss"])], "gap": gap, "moved": moved,
+  "cut": sum(not x.sharding.is_fully_replicated for x in together.trainable.values()),
+}))
+"""
+
+RENDER = """
+import json
+import flax.linen as nn
+import jax, jax.numpy as jnp, numpy as np
+from d4s_jax.render import render
+from d4s_jax.training import sharding
+from tests.render import scenes
+
+scene = jax.tree.map(lambda x: jnp.stack([x] * 4)[:, None], scenes.gaussians())
+cameras = jax.tree.map(lambda x: jnp.stack([x] * 4), scenes.cameras())
+function = jax.jit(jax.value_and_grad(
+  lambda scene, cameras: jnp.sum(render(scene, cameras).image ** 2), has_aux=False
+))
+expected = function(scene, cameras)
+mesh = sharding.make_mesh()
+with jax.set_mesh(mesh), nn.logical_axis_rules(sharding.RULES):
+  placed = jax.device_put((scene, cameras), sharding.batch_sharding(mesh))
+  draw = jax.jit(lambda scene, cameras: render(scene, cameras))
+  compiled = draw.lower(*placed).compile()
+  image = compiled(*placed).image
+  jax.clear_caches()
+  found = function(*placed)
+gap = max(float(jnp.max(jnp.abs(a - b))) for a, b in zip(*map(jax.tree.leaves, (expected, found))))
+print(json.dumps({
+  "collectives": [name for name in ("all-gather", "all-reduce", "all-to-all", "collective-permute")
+                  if name in compiled.as_text()],
+  "cut": [str(a) for a in image.sharding.spec], "gap": gap,
+  "largest": max(float(jnp.max(jnp.abs(x))) for x in jax.tree.leaves(expected)),
+}))
+"""
+
+
+def run(script, devices, *arguments):
   environment = {
     **os.environ,
     "JAX_PLATFORMS": "cpu",
@@ -40,11 +129,11 @@ def run(script, devices):
     "PYTHONPATH": os.getcwd(),
   }
   done = subprocess.run(
-    [sys.executable, "-c", textwrap.dedent(script)],
+    [sys.executable, "-c", textwrap.dedent(script), *map(str, arguments)],
     env=environment,
     capture_output=True,
     text=True,
-    timeout=300,
+    timeout=600,
   )
   assert done.returncode == 0, done.stderr[-2000:]
   return json.loads(done.stdout.splitlines()[-1])
@@ -55,6 +144,30 @@ def test_state_is_cut_along_the_fsdp_axis():
   assert layout["kernel"] == layout["moment"] and "fsdp" in layout["kernel"]
   assert layout["step"] == 0
   assert layout["cut"] > layout["all"] / 3
+
+
+def test_a_sharded_batch_is_drawn_where_it_lies():
+  found = run(RENDER, devices=4)
+  assert found["collectives"] == []
+  assert "data" in found["cut"][0]
+  assert found["gap"] <= 1e-5 * found["largest"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_step_on_four_devices_is_that_of_one(tmp_path, accumulate):
+  found = run(STEP.replace("ACCUMULATE", str(accumulate)), 4, tmp_path)
+  assert found["loss"][1] == pytest.approx(found["loss"][0], rel=1e-5)
+  # Sums over the batch in another order, through the whole model.
+  assert found["gap"] < 1e-3 * found["moved"]
+  assert found["cut"] > 20
+  # What four devices saved, one reads.
+  system = System.build(small_config().model.to_dict())
+  params, step = checkpoint.read_model(tmp_path, system.abstract())
+  assert step == 1
+  np.testing.assert_array_equal(
+    params["ldrm"]["trunk"]["merge"]["kernel"], np.load(tmp_path / "kernel.npz")["kernel"]
+  )
 
 
 def test_mesh_that_does_not_divide_the_devices_is_refused():

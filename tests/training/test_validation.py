@@ -66,3 +66,11 @@ def test_scores_of_a_run_and_what_motion_is_worth():
   assert {"psnr", "psnr_without_motion", "psnr_nearest_time", "depth_correlation"} <= scores.keys()
   assert all(np.isfinite(value) for value in scores.values())
   assert scores["psnr"] != scores["psnr_without_motion"]
+
+  validate = validation.make_validation(system, stage("diffusion"))
+  before = validate(params, loaded)
+  assert set(before) == {"flow_matching"} and before == validate(params, loaded)
+  other = params | {"transformer": random_params(system, seed=1)["transformer"]}
+  assert validate(other, loaded) != before
+  other = params | {"ldrm": random_params(system, seed=1)["ldrm"]}
+  assert validate(other, loaded) == before
