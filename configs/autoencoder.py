@@ -11,8 +11,8 @@ def get_config(preset: str = "tiny"):
   config.stage = "autoencoder"
   config.init.autoencoder = ""
   config.steps = 1500
-  # Five frames have both kinds, the first and those after it, at half the time of nine.
-  config.clip.frames = 5
+  if preset == "tiny":
+    config.batch_size = 2
   config.clip.targets = 1
   config.optimizer.peak = 2e-3
   return config

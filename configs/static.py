@@ -6,7 +6,7 @@ r"""Stages 1 and 2: the reconstruction model on static scenes, its deformation f
       --config.init.ldrm=runs/static-wan1.3b
 
 The number after the preset is the height and width in pixels: 256 is stage 1 of the paper and 512
-stage 2. The Gaussian map keeps the size of stage 1, 256x256, in both.
+stage 2. The Gaussian map has a cell for each pixel, so it grows with them; its budget M does not.
 """
 
 from d4s_jax.config import base

@@ -20,7 +20,7 @@ import jax
 from jaxtyping import Array, Bool, Float, Int
 
 # Bound of the learnt log-scale around a Gaussian's footprint: a Gaussian is between 1/20 and 55
-# pixels wide.
+# cells of its map wide.
 LOG_SCALE_RANGE = (-3.0, 4.0)
 
 
@@ -146,7 +146,8 @@ class DynamicGaussians:
     means: canonical centres in world axes, metres.
     quaternions: canonical orientation, `wxyz`, unit.
     raw_scales: canonical scale before its activation.
-    footprints: width of one source pixel at the Gaussian's depth, metres.
+    footprints: width, at the Gaussian's depth, of the cell of the source image that it was
+      predicted for, metres.
     opacities: in [0, 1]; 0 in unused slots.
     harmonics: colour, as in `Gaussians`.
     times: the clip times, rising, at which the deformation is known.

@@ -40,12 +40,6 @@ def multiply(
   )
 
 
-def conjugate(quaternions: Float[AnyArray, "*b 4"]) -> Float[AnyArray, "*b 4"]:
-  """The inverse rotation of a unit quaternion."""
-  xp = namespace(quaternions)
-  return xp.concatenate([quaternions[..., :1], -quaternions[..., 1:]], axis=-1)
-
-
 def to_matrix(quaternions: Float[AnyArray, "*b 4"]) -> Float[AnyArray, "*b 3 3"]:
   """The rotation matrix of a unit quaternion."""
   xp = namespace(quaternions)

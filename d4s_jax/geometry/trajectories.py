@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import Float
 
-from d4s_jax.geometry import AnyArray, namespace, poses
+from d4s_jax.geometry import poses
 
 
 def spiral(
@@ -94,16 +94,6 @@ def trajectory(
       raise ValueError(f"Trajectory {name!r} with {label}={value}; expected a positive number.")
   path = TRAJECTORIES[name](np.linspace(0, 1, frames), distance, pivot)
   return path.astype(np.float32)
-
-
-def resample(path: Float[AnyArray, "f 4 4"], frames: int) -> Float[AnyArray, "g 4 4"]:
-  """A path of another number of poses, first and last kept, between them as `poses.interpolate`.
-
-  The given poses are taken as evenly spaced in time.
-  """
-  xp = namespace(path)
-  times = xp.linspace(0, 1, len(path), dtype=path.dtype)
-  return poses.interpolate(path, times, xp.linspace(0, 1, frames, dtype=path.dtype))
 
 
 def _move(distance, direction):

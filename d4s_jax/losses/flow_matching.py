@@ -10,7 +10,6 @@ def flow_matching(
   target: Float[Array, "b f h w c"],
   *,
   mask: Bool[Array, "b f"] | None = None,
-  weight: Float[Array, "b"] | None = None,
 ) -> Float[Array, ""]:
   """Mean squared error of the predicted velocity (Diff4Splat, L_FM).
 
@@ -18,11 +17,10 @@ def flow_matching(
     prediction: predicted velocity.
     target: true velocity, noise minus clean latents.
     mask: latent frames that count; a clean conditioning frame has nothing to predict. None: all.
-    weight: factor of each sample, as a schedule gives it for its noise level. None: 1.
   """
   squared = jnp.square(prediction.astype(jnp.float32) - target.astype(jnp.float32))
   frames = einops.reduce(squared, "b f h w c -> b f", "mean")
   mask = jnp.ones(frames.shape, bool) if mask is None else mask
   kept = jnp.where(mask, frames, 0.0)
   samples = jnp.sum(kept, axis=1) / jnp.maximum(jnp.sum(mask, axis=1), 1)
-  return jnp.mean(samples if weight is None else samples * weight.astype(jnp.float32))
+  return jnp.mean(samples)

@@ -134,10 +134,6 @@ def _axes(quaternion, scale, camera_from_world):
   return [[_dot(row[:3], column) for row in camera_from_world[:3]] for column in columns]
 
 
-def _rotation(quaternion):
-  return rotations.to_matrix(rotations.normalize(quaternion))
-
-
 def _limit_slope(slope, focal, centre, size):
   margin = _SLOPE_MARGIN * size / (2 * focal)
   return jnp.clip(slope, -(centre / focal + margin), (size - centre) / focal + margin)

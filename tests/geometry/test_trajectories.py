@@ -1,5 +1,3 @@
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -51,18 +49,6 @@ def test_the_orbit_closes_and_circles_the_pivot():
   np.testing.assert_allclose(path[2, :3, 3], [2, 0, 2], atol=1e-6)
   np.testing.assert_allclose(path[2, :3, 2], [-1, 0, 0], atol=1e-6)
   np.testing.assert_allclose(path[4, :3, 3], [0, 0, 4], atol=1e-6)
-
-
-def test_resample_keeps_the_ends_and_the_keys_between(xp):
-  path = trajectories.trajectory("orbit", 13)[:10]
-  resample = trajectories.resample
-  if xp is jnp:
-    resample = jax.jit(resample, static_argnums=1)
-  longer = resample(path, 19)
-  assert longer.shape == (19, 4, 4) and longer.dtype == np.float32
-  # Rounding of the quaternion round trip.
-  np.testing.assert_allclose(longer[::2], path, atol=2e-6)
-  np.testing.assert_allclose(trajectories.resample(path, 1)[0], np.eye(4), atol=1e-6)
 
 
 def test_unknown_names_and_senseless_numbers_are_refused():

@@ -41,13 +41,6 @@ def test_flow_matching_leaves_the_clean_frame_out():
   np.testing.assert_array_equal(gradient[:, 0], 0.0)
 
 
-def test_flow_matching_weighs_samples():
-  target = jnp.zeros((2, 2, 4, 4, 5))
-  prediction = target.at[0].set(1.0).at[1].set(2.0)
-  assert flow_matching(prediction, target) == 2.5
-  assert flow_matching(prediction, target, weight=jnp.array([2.0, 0.5])) == 2.0
-
-
 def test_flow_matching_of_no_frames_is_zero():
   ones = jnp.ones((1, 2, 2, 2, 3))
   mask = jnp.zeros((1, 2), bool)
