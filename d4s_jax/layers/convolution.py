@@ -52,6 +52,7 @@ class FrameConv(nn.Module):
     stride: step between output pixels.
     padding: zeros before and after the rows and columns.
     dtype: compute dtype.
+    kernel_init: initialiser of the kernel as a matrix [pixels and channels in, features].
   """
 
   features: int
@@ -59,11 +60,13 @@ class FrameConv(nn.Module):
   stride: int = 1
   padding: tuple[int, int] = (1, 1)
   dtype: DTypeLike = jnp.float32
+  kernel_init: Callable = _UNIFORM
 
   @nn.compact
   def __call__(self, x: Float[Array, "b f H W c"]) -> Float[Array, "b f h w {self.features}"]:
     """Convolves each frame by itself."""
-    kernel, bias = parameters(self, (*self.kernel_size, x.shape[-1], self.features))
+    shape = (*self.kernel_size, x.shape[-1], self.features)
+    kernel, bias = parameters(self, shape, self.kernel_init)
     batch = x.shape[0]
     x = rearrange(x, "b f h w c -> (b f) h w c")
     x = _convolve(x, kernel, padding=[self.padding] * 2, strides=(self.stride,) * 2)
@@ -109,10 +112,12 @@ class PatchConv3d(nn.Module):
     return _add(x, bias.astype(self.dtype))
 
 
-def parameters(module, shape: tuple[int, ...]) -> tuple[Array, Array]:
+def parameters(
+  module, shape: tuple[int, ...], kernel_init: Callable = _UNIFORM
+) -> tuple[Array, Array]:
   """Kernel and bias of a convolution module in its dtype; `shape` ends with channels in, out."""
   axes = (None,) * (len(shape) - 1) + ("channels",)
-  kernel = module.param("kernel", partitioned(_as_matrix(_UNIFORM), *axes), shape)
+  kernel = module.param("kernel", partitioned(_as_matrix(kernel_init), *axes), shape)
   bias = module.param("bias", partitioned(nn.initializers.zeros, "channels"), shape[-1:])
   return kernel.astype(module.dtype), bias.astype(module.dtype)
 

@@ -106,6 +106,21 @@ def test_head_adds_a_linear_map_of_latents_to_the_colours_only(key):
   np.testing.assert_allclose(twice, 2 * once, rtol=1e-5, atol=1e-5)  # float32 differences
 
 
+def test_a_latent_colours_the_frames_it_was_encoded_from(key):
+  tokens, latents = jnp.zeros((1, 3, 3, 3, 8)), jax.random.normal(key, (1, 3, 6, 6, 4))
+  head = GaussianHead((4, 4, 4), UP)
+  params = nn.unbox(jax.jit(head.init)(key, tokens, latents))["params"]
+  params["colour"]["kernel"] = jnp.ones_like(params["colour"]["kernel"])
+  apply = jax.jit(head.apply)
+  before = apply({"params": params}, tokens, latents)
+  changed = apply({"params": params}, tokens, latents.at[0, 1, 2, 3].add(1.0)) != before
+  # Latent 1 of a causal autoencoder is made of frames 1 to 4; its neighbours see it too.
+  np.testing.assert_array_equal(jnp.any(changed, (0, 2, 3, 4)), [0, 1, 1, 1, 1, 0, 0, 0, 0])
+  row, column = (np.flatnonzero(jnp.any(changed, axes)) for axes in ((0, 1, 3, 4), (0, 1, 2, 4)))
+  np.testing.assert_array_equal(row, np.arange(2, 8))
+  np.testing.assert_array_equal(column, np.arange(4, 10))
+
+
 def test_degree_one_harmonics_start_small(cameras, key):
   head = GaussianHead((4, 4, 4), UP, degree=1)
   tokens, latents = jnp.ones((1, 2, 2, 4, 8)), jnp.ones((1, 2, 4, 8, 4))
