@@ -17,8 +17,8 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 hypothesis.settings.register_profile("tests", deadline=None, max_examples=60)
 hypothesis.settings.load_profile("tests")
 
-# Shapes and types are checked at every call into these packages. Not into `render`, whose own pytrees
-# JAX fills with placeholders.
+# Shapes and types are checked at every call into these packages. Not into `render`: JAX fills its
+# pytrees with placeholders.
 _CHECKED = ("diffusion", "geometry", "layers", "losses", "models")
 jaxtyping.install_import_hook([f"d4s_jax.{name}" for name in _CHECKED], "tests.typechecker.checked")
 
