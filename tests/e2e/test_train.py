@@ -28,6 +28,7 @@ from tests.support import small_config
 def get_config(steps="12"):
   config = small_config()
   config.stage = "joint"
+  config.trainable = ("^transformer/", "^text_encoder/", "^ldrm/")
   # LPIPS needs 31 pixels.
   config.clip.height = config.clip.width = 32
   config.steps = int(steps)

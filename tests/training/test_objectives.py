@@ -52,7 +52,8 @@ def gradients(system, params, clip):
     )
     objective = objectives.make_objective(system, stage(name), chosen)
 
-    @jax.jit
+    # Compiled without LLVM's optimiser: each runs once.
+    @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
     def run(params):
       return jax.value_and_grad(objective, has_aux=True)(params, clip, jax.random.key(0))
 
