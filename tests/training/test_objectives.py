@@ -76,6 +76,7 @@ def test_flow_matching_reaches_the_video_model_only(gradients):
   assert largest["ldrm"] == 0 and largest["autoencoder"] == 0
 
 
+@pytest.mark.slow
 def test_rendering_reaches_the_video_model_by_its_factor(gradients):
   results = {
     factor: gradients("joint", RENDERING, render_gradient=factor) for factor in (0.0, 0.5, 1.0)
@@ -90,12 +91,14 @@ def test_rendering_reaches_the_video_model_by_its_factor(gradients):
   assert all(largest["autoencoder"] == 0 for _, _, largest, _ in results.values())
 
 
+@pytest.mark.slow
 def test_the_loss_is_the_weighted_sum_of_its_terms(gradients):
   loss, terms, _, _ = gradients("joint", RENDERING, render_gradient=1.0)
   assert loss == pytest.approx(sum(weight * float(terms[name]) for name, weight in RENDERING))
   assert {"flow_matching", "motion", "psnr", "overflow", "motion_error"} <= terms.keys()
 
 
+@pytest.mark.slow
 def test_static_stage_has_no_motion_and_no_diffusion(gradients):
   _, terms, largest, _ = gradients("static", RENDERING)
   assert not {"motion", "flow_matching"} & terms.keys()
