@@ -234,7 +234,7 @@ def _motion_queries(clip: Clip, key: PRNGKeyArray, count: int, *, first_only: bo
   start_key, frame_key = jax.random.split(key)
   # The visible frame with the highest random score; a point never visible is not valid.
   length = clip.source.times.shape[1]
-  seen_at = tracks.visible & (jnp.arange(length) == 0) if first_only else tracks.visible
+  seen_at = tracks.visible & (jnp.arange(length) == 0)[None, None] if first_only else tracks.visible
   score = jnp.where(seen_at, jax.random.uniform(start_key, seen_at.shape), -1.0)
   start = jnp.argmax(score, axis=-1)
   seen = jnp.max(score, axis=-1) >= 0

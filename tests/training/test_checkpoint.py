@@ -17,7 +17,10 @@ PARAMS = {
   "ldrm": {"kernel": jax.random.normal(jax.random.key(0), (64, 64)), "bias": jnp.zeros(3)},
   "fixed": jnp.full((2,), 5.0),
 }
-CONFIG = {"model": {"width": 3}, "steps": 10, "seed": 0, "data": {"workers": 1}}
+CONFIG = {
+  **{"model": {"width": 3}, "steps": 10, "seed": 0, "data": {"workers": 1}},
+  **{"clip": {}, "sampling": {}, "preset": "tiny"},
+}
 
 
 def make_state(step):
