@@ -15,6 +15,8 @@ from d4s_jax.types import Clip
 
 # Batches that are made ahead: one in use, one ready.
 _AHEAD = 2
+# More than any run reads.
+_EPOCHS = 2**30
 
 Tokenize = Callable[[str], Int[np.ndarray, "l"]]
 
@@ -117,7 +119,8 @@ def make_loader(
   def pipeline(batches: int) -> grain.IterDataset:
     clips = grain.MapDataset.source(_Tokenized(source, tokenize))
     if seed is not None:
-      clips = clips.shuffle(seed=seed).repeat()
+      # Endless; Grain's own endless length is beyond what len() can hold.
+      clips = clips.shuffle(seed=seed).repeat(_EPOCHS)
     first = batches * batch_size * process_count + process_index
     ahead = clips.slice(slice(first, None, process_count)).batch(batch_size)
     if workers == 0:

@@ -88,8 +88,29 @@ def run(config: Config, folder: pathlib.Path) -> None:
       write_report(folder, system, chosen, state.averaged_params(now), heldout)
 
 
+# The smallest value of keys that count something.
+_LEAST = {
+  "steps": 1,
+  "seed": 0,
+  "batch_size": 1,
+  "accumulate": 1,
+  "clip.targets": 1,
+  "heldout.batches": 1,
+  "heldout.every": 1,
+  # Orbax takes 0 at its word and deletes every checkpoint.
+  "checkpoint.keep": 1,
+  "checkpoint.every": 1,
+  "data.workers": 0,
+  "model.ldrm.gaussians": 1,
+}
+
+
 def _check(config: Config, system: System) -> None:
   """Refuses sizes that can't be run, before anything is written."""
+  for key, least in _LEAST.items():
+    value = functools.reduce(getattr, key.split("."), config)
+    if value < least:
+      raise ValueError(f"{key} is {value}; expected at least {least}.")
   system.check_size(config.clip.frames, config.clip.height, config.clip.width)
   devices, parts = jax.device_count(), config.accumulate
   if config.batch_size % (devices * parts):

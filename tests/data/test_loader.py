@@ -79,6 +79,12 @@ def test_batches_are_clips_of_stacked_numpy_arrays():
   np.testing.assert_array_equal(batch.source.images[:, 0, 0, 0, 0], batch.text[:, 0])
 
 
+def test_batches_of_one_clip_come_in_the_same_order():
+  ones = [number for batch in take(24, batch_size=1) for number in batch]
+  twos = [number for batch in take(12, batch_size=2) for number in batch]
+  assert ones == twos
+
+
 def test_epochs_cover_every_clip_in_a_new_order():
   drawn = np.concatenate(take(15))
   epochs = drawn.reshape(3, 10)

@@ -6,7 +6,7 @@ import optax
 import pytest
 
 from d4s_jax.models.system import System
-from d4s_jax.training import initialize, sharding, state
+from d4s_jax.training import initialize, loop, sharding, state
 from d4s_jax.training.checkpoint import CheckpointError
 from tests.support import random_params, small_config, write_run
 
@@ -58,3 +58,15 @@ def test_no_weights_are_shipped_for_it():
   config.init.ldrm = "shipped"
   with pytest.raises(ValueError, match="No weights are shipped for the ldrm.*config.init.ldrm"):
     create(config)
+
+
+@pytest.mark.parametrize(
+  "key",
+  ["steps", "batch_size", "accumulate", "checkpoint.keep", "checkpoint.every", "heldout.every"],
+)
+def test_counts_below_their_least_are_refused_before_anything_is_written(key, tmp_path):
+  config = small_config()
+  config.update_from_flattened_dict({key: 0})
+  with pytest.raises(ValueError, match=rf"^{key} is 0; expected at least 1"):
+    loop.run(config, tmp_path / "run")
+  assert not (tmp_path / "run").exists()
