@@ -12,8 +12,13 @@ TRACEBACK = "D4S_JAX_TRACEBACK"
 
 
 def run(main: Callable[[list[str]], None]) -> None:
-  """Parses the flags and runs a command; options that can't be used end it with one line too."""
-  app.run(main, flags_parser=_parse)
+  """Parses the flags and runs a command; bad options and Ctrl-C end it with one line too."""
+  try:
+    app.run(main, flags_parser=_parse)
+  except KeyboardInterrupt:
+    print("\nerror: interrupted", file=sys.stderr, flush=True)
+    # Not sys.exit: Python's teardown crashes while a program of XLA's still runs.
+    os._exit(130)
 
 
 @contextlib.contextmanager
@@ -33,7 +38,7 @@ def one_line() -> Iterator[None]:
 
 def _parse(arguments: list[str]) -> list[str]:
   try:
-    return flags.FLAGS(arguments)
+    rest = flags.FLAGS(arguments)
   # A config file is executed here, and keys that it lacks are AttributeErrors.
   except Exception as error:
     if os.environ.get(TRACEBACK):
@@ -46,6 +51,9 @@ def _parse(arguments: list[str]) -> list[str]:
     elif "Traceback" in text:  # of the config file; its last line says what is wrong
       text = text.strip().splitlines()[-1]
     _end(f"{text} (--help shows the options)")
+  if rest[1:]:
+    _end(f"Unexpected words {rest[1:]}; options start with --, and texts with spaces need quotes.")
+  return rest
 
 
 def _end(text: str) -> NoReturn:

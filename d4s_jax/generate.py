@@ -12,7 +12,7 @@ import json
 import pathlib
 
 import jax.numpy as jnp
-from absl import app, flags, logging
+from absl import flags, logging
 
 import d4s_jax
 from d4s_jax import errors
@@ -41,8 +41,7 @@ _SCALE = flags.DEFINE_float("scale", None, "Guidance scale; else the checkpoint'
 
 def main(argv: list[str]) -> None:
   """Generates one scene."""
-  if len(argv) > 1:
-    raise app.UsageError(f"Unexpected arguments {argv[1:]}; options start with --.")
+  del argv
   logging.set_verbosity(logging.ERROR)
   with errors.one_line():
     output, run = pathlib.Path(_OUTPUT.value), pathlib.Path(_CHECKPOINT.value)
@@ -69,8 +68,8 @@ def main(argv: list[str]) -> None:
       checkpoint=f"{run.resolve().name}, step {step}",
       config_hash=hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest(),
     )
-    scene.write_scene(output, dynamic, metadata)
-    preview.write_views(output, image, dynamic, cameras, path.times)
+    with scene.replacing(output, dynamic, metadata) as staged:
+      preview.write_views(staged, image, dynamic, cameras, path.times)
     print(f"Scene: {output}   Look at: {output / 'preview.png'}, {output / 'video.mp4'}")
 
 

@@ -9,7 +9,7 @@ Time runs over the whole clip while the camera moves. The picture can have any s
 import pathlib
 
 import numpy as np
-from absl import app, flags, logging
+from absl import flags, logging
 
 from d4s_jax import errors
 from d4s_jax.formats import scene
@@ -32,8 +32,7 @@ _PIVOT = flags.DEFINE_float("pivot", None, "Metres to what spiral and orbit look
 
 def main(argv: list[str]) -> None:
   """Draws one video."""
-  if len(argv) > 1:
-    raise app.UsageError(f"Unexpected arguments {argv[1:]}; options start with --.")
+  del argv
   logging.set_verbosity(logging.ERROR)
   with errors.one_line():
     output = pathlib.Path(_OUTPUT.value)

@@ -9,7 +9,7 @@ The same command goes on where an interrupted run stopped.
 
 import pathlib
 
-from absl import app, flags, logging
+from absl import flags, logging
 from ml_collections import config_flags
 
 from d4s_jax import errors
@@ -25,8 +25,7 @@ _WORKDIR = flags.DEFINE_string(
 
 def main(argv: list[str]) -> None:
   """Runs the training."""
-  if len(argv) > 1:
-    raise app.UsageError(f"Unexpected arguments {argv[1:]}; options start with --.")
+  del argv
   logging.set_verbosity(logging.WARNING)
   with errors.one_line():
     config = _CONFIG.value

@@ -205,3 +205,10 @@ def test_help_shows_an_example(command):
   text = start(command, "--help").stdout
   assert f"python -m d4s_jax.{command} --" in text
   assert "--trajectory" in text
+
+
+def test_a_stray_word_is_one_line():
+  done = start("render_scene", "--scene=a", "--trajectory=up", "--output=a.mp4", "extra")
+  assert done.returncode == 1
+  assert done.stderr.startswith("error: Unexpected words ['extra']")
+  assert len(done.stderr.strip().splitlines()) == 1

@@ -1,10 +1,12 @@
 """A scene on disk: a folder of `scene.safetensors` (the arrays) and `scene.json` (the rest)."""
 
+import contextlib
 import dataclasses
 import json
 import os
 import pathlib
 import shutil
+from collections.abc import Iterator
 from typing import Any
 
 import jax.numpy as jnp
@@ -89,10 +91,20 @@ def check_output(folder: str | os.PathLike) -> None:
 def write_scene(
   folder: str | os.PathLike, dynamic: DynamicGaussians, metadata: SceneMetadata
 ) -> None:
-  """Writes a scene folder, whole or not at all.
+  """Writes a scene folder, whole or not at all; see `replacing`."""
+  with replacing(folder, dynamic, metadata):
+    pass
 
-  It is written beside its place and then renamed. A scene that was there is replaced with its video
-  and preview, foreign files in the folder are kept, and any failure leaves the old scene.
+
+@contextlib.contextmanager
+def replacing(
+  folder: str | os.PathLike, dynamic: DynamicGaussians, metadata: SceneMetadata
+) -> Iterator[pathlib.Path]:
+  """Yields a folder that holds the scene and takes the place of `folder` when the block succeeds.
+
+  The block adds what belongs beside the scene: video, depth, preview. The folder lies beside its
+  place and is then renamed. A scene that was there is replaced with its video and preview, foreign
+  files in the folder are kept, and any failure leaves the old scene.
 
   Raises:
     FileExistsError: the place holds something that is not a scene.
@@ -113,8 +125,9 @@ def write_scene(
     # Not `save_file`: its errors are no OSError, and only the owner could read the file.
     (staged / ARRAYS).write_bytes(save(contiguous))
     (staged / DESCRIPTION).write_text(json.dumps(description, indent=1), encoding="utf-8")
-    for name in (ARRAYS, DESCRIPTION):
-      atomic.flush(staged / name)
+    yield staged
+    for entry in staged.iterdir():
+      atomic.flush(entry)
     _exchange(staged, folder)
   finally:
     shutil.rmtree(staged, ignore_errors=True)

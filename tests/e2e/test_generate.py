@@ -125,3 +125,17 @@ def test_another_scene_takes_the_place(place):
   assert {path.name for path in (place / "other").iterdir()} == FILES | {"notes.txt"}
   old, new = (read_video(place / name / "video.mp4") for name in ("scene", "other"))
   assert np.abs(old - new).mean() > 0.01
+
+
+def test_an_interrupted_drawing_leaves_the_old_scene_whole(place, monkeypatch):
+  shutil.copytree(place / "scene", place / "kept")
+  before = {path.name: path.read_bytes() for path in (place / "kept").iterdir()}
+
+  def interrupt(*_):
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr("d4s_jax.pipeline.preview.write_views", interrupt)
+  with pytest.raises(KeyboardInterrupt):
+    generate(place, "kept", "--trajectory=up", "--steps=1")
+  assert {path.name: path.read_bytes() for path in (place / "kept").iterdir()} == before
+  assert not [path for path in place.iterdir() if path.name.startswith(".")]
