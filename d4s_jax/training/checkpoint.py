@@ -15,6 +15,7 @@ import contextlib
 import json
 import os
 import pathlib
+import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -79,13 +80,24 @@ def _check_room(folder: pathlib.Path, tree: Any) -> None:
 
 
 def _restore(manager: ocp.CheckpointManager, step: int, args: ocp.args.Composite) -> Any:
+  shown = sys.unraisablehook
+
+  def without_late_reads(unraisable: Any) -> None:
+    # When one array can't be read, Orbax closes its event loop while others are on their way; each
+    # of those would print a traceback beside the error that matters.
+    if str(unraisable.exc_value) != "Event loop is closed":
+      shown(unraisable)
+
+  sys.unraisablehook = without_late_reads
   try:
-    return manager.restore(step, args=args)
+    restored = manager.restore(step, args=args)
   except Exception as error:  # Orbax raises bare Exception for unreadable arrays.
     raise CheckpointError(
       f"Checkpoint {manager.directory / str(step)} can't be read ({_reason(error)}). It is damaged"
       " or of another configuration; remove this folder to go on from the step before it."
     ) from error
+  sys.unraisablehook = shown
+  return restored
 
 
 class Checkpoints:
