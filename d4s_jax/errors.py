@@ -39,6 +39,9 @@ def one_line() -> Iterator[None]:
 def _parse(arguments: list[str]) -> list[str]:
   try:
     rest = flags.FLAGS(arguments)
+  except SystemExit:
+    # --help, which absl ends with 1.
+    sys.exit(0)
   # A config file is executed here, and keys that it lacks are AttributeErrors.
   except Exception as error:
     if os.environ.get(TRACEBACK):

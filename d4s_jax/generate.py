@@ -17,7 +17,6 @@ from absl import flags, logging
 import d4s_jax
 from d4s_jax import errors
 from d4s_jax.formats import images, scene
-from d4s_jax.models.system import System
 from d4s_jax.pipeline import PROMPT, Pipeline, preview, progress, shot
 from d4s_jax.training import checkpoint
 
@@ -46,7 +45,7 @@ def main(argv: list[str]) -> None:
   with errors.one_line():
     output, run = pathlib.Path(_OUTPUT.value), pathlib.Path(_CHECKPOINT.value)
     scene.check_output(output)
-    config = checkpoint.read_config(run)
+    config, system = checkpoint.read_system(run)
     clip = config["clip"]
     path = shot.camera_path(
       _TRAJECTORY.value, clip["frames"], distance=_DISTANCE.value, pivot=_PIVOT.value
@@ -55,7 +54,6 @@ def main(argv: list[str]) -> None:
     image, cameras = shot.photograph(photo, path, clip["height"], clip["width"], _FOV.value)
     chosen = {"steps": _STEPS.value, "guidance": _GUIDANCE.value, "scale": _SCALE.value}
     sampling = config["sampling"] | {k: x for k, x in chosen.items() if x is not None}
-    system = System.build(config["model"])
     with progress.timed(f"load {run}"):
       params, step = checkpoint.read_model(run, system.abstract())
     dynamic = Pipeline(system, params, **sampling)(image, cameras, _PROMPT.value, _SEED.value)

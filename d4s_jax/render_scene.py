@@ -3,7 +3,8 @@
 Example:
   python -m d4s_jax.render_scene --scene=scenes/first --trajectory=orbit --output=orbit.mp4
 
-Time runs over the whole clip while the camera moves. The picture can have any size.
+Time runs over the whole clip while the camera moves. The picture can have any size up to
+what fits in memory.
 """
 
 import pathlib

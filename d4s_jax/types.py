@@ -37,21 +37,24 @@ def _pytree(*static: str):
   return register
 
 
-@_pytree("height", "width")
+@_pytree("height", "width", "model")
 class Cameras:
-  """Pinhole cameras that share an image size.
+  """Cameras that share an image size and a camera model.
 
   Attributes:
     world_from_camera: rigid 4x4 poses, OpenCV axes, metres.
-    intrinsics: 3x3 matrices in pixels of a `height` x `width` image.
+    intrinsics: 3x3 matrices in pixels of a `height` x `width` image; the focal lengths of an
+      orthographic camera are in pixels per metre.
     height: image height in pixels.
     width: image width in pixels.
+    model: "pinhole" or "orthographic" (parallel rays along z).
   """
 
   world_from_camera: Float[Array, "*b 4 4"]
   intrinsics: Float[Array, "*b 3 3"]
   height: int
   width: int
+  model: str = "pinhole"
 
   def __getitem__(self, index) -> "Cameras":
     """Selects along the leading axes."""

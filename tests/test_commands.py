@@ -108,6 +108,10 @@ def _truncate(folder):
       path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
+def _edit(path, old, new):
+  path.write_text(path.read_text().replace(old, new))
+
+
 DAMAGES = {
   "truncated": (_truncate, "checkpoints/7 can't be read"),
   "no steps": (
@@ -115,6 +119,15 @@ DAMAGES = {
     "no complete checkpoint",
   ),
   "no folder": (lambda folder: shutil.rmtree(folder / "checkpoints"), "holds no checkpoints yet"),
+  "no configuration": (
+    lambda folder: (folder / "config.json").unlink(),
+    "has checkpoints but no config.json",
+  ),
+  "no run": (lambda folder: (folder / "config.json").write_text("{}"), "clip.frames.*are missing"),
+  "no model": (
+    lambda folder: _edit(folder / "config.json", '"heads"', '"hands"'),
+    "model section of .* describes no model",
+  ),
   "no JSON": (lambda folder: (folder / "config.json").write_text("{"), "config.json is not valid"),
 }
 
@@ -125,7 +138,7 @@ def test_generate_refuses_a_damaged_checkpoint(damage, message, place, run, caps
   shutil.copytree(run, copy)
   damage(copy)
   arguments = [f"--image={place}/photo.png", "--trajectory=up", f"--checkpoint={copy}"]
-  assert message in refused(capsys, "generate", *arguments, f"--output={place}/new")
+  assert re.search(message, refused(capsys, "generate", *arguments, f"--output={place}/new"))
 
 
 RENDER = {
@@ -133,7 +146,9 @@ RENDER = {
   "unknown trajectory": ("--trajectory=loop", "Unknown trajectory 'loop'"),
   "frames": ("--frames=0", "0 frames"),
   "height": ("--height=0", "height 0"),
+  "size": ("--height=100000", "pictures of 100000 x 100000 pixels; expected at most"),
   "rate": ("--fps=nan", "nan frames per second"),
+  "slow rate": ("--fps=1e-5", "1e-05 frames per second"),
   "suffix": ("--output={}/new.avi", "ends in .mp4"),
   "output is a folder": ("--output={}/scene", "scene; expected a name|is a folder"),
   "output below a file": ("--output={}/file/new.mp4", "file is a file"),

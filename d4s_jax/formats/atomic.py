@@ -13,10 +13,12 @@ def sibling(path: pathlib.Path) -> pathlib.Path:
 
 
 def check_place(path: pathlib.Path) -> None:
-  """Raises NotADirectoryError if `path` lies below a file, where nothing can be written."""
+  """Raises OSError if nothing can be written at `path`: below a file, or in a locked folder."""
   above = next(parent for parent in path.absolute().parents if parent.exists())
   if not above.is_dir():
     raise NotADirectoryError(f"{above} is a file, so {path} can't be written; name another place.")
+  if not os.access(above, os.W_OK | os.X_OK):
+    raise PermissionError(f"{above} may not be written to, so {path} can't be; name another place.")
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 import os
 import pathlib
 import struct
+import warnings
 from collections.abc import Mapping
 
 import numpy as np
@@ -45,13 +46,15 @@ def read_image(path: str | os.PathLike) -> Float[np.ndarray, "h w 3"]:
   if not path.exists():
     raise FileNotFoundError(f"No image at {path}; check the path.")
   try:
-    with Image.open(path, formats=FORMATS) as image:
+    # The limit is ours: Pillow would print a warning of its own before the error.
+    quiet = warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning)
+    with quiet, Image.open(path, formats=FORMATS) as image:
       small = image.width * image.height <= MAX_PIXELS
       if small:
         return _to_rgb(ImageOps.exif_transpose(image))
   except _BROKEN as error:
     raise ValueError(
-      f"{path} cannot be read as an image ({error}); expected an intact "
+      f"{path} cannot be read as an image ({error}). Expected an intact "
       f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]} file."
     ) from error
   raise ValueError(
@@ -65,7 +68,7 @@ def _to_rgb(image: Image.Image) -> np.ndarray:
     grey = np.asarray(image, np.float32) / 65535
     return np.repeat(np.clip(grey, 0, 1)[..., None], 3, axis=-1)
   if image.mode == "F":
-    raise ValueError("floating-point pixels have no agreed white")
+    raise ValueError("its floating-point pixels have no agreed white; save it with 8 or 16 bits")
   if not image.has_transparency_data:
     return np.asarray(image.convert("RGB"), np.float32) / 255
   layers = np.asarray(image.convert("RGBA"), np.float32) / 255

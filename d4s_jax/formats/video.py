@@ -24,14 +24,14 @@ def write_video(path: str | os.PathLike, frames: Float[np.ndarray, "f h w 3"], f
   not at all.
 
   Raises:
-    ValueError: frames of another shape, no frames, NaN, or a frame rate that is not positive.
+    ValueError: frames of another shape, no frames, NaN, or a frame rate out of range.
     OSError: the file cannot be written, the disk being full for example.
   """
   frames = np.asarray(frames)
   if frames.ndim != 4 or frames.shape[-1] != 3 or 0 in frames.shape:
     raise ValueError(f"Video frames of shape {frames.shape}; expected [frames, height, width, 3].")
-  if not 0 < fps < 1000:
-    raise ValueError(f"A video of {fps} frames per second; expected more than 0, below 1000.")
+  if not 0.1 <= fps < 1000:
+    raise ValueError(f"A video of {fps} frames per second; expected 0.1 or more, below 1000.")
   pixels = images.to_bytes(frames)
   _, height, width, _ = pixels.shape
   pixels = np.pad(pixels, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")

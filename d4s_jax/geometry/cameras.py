@@ -1,10 +1,13 @@
-"""Pinhole cameras: the one statement of the camera conventions.
+"""Pinhole and orthographic cameras: the one statement of the camera conventions.
 
 OpenCV axes: x right, y down, z forward. Poses are `world_from_camera`, metres. Intrinsics are in
 pixels, without skew: [[fx, 0, cx], [0, fy, cy], [0, 0, 1]]. Pixel (row i, column j) covers
 [j, j + 1] x [i, i + 1] of the image plane, its centre is at (j + 0.5, i + 0.5), and the plane
 reaches from (0, 0) to (width, height). Depth is z-depth: the distance along the camera's z axis,
 not along the ray.
+
+A pinhole camera sees the point (x, y, z) of its own axes at (fx x / z + cx, fy y / z + cy), an
+orthographic one at (fx x + cx, fy y + cy).
 """
 
 import dataclasses
@@ -17,6 +20,7 @@ from jaxtyping import Float
 from d4s_jax.geometry import EitherArray, namespace, poses, rotations
 from d4s_jax.types import Cameras
 
+MODELS = ("pinhole", "orthographic")
 # Depths nearer to the camera plane than this do not divide; renderers cull far before it.
 _NEAREST = 1e-6
 
@@ -42,10 +46,16 @@ def rays(
 ) -> tuple[Float[EitherArray, "*b h w 3"], Float[EitherArray, "*b h w 3"]]:
   """Origins and unit directions, in world axes, of the rays through all pixel centres."""
   xp = namespace(cameras.world_from_camera, cameras.intrinsics)
-  slopes = _slopes(cameras)
-  directions = rotations.rotate(_over_pixels(cameras.world_from_camera[..., :3, :3], 2), slopes)
-  directions = directions / xp.sqrt(xp.sum(slopes * slopes, axis=-1, keepdims=True))
+  plane = _plane(cameras)
+  forward = xp.ones_like(plane[..., :1])
+  rotation = _over_pixels(cameras.world_from_camera[..., :3, :3], 2)
   origins = _over_pixels(cameras.world_from_camera[..., :3, 3], 1)
+  if cameras.model == "orthographic":
+    origins = origins + rotations.rotate(rotation, xp.concatenate([plane, 0 * forward], axis=-1))
+    plane = xp.zeros_like(plane)
+  local = xp.concatenate([plane, forward], axis=-1)
+  directions = rotations.rotate(rotation, local)
+  directions = directions / xp.sqrt(xp.sum(local * local, axis=-1, keepdims=True))
   return xp.broadcast_to(origins, directions.shape), directions
 
 
@@ -63,7 +73,10 @@ def project(
   rotation, translation = camera_from_world[..., :3, :3], camera_from_world[..., :3, 3]
   local = rotations.rotate(rotation[..., None, :, :], points) + translation[..., None, :]
   depth = local[..., 2]
-  divisor = xp.where(xp.abs(depth) < _NEAREST, _NEAREST, depth)
+  if cameras.model == "orthographic":
+    divisor = xp.ones_like(depth)
+  else:
+    divisor = xp.where(xp.abs(depth) < _NEAREST, _NEAREST, depth)
   focal, center = focal_and_center(cameras.intrinsics)
   pixels = focal[..., None, :] * local[..., :2] / divisor[..., None] + center[..., None, :]
   return pixels, depth
@@ -73,7 +86,11 @@ def unproject(
   depth: Float[EitherArray, "*b h w"], cameras: Cameras
 ) -> Float[EitherArray, "*b h w 3"]:
   """World points of all pixel centres at a z-depth in metres."""
-  local = _slopes(cameras) * depth[..., None]
+  xp = namespace(depth, cameras.intrinsics)
+  plane = _plane(cameras)
+  if cameras.model != "orthographic":
+    plane = plane * depth[..., None]
+  local = xp.concatenate([xp.broadcast_to(plane, (*depth.shape, 2)), depth[..., None]], axis=-1)
   rotation = _over_pixels(cameras.world_from_camera[..., :3, :3], 2)
   return rotations.rotate(rotation, local) + _over_pixels(cameras.world_from_camera[..., :3, 3], 1)
 
@@ -122,14 +139,19 @@ def fov_from_intrinsics(
   return xp.asarray(xp.rad2deg(2 * xp.arctan(0.5 * width / intrinsics[..., 0, 0])))
 
 
-def _slopes(cameras: Cameras):
-  """Camera-space points (x, y, 1) of all pixel centres at z-depth 1."""
+def _plane(cameras: Cameras):
+  """Camera-space (x, y) of all pixel centres: at z-depth 1, or, orthographic, at any depth.
+
+  Raises:
+    ValueError: the camera model is unknown.
+  """
+  if cameras.model not in MODELS:
+    raise ValueError(f"Unknown camera model {cameras.model!r}; expected one of {MODELS}.")
   xp = namespace(cameras.intrinsics)
   grid = pixel_grid(cameras.height, cameras.width, xp)
   grid = xp.broadcast_to(grid, (*cameras.intrinsics.shape[:-2], *grid.shape))
   focal, center = focal_and_center(cameras.intrinsics)
-  slopes = (grid - _over_pixels(center, 1)) / _over_pixels(focal, 1)
-  return xp.concatenate([slopes, xp.ones_like(slopes[..., :1])], axis=-1)
+  return (grid - _over_pixels(center, 1)) / _over_pixels(focal, 1)
 
 
 def _over_pixels(per_camera, trailing: int):

@@ -23,7 +23,7 @@ def check_video(path: pathlib.Path, fps: float) -> None:
   """Refuses a place or a frame rate that no video can have; call it before the long work.
 
   Raises:
-    ValueError: the suffix is not .mp4, or the rate is not positive.
+    ValueError: the suffix is not .mp4, or the rate is out of range.
     OSError: the path is a folder, or below a file.
   """
   if path.suffix.lower() != ".mp4":
@@ -31,8 +31,8 @@ def check_video(path: pathlib.Path, fps: float) -> None:
   if path.is_dir():
     raise IsADirectoryError(f"{path} is a folder; expected the name of a video.")
   atomic.check_place(path)
-  if not 0 < fps < 1000:
-    raise ValueError(f"A video of {fps} frames per second; expected more than 0, below 1000.")
+  if not 0.1 <= fps < 1000:
+    raise ValueError(f"A video of {fps} frames per second; expected 0.1 or more, below 1000.")
 
 
 def draw(

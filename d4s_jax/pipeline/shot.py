@@ -18,9 +18,12 @@ from d4s_jax.types import Cameras
 FOV = 60.0
 # Frames of a named path where nothing says how many.
 FRAMES = 49
+_MOST_FRAMES = 100_000
 # Height, pixels, below which a scene's size is multiplied: players don't show stamps well, and
 # Gaussians can be drawn at any size.
 _LOWEST = 256
+# All pixels of a video: its colours, depth and opacity take 20 bytes each in memory.
+_MOST_PIXELS = 500_000_000
 # How far from square the pixels of a picture may be.
 _SQUARE = 0.05
 
@@ -47,8 +50,8 @@ def camera_path(
     ValueError: `source` is neither a name nor a file, the file is malformed, or a number is not
       positive or means nothing for a file.
   """
-  if frames is not None and frames < 1:
-    raise ValueError(f"A camera path of {frames} frames; expected at least 1.")
+  if frames is not None and not 1 <= frames <= _MOST_FRAMES:
+    raise ValueError(f"A camera path of {frames} frames; expected 1 to {_MOST_FRAMES}.")
   asked = {"distance": distance, "pivot": pivot}
   asked = {name: value for name, value in asked.items() if value is not None}
   if source in trajectories.TRAJECTORIES:
@@ -119,7 +122,8 @@ def through_scene(
     width: likewise; None for the one that keeps pixels square.
 
   Raises:
-    ValueError: a size is not positive, or both are given and don't fit the path's intrinsics.
+    ValueError: a size is not positive or too large, or both are given and don't fit the path's
+      intrinsics.
   """
   for name, value in (("height", height), ("width", width)):
     if value is not None and value < 1:
@@ -128,11 +132,16 @@ def through_scene(
   if lenses is None:
     own = np.asarray(first.intrinsics) / np.array([[first.width], [first.height], [1]])
     lenses = np.tile(own, (len(path.times), 1, 1))
-  aspect = float(lenses[0, 1, 1] / lenses[0, 0, 0])
+  frames, aspect = len(path.times), float(lenses[0, 1, 1] / lenses[0, 0, 0])
   if height is None:
     height = enlarged(first).height if width is None else max(1, round(width / aspect))
   if width is None:
     width = max(1, round(height * aspect))
+  if frames * height * width > _MOST_PIXELS:
+    raise ValueError(
+      f"{frames} pictures of {width} x {height} pixels; expected at most {_MOST_PIXELS} pixels in"
+      " all. Give a smaller height or fewer frames."
+    )
   intrinsics = lenses * np.array([[width], [height], [1]])
   _check_square(intrinsics, f"The pictures have {width} x {height} pixels", "only one of the sizes")
   return Cameras(

@@ -1,20 +1,28 @@
 """Rendering of Gaussians: `render` is the one entry, backends are rows of a table."""
 
 import functools
+import sys
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from d4s_jax.geometry.cameras import MODELS
 from d4s_jax.layers import partitioning
-from d4s_jax.render import reference, tiled
+from d4s_jax.render import cpu, reference, tiled
+from d4s_jax.render.backend import BackendUnavailable
 from d4s_jax.types import Cameras, Gaussians, Rendering
 
 # Each draws Gaussians [v n] into cameras [v] and returns colour, depth and 1 summed with the
 # weights of alpha compositing ([v h w 5]) and the number of dropped intersections ([v]).
-BACKENDS = {"reference": reference.rasterize, "tiled": tiled.rasterize}
-_AUTO = "tiled"
+BACKENDS = {
+  "reference": reference.rasterize,
+  "tiled": tiled.rasterize,
+  "cpu": cpu.rasterize,
+}
+# What "auto" takes on a platform if it can be had, and the function that raises if it can't.
+_NATIVE = {"cpu": ("cpu", cpu.library.load)}
 
 
 def render(
@@ -24,6 +32,7 @@ def render(
   backend: str = "auto",
   background: Sequence[float] | Float[Array, "*#b 3"] = (0.0, 0.0, 0.0),
   capacity: int | None = None,
+  antialiased: bool = False,
 ) -> Rendering:
   """Draws Gaussians into cameras, all views and times in one call; differentiable.
 
@@ -39,25 +48,31 @@ def render(
   Args:
     gaussians: what to draw; an opacity below 1/255 makes a slot free.
     cameras: the views; the image size is theirs.
-    backend: a name in BACKENDS, or "auto".
+    backend: a name in BACKENDS, or "auto": the native one of the platform, else "tiled". The
+      platform is that of the mesh in use or of JAX's default device.
     background: RGB behind everything, one for all views or one for each.
-    capacity: the most Gaussian-tile intersections of one view that `tiled` has room for; those of
-      the farthest Gaussians are dropped and counted in `Rendering.overflow`. By default about 16
-      times the number of Gaussians.
+    capacity: the most Gaussian-tile intersections of one view that there is room for; those of the
+      farthest Gaussians are dropped and counted in `Rendering.overflow`. By default `tiled` has
+      room for about 16 times the number of Gaussians, `cpu` takes what it needs.
+    antialiased: gsplat's mode of that name: splats smaller than a pixel are fainter instead of
+      wider than they are.
 
   Raises:
-    ValueError: the backend is unknown, the capacity is not positive, or the leading axes don't
-      broadcast.
+    BackendUnavailable: the backend can't be had here; says why, and what to do.
+    ValueError: the backend or the camera model is unknown, the capacity is not positive, or the
+      leading axes don't broadcast.
   """
   if backend not in ("auto", *BACKENDS):
     raise ValueError(f"Unknown backend {backend!r}; expected 'auto' or one of {sorted(BACKENDS)}.")
   if capacity is not None and capacity < 1:
     raise ValueError(f"capacity is {capacity}; expected at least 1 intersection for each view.")
+  if cameras.model not in MODELS:
+    raise ValueError(f"Unknown camera model {cameras.model!r}; expected one of {MODELS}.")
   leading = _leading_axes(gaussians, cameras)
   flat_gaussians = _flatten(gaussians, gaussians.means.ndim - 2, leading)
   flat_cameras = _flatten(cameras, cameras.intrinsics.ndim - 2, leading)
-  rasterize = BACKENDS[_AUTO if backend == "auto" else backend]
-  rasterize = functools.partial(rasterize, capacity=capacity)
+  rasterize = BACKENDS[_automatic() if backend == "auto" else backend]
+  rasterize = functools.partial(rasterize, capacity=capacity, antialiased=antialiased)
   layers, overflow = partitioning.per_device(rasterize, flat_gaussians, flat_cameras)
 
   layers = layers.reshape(*leading, *layers.shape[1:])
@@ -71,6 +86,27 @@ def render(
     alpha=alpha,
     overflow=overflow.reshape(leading),
   )
+
+
+def _automatic() -> str:
+  """The backend for the platform that is traced for."""
+  device = jax.sharding.get_abstract_mesh().abstract_device
+  platform = device.platform if device else jax.default_backend()
+  if platform not in _NATIVE:
+    return "tiled"
+  name, load = _NATIVE[platform]
+  try:
+    load()
+  except BackendUnavailable as error:
+    _note(f"note: drawing with the slower tiled renderer. {error}")
+    return "tiled"
+  return name
+
+
+@functools.cache
+def _note(text: str) -> None:
+  """Says something once."""
+  print(text, file=sys.stderr)
 
 
 def _leading_axes(gaussians, cameras):

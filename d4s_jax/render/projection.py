@@ -32,6 +32,8 @@ MIN_TRANSMITTANCE = 1e-4
 # The slope of the viewing ray in the linearisation is limited to the image plus this share of
 # half its width (or height) on each side.
 _SLOPE_MARGIN = 0.3
+# Ratio of a splat's area before and after the blur, squared, below which it counts as none.
+_THINNEST = 1e-12
 # Centres (metres) and scales beyond this would overflow float32 in the projected covariance.
 _LARGEST = 1e6
 
@@ -59,33 +61,48 @@ class Splats:
   colours: Float[Array, "*v n 3"]
 
 
-def project(gaussians: Gaussians, cameras: Cameras) -> Splats:
+def project(gaussians: Gaussians, cameras: Cameras, *, antialiased: bool = False) -> Splats:
   """Projects Gaussians [v n] into cameras [v].
 
   The camera sees covariance J W Sigma W^T J^T + BLUR I, with W the rotation into the camera and J
-  the Jacobian of the perspective division at the centre (Zwicker et al. 2001, "EWA splatting").
+  the Jacobian of the projection at the centre (Zwicker et al. 2001, "EWA splatting").
+
+  Args:
+    gaussians: one set for each camera.
+    cameras: one for each set.
+    antialiased: lower the opacity of a splat by as much as BLUR widens it (Yu et al. 2024,
+      "Mip-Splatting", 2D filter), so that what is smaller than a pixel is as bright at any
+      resolution.
   """
   centre, quaternion, scale, usable = _components(gaussians)
   camera_from_world = rearrange(poses.invert(cameras.world_from_camera), "v i j -> i j v 1")
   x, y, z = (_dot(row[:3], centre) + row[3] for row in camera_from_world[:3])
   usable &= z >= NEAR
   x, y, z = jnp.where(usable, x, 0), jnp.where(usable, y, 0), jnp.where(usable, z, 1)
+  parallel = cameras.model == "orthographic"
   lens = rearrange(cameras.intrinsics, "v i j -> i j v 1")
   focal_x, focal_y, centre_x, centre_y = lens[0, 0], lens[1, 1], lens[0, 2], lens[1, 2]
-  mean = focal_x * x / z + centre_x, focal_y * y / z + centre_y
+  zoom_x, zoom_y = (focal_x, focal_y) if parallel else (focal_x / z, focal_y / z)
+  mean = zoom_x * x + centre_x, zoom_y * y + centre_y
 
   # The image of each of the Gaussian's three axes is a column of J W R S.
-  slope_x = _limit_slope(x / z, focal_x, centre_x, cameras.width)
-  slope_y = _limit_slope(y / z, focal_y, centre_y, cameras.height)
+  slope_x = 0 if parallel else _limit_slope(x / z, focal_x, centre_x, cameras.width)
+  slope_y = 0 if parallel else _limit_slope(y / z, focal_y, centre_y, cameras.height)
   axes = _axes(quaternion, scale, camera_from_world)
-  right = [focal_x / z * (axis[0] - slope_x * axis[2]) for axis in axes]
-  down = [focal_y / z * (axis[1] - slope_y * axis[2]) for axis in axes]
-  xx, xy, yy = _dot(right, right) + BLUR, _dot(right, down), _dot(down, down) + BLUR
+  right = [zoom_x * (axis[0] - slope_x * axis[2]) for axis in axes]
+  down = [zoom_y * (axis[1] - slope_y * axis[2]) for axis in axes]
+  sharp_xx, xy, sharp_yy = _dot(right, right), _dot(right, down), _dot(down, down)
+  xx, yy = sharp_xx + BLUR, sharp_yy + BLUR
   determinant = xx * yy - xy * xy
   usable &= (determinant > 0) & (determinant < jnp.inf)
   determinant = jnp.where(usable, determinant, 1)
 
   opacities = jnp.where(usable, gaussians.opacities, 0)
+  if antialiased:
+    ratio = jnp.where(usable, (sharp_xx * sharp_yy - xy * xy) / determinant, 1)
+    # Thinner than rounding resolves: invisible, and the root's slope at 0 is infinite.
+    solid = ratio > _THINNEST
+    opacities *= jnp.where(solid, jnp.sqrt(jnp.where(solid, ratio, 1)), 0)
   visible, extent = _bound(mean, (xx, yy), opacities, cameras)
   return Splats(
     means=jnp.stack(mean, -1),

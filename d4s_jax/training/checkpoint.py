@@ -22,10 +22,23 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
+from d4s_jax.models.system import System
 from d4s_jax.training.state import TrainState, averaged_params, flatten
 
 # A run may be continued with other values of these.
 RESUMABLE = ("steps", "checkpoint", "heldout", "data.workers")
+
+
+# What every reader of a run's configuration relies on, beside the model.
+_NEEDED = {
+  "preset": str,
+  "clip.frames": int,
+  "clip.height": int,
+  "clip.width": int,
+  "sampling.steps": int,
+  "sampling.guidance": str,
+  "sampling.scale": float,
+}
 
 
 class CheckpointError(ValueError):
@@ -183,7 +196,7 @@ def write_config(folder: pathlib.Path, config: Mapping) -> None:
   text = json.dumps(config, indent=2, sort_keys=True)
   # Orbax names complete steps by their number, incomplete ones otherwise.
   if any(entry.name.isdigit() for entry in folder.glob("checkpoints/*")):
-    saved, current = _leaves(read_config(folder)), _leaves(json.loads(text))
+    saved, current = _leaves(_read_json(folder)), _leaves(json.loads(text))
     differences = [
       f"{key}: saved {saved.get(key)!r}, now {current.get(key)!r}"
       for key in sorted(saved.keys() | current.keys())
@@ -202,21 +215,45 @@ def write_config(folder: pathlib.Path, config: Mapping) -> None:
 
 def read_config(folder: pathlib.Path) -> dict[str, Any]:
   """The configuration of the run in `folder`; data only, nothing in it is executed."""
+  config = _read_json(folder)
+  leaves = _leaves(config)
+  wrong = [name for name, kind in _NEEDED.items() if not isinstance(leaves.get(name), kind)]
+  if wrong:
+    raise CheckpointError(
+      f"{folder / 'config.json'} is not the configuration of a run: {', '.join(wrong)} are missing"
+      " or of another type. Restore it or retrain."
+    )
+  return config
+
+
+def _read_json(folder: pathlib.Path) -> Any:
   path = folder / "config.json"
   if not path.is_file():
+    if (folder / "checkpoints").is_dir():
+      raise CheckpointError(
+        f"{folder} has checkpoints but no config.json, without which their shapes are not known;"
+        " put it back."
+      )
     raise CheckpointError(
       f"{folder} holds no trained model (no config.json). Train one first, for example with"
       " python -m d4s_jax.train --config=configs/joint.py, or name its folder."
     )
   try:
-    config = json.loads(path.read_text())
+    return json.loads(path.read_text())
   except ValueError as error:
     raise CheckpointError(f"{path} is not valid JSON ({error}); restore it or retrain.") from error
-  needed = ("model", "clip", "sampling", "preset")
-  missing = [name for name in needed if not isinstance(config, dict) or name not in config]
-  if missing:
-    raise CheckpointError(f"{path} lacks {missing}; it is not the configuration of a run.")
-  return config
+
+
+def read_system(folder: pathlib.Path) -> tuple[dict[str, Any], System]:
+  """The configuration of the run in `folder`, and the models it describes."""
+  config = read_config(folder)
+  try:
+    return config, System.build(config["model"])
+  except (KeyError, TypeError, ValueError, AttributeError) as error:
+    raise CheckpointError(
+      f"The model section of {folder / 'config.json'} describes no model"
+      f" ({type(error).__name__}: {_reason(error)}); restore it or retrain."
+    ) from error
 
 
 def read_model(folder: pathlib.Path, like: Any) -> tuple[Any, int]:

@@ -73,8 +73,12 @@ def _read_parts(system: System, config: Config) -> dict[str, Any]:
 
 def _from_run(folder: pathlib.Path, name: str, like: Any) -> Any:
   """One part of the model of another run, which must have the same shapes."""
-  config = checkpoint.read_config(folder)
-  params, _ = checkpoint.read_model(folder, System.build(config["model"]).abstract())
+  if not folder.is_dir():
+    raise checkpoint.CheckpointError(
+      f'init.{name} is "{folder}"; expected "", "{shipped.ORIGIN}" or the folder of a run.'
+    )
+  _, system = checkpoint.read_system(folder)
+  params, _ = checkpoint.read_model(folder, system.abstract())
   ours, theirs = state.flatten(like), state.flatten(params[name])
   wrong = [
     f"{path}: {getattr(theirs.get(path), 'shape', None)} there, "

@@ -1,14 +1,16 @@
 """A training run, read from top to bottom."""
 
+import contextlib
 import functools
 import pathlib
+from collections.abc import Iterator
 
 import flax.linen as nn
 import jax
 
 from d4s_jax.config import Config
-from d4s_jax.data.loader import Loader, make_loader
-from d4s_jax.data.source import SOURCES
+from d4s_jax.data.loader import make_loader
+from d4s_jax.data.source import SOURCES, Source
 from d4s_jax.models.system import System
 from d4s_jax.training import checkpoint, initialize, objectives, sharding, state, validation
 from d4s_jax.training.interrupt import StopRequest
@@ -17,7 +19,6 @@ from d4s_jax.training.record import Record
 from d4s_jax.training.report import write_report
 from d4s_jax.training.stages import Stage, stage
 from d4s_jax.training.step import make_step
-from d4s_jax.types import Clip
 
 
 def run(config: Config, folder: pathlib.Path) -> None:
@@ -30,41 +31,60 @@ def run(config: Config, folder: pathlib.Path) -> None:
   Raises:
     ValueError: the configuration can't be run, or the loss is no longer finite.
   """
-  chosen = stage(config.stage)
-  system = System.build(config.model.to_dict())
-  _check(config, system)
-  checkpoint.write_config(folder, config.to_dict())
   mesh = sharding.make_mesh(config.mesh.fsdp)
-
   with jax.set_mesh(mesh), nn.logical_axis_rules(sharding.RULES):
+    # All of the run but its numbers: what does not fit together is refused before it writes.
+    with _explained():
+      _check(config)
+      chosen = stage(config.stage)
+      system = System.build(config.model.to_dict())
+      system.check_size(config.clip.frames, config.clip.height, config.clip.width)
+      patterns = tuple(config.trainable) or chosen.trainable
+      optimizer = make_optimizer(steps=config.steps, **config.optimizer.to_dict())
+      like = initialize.abstract_state(system, patterns, optimizer, mesh)
+      check_groups(sorted(like.trainable | like.frozen), config.optimizer.groups)
+      settings = objectives.Settings(**config.loss.to_dict())
+      step = make_step(
+        objectives.make_objective(system, chosen, settings),
+        optimizer,
+        seed=config.seed,
+        average_decay=config.average_decay,
+        accumulate=config.accumulate,
+      )
+      step = jax.jit(step, donate_argnums=0, out_shardings=(sharding.of(like), None))
+      validate = validation.make_validation(system, chosen)
+      source, tokenize = _source(config, chosen), system.backbone.tokenizer
+      heldout = validation.load_clips(
+        source(split="heldout"), tokenize, config.batch_size, config.heldout.batches
+      )
+      step.eval_shape(like, heldout[0])
+    checkpoint.write_config(folder, config.to_dict())
+
     # The state: new, or where the folder's newest checkpoint left off.
-    patterns = tuple(config.trainable) or chosen.trainable
-    optimizer = make_optimizer(steps=config.steps, **config.optimizer.to_dict())
-    like = initialize.abstract_state(system, patterns, optimizer, mesh)
-    check_groups(sorted(like.trainable | like.frozen), config.optimizer.groups)
     saved = checkpoint.Checkpoints(folder, config.checkpoint.keep)
     if saved.latest is None:
       now = initialize.create_state(system, config, patterns, optimizer, like)
     else:
       now = saved.restore(like)
     start = int(now.step)
-
-    # What is compiled.
-    objective = objectives.make_objective(
-      system, chosen, objectives.Settings(**config.loss.to_dict())
-    )
-    step = make_step(
-      objective,
-      optimizer,
+    if start > config.steps:
+      raise ValueError(
+        f"steps is {config.steps}, but {folder} is at step {start} already; give more steps, or"
+        " another --workdir."
+      )
+    # Batches are a pure function of seed and step: there is nothing else to resume.
+    batches = make_loader(
+      source(split="train"),
+      tokenize,
+      batch_size=config.batch_size // jax.process_count(),
       seed=config.seed,
-      average_decay=config.average_decay,
-      accumulate=config.accumulate,
+      workers=config.data.workers,
+      start=start,
+      process_index=jax.process_index(),
+      process_count=jax.process_count(),
     )
-    step = jax.jit(step, donate_argnums=0, out_shardings=(sharding.of(now), None))
-    validate = validation.make_validation(system, chosen)
 
     # The loop.
-    heldout, batches = _data(config, chosen, system, start)
     with Record(folder, start, config.steps, saved) as record, batches, StopRequest() as stop:
       record.say(_summary(config, now, folder))
       if start == 0:
@@ -105,13 +125,12 @@ _LEAST = {
 }
 
 
-def _check(config: Config, system: System) -> None:
-  """Refuses sizes that can't be run, before anything is written."""
+def _check(config: Config) -> None:
+  """Refuses counts that can't be run."""
   for key, least in _LEAST.items():
     value = functools.reduce(getattr, key.split("."), config)
     if value < least:
       raise ValueError(f"{key} is {value}; expected at least {least}.")
-  system.check_size(config.clip.frames, config.clip.height, config.clip.width)
   devices, parts = jax.device_count(), config.accumulate
   if config.batch_size % (devices * parts):
     raise ValueError(
@@ -124,12 +143,26 @@ def _check(config: Config, system: System) -> None:
     )
 
 
-def _data(config: Config, chosen: Stage, system: System, start: int) -> tuple[list[Clip], Loader]:
-  """The held-out clips, and the training batches from step `start` on.
+@contextlib.contextmanager
+def _explained() -> Iterator[None]:
+  """Reports any error of building and tracing a run as one of its configuration.
 
-  Batches are a pure function of seed and step: there is nothing else to resume.
+  A value that nothing checks by name, say a width that the heads don't divide, fails somewhere in
+  JAX or Flax, with an error of any class.
   """
-  source = functools.partial(
+  try:
+    yield
+  except (ValueError, OSError):
+    raise
+  except Exception as error:
+    raise ValueError(
+      f"This configuration can't be run ({type(error).__name__}: {str(error).strip()[:300]})."
+    ) from error
+
+
+def _source(config: Config, chosen: Stage) -> functools.partial[Source]:
+  """The clips of the stage; to be called with a split."""
+  return functools.partial(
     SOURCES[config.data.source],
     kind=chosen.kind,
     frames=config.clip.frames,
@@ -137,21 +170,6 @@ def _data(config: Config, chosen: Stage, system: System, start: int) -> tuple[li
     width=config.clip.width,
     views=config.clip.targets,
   )
-  tokenize = system.backbone.tokenizer
-  heldout = validation.load_clips(
-    source(split="heldout"), tokenize, config.batch_size, config.heldout.batches
-  )
-  batches = make_loader(
-    source(split="train"),
-    tokenize,
-    batch_size=config.batch_size // jax.process_count(),
-    seed=config.seed,
-    workers=config.data.workers,
-    start=start,
-    process_index=jax.process_index(),
-    process_count=jax.process_count(),
-  )
-  return heldout, batches
 
 
 def _summary(config: Config, now: state.TrainState, folder: pathlib.Path) -> str:

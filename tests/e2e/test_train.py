@@ -185,6 +185,10 @@ def test_bad_input_is_one_clear_line(place, whole):
   assert not (place / "bad").exists()
   expect_error(train(place, "whole", "--config.seed=1"), "seed: saved 0, now 1", "--workdir")
   expect_error(train(place, "bad", "--config.optimizer.peek=1"), "key 'peek'", "peak")
+  expect_error(train(place, "bad", "--config.model.ldrm.heads=3"), "3 heads don't divide")
+  assert not (place / "bad").exists()
+  expect_error(train(place, "whole", "--config.steps=3"), "steps is 3", "at step 12 already")
+  expect_error(train(place, "bad", "--config.init.ldrm=shiped"), 'init.ldrm is "shiped"')
   expect_error(train(place, "bad", steps="many"), "'many'")
   expect_error(train(place, "bad", "--stepz=3"), "stepz")
 

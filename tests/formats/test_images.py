@@ -83,7 +83,7 @@ def broken_files(folder):
 
 def test_every_broken_file_gives_one_clear_error(tmp_path):
   for name in broken_files(tmp_path):
-    with pytest.raises(ValueError, match=f"{name} cannot be read as an image .*expected an intact"):
+    with pytest.raises(ValueError, match=f"{name} cannot be read as an image .*Expected an intact"):
       images.read_image(tmp_path / name)
 
 

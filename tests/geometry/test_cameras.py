@@ -74,9 +74,30 @@ def test_rays_start_at_the_camera_and_have_unit_length(xp):
   np.testing.assert_allclose(directions[0, 0], slope / np.linalg.norm(slope), atol=1e-6)
 
 
-@hypothesis.given(st.integers(0, 2**16), st.sampled_from([(), (2,), (2, 3)]))
-def test_project_inverts_unproject(seed, shape):
-  cameras = random_cameras(seed, *shape)
+def test_orthographic_by_hand(xp):
+  cameras = dataclasses.replace(by_hand(xp), model="orthographic")
+  pixels, depth = pinhole.project(xp.asarray([[12.0, 0, -0.02], [13, 0.04, 0]]), cameras)
+  np.testing.assert_allclose(depth, [2, 3], atol=1e-6)
+  np.testing.assert_allclose(pixels, [[6, 3], [4, 5]], atol=1e-5)
+  origins, directions = pinhole.rays(cameras)
+  # Pixel (0, 0): -3.5 pixels of 1/100 m to the right, -2.5 of 1/50 m down.
+  np.testing.assert_allclose(origins[0, 0], [10, -0.05, 0.035], atol=1e-6)
+  np.testing.assert_allclose(directions[0, 0], [1, 0, 0], atol=1e-6)
+
+
+def test_unknown_camera_model_is_refused():
+  cameras = dataclasses.replace(by_hand(np), model="fisheye")
+  with pytest.raises(ValueError, match="'fisheye'.*pinhole.*orthographic"):
+    pinhole.rays(cameras)
+
+
+@hypothesis.given(
+  st.integers(0, 2**16),
+  st.sampled_from([(), (2,), (2, 3)]),
+  st.sampled_from(pinhole.MODELS),
+)
+def test_project_inverts_unproject(seed, shape, model):
+  cameras = dataclasses.replace(random_cameras(seed, *shape), model=model)
   depth = np.random.default_rng(seed).uniform(0.5, 5, (*shape, HEIGHT, WIDTH)).astype(np.float32)
   points = pinhole.unproject(depth, cameras)
   pixels, seen = pinhole.project(points.reshape(*shape, -1, 3), cameras)

@@ -64,7 +64,7 @@ def test_a_file_is_resampled_evenly_in_its_own_time_and_starts_at_the_origin(tmp
   "arguments, message",
   [
     (("sprial", 5), "Unknown trajectory 'sprial'; expected one of spiral, .* or a file"),
-    (("spiral", 0), "path of 0 frames; expected at least 1"),
+    (("spiral", 0), "path of 0 frames; expected 1 to"),
     (("spiral", -3), "path of -3 frames"),
   ],
 )

@@ -28,7 +28,13 @@ def gaussians(count: int = 48, coefficients: int = 16, seed: int = 0) -> Gaussia
   return Gaussians(**{name: jnp.asarray(array, jnp.float32) for name, array in arrays.items()})
 
 
-def cameras(views: int = 2, seed: int = 0, height: int = HEIGHT, width: int = WIDTH) -> Cameras:
+def cameras(
+  views: int = 2,
+  seed: int = 0,
+  height: int = HEIGHT,
+  width: int = WIDTH,
+  model: str = "pinhole",
+) -> Cameras:
   """Cameras [v] near the origin that look along z, with uncentred, unequal intrinsics."""
   random = np.random.default_rng(seed)
   poses = np.tile(np.eye(4), (views, 1, 1))
@@ -36,11 +42,15 @@ def cameras(views: int = 2, seed: int = 0, height: int = HEIGHT, width: int = WI
   poses[:, :3, :3] *= np.sign(np.diagonal(poses[:, :3, :3], axis1=1, axis2=2))[:, None]
   poses[:, :3, 3] = random.normal(0, 0.1, (views, 3))
   lens = [[0.9 * width, 0, 0.46 * width], [0, 0.85 * width, 0.55 * height], [0, 0, 1]]
+  if model == "orthographic":
+    # About as many pixels a metre as a pinhole camera sees at a depth of 3 m.
+    lens[0][0], lens[1][1] = lens[0][0] / 3, lens[1][1] / 3
   return Cameras(
     world_from_camera=jnp.asarray(poses, jnp.float32),
     intrinsics=jnp.tile(jnp.asarray(lens, jnp.float32), (views, 1, 1)),
     height=height,
     width=width,
+    model=model,
   )
 
 

@@ -58,13 +58,15 @@ def degree_0():
 CASES = [ordinary, nothing_visible, some_behind_or_beside, giant, free_slots, opaque_stack]
 # Other shapes are another compilation, and the colours are the same code in both backends.
 CASES = [*((case, backend) for backend in BACKENDS for case in CASES), (degree_0, "tiled")]
+# What the render call or the camera can ask for.
+MODES = {"antialiased": ("pinhole", True), "orthographic": ("orthographic", False)}
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def value_and_gradients(backend, scene, cameras, cotangents):
+@functools.partial(jax.jit, static_argnums=(0, 4))
+def value_and_gradients(backend, scene, cameras, cotangents, antialiased=False):
   def loss(scene, poses):
     posed = dataclasses.replace(cameras, world_from_camera=poses)
-    drawn = render(scene, posed, backend=backend, background=BACKGROUND)
+    drawn = render(scene, posed, backend=backend, background=BACKGROUND, antialiased=antialiased)
     outputs = (drawn.image, drawn.depth, drawn.alpha)
     return sum(jnp.sum(x * w) for x, w in zip(outputs, cotangents)), outputs
 
@@ -77,16 +79,26 @@ def value_and_gradients(backend, scene, cameras, cotangents):
 
 @pytest.mark.parametrize("case,backend", CASES, ids=lambda x: getattr(x, "__name__", x))
 def test_matches_gsplat(case, backend):
-  scene, cameras = case(), scenes.cameras(views=2)
+  check(backend, case(), scenes.cameras(views=2), visible=case is not nothing_visible)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_modes_match_gsplat(backend, mode):
+  model, antialiased = MODES[mode]
+  cameras = scenes.cameras(views=2, model=model)
+  check(backend, some_behind_or_beside(), cameras, antialiased=antialiased)
+
+
+def check(backend, scene, cameras, *, visible=True, antialiased=False):
   random = np.random.default_rng(1)
   shape = (2, cameras.height, cameras.width)
   cotangents = [random.normal(size=s).astype(np.float32) for s in ((*shape, 3), shape, shape)]
   expected, expected_gradients = gsplat_oracle.value_and_gradients(
-    scene, cameras, BACKGROUND, cotangents
+    scene, cameras, BACKGROUND, cotangents, antialiased=antialiased
   )
-  actual, gradients = value_and_gradients(backend, scene, cameras, cotangents)
-  if case is nothing_visible:
-    assert not expected[2].any()
+  actual, gradients = value_and_gradients(backend, scene, cameras, cotangents, antialiased)
+  assert expected[2].any() == visible
   for x, y in zip(actual, expected):
     # float32 against float64: depths of a few metres, colours around 1.
     np.testing.assert_allclose(x, y, rtol=2e-5, atol=2e-5)

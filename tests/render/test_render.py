@@ -13,7 +13,7 @@ from d4s_jax.render import BACKENDS, render
 from d4s_jax.types import Cameras, Gaussians
 from tests.render import scenes
 
-both = pytest.mark.parametrize("backend", BACKENDS)
+every = pytest.mark.parametrize("backend", BACKENDS)
 
 
 BLACK = jnp.zeros(3)
@@ -45,7 +45,7 @@ def assert_same(actual, expected, tolerance):
     )
 
 
-@both
+@every
 def test_one_gaussian_by_hand(backend):
   """Focal length 10, depth 2, deviation 0.2: (10 * 0.2 / 2)^2 + 0.3 = 1.3 square pixels."""
   scene = Gaussians(
@@ -75,7 +75,7 @@ def test_one_gaussian_by_hand(backend):
   np.testing.assert_array_equal(drawn.image[3, 9], jnp.asarray([0.0, 1.0, 0.5]))
 
 
-@both
+@every
 @pytest.mark.parametrize("seed", range(5))
 def test_stays_within_inputs(backend, seed):
   scene, cameras = scene_and_cameras(seed)
@@ -93,7 +93,7 @@ def test_stays_within_inputs(backend, seed):
   assert jnp.all(jnp.where(seen, 0, drawn.depth) == 0)
 
 
-@both
+@every
 def test_order_of_gaussians_does_not_matter(backend):
   scene, cameras = scene_and_cameras()
   shuffled = scenes.select(scene, np.random.default_rng(0).permutation(48))
@@ -102,7 +102,7 @@ def test_order_of_gaussians_does_not_matter(backend):
   assert_same(draw(shuffled, cameras, backend=backend), expected, 1e-6)
 
 
-@both
+@every
 def test_equal_depths_keep_the_order_of_the_input(backend):
   scene, cameras = scene_and_cameras()
   level = dataclasses.replace(scene, means=scene.means.at[:, 2].set(3.0))
@@ -116,7 +116,7 @@ def test_equal_depths_keep_the_order_of_the_input(backend):
   assert jnp.max(jnp.abs(backwards.image - expected.image)) > 0.05
 
 
-@both
+@every
 def test_leading_axes_broadcast(backend):
   first, cameras = scene_and_cameras(0)
   second, _ = scene_and_cameras(1)
@@ -145,10 +145,12 @@ def test_each_view_has_its_own_gaussians_and_background():
 def test_vmap_equals_leading_axis():
   scene, cameras = scene_and_cameras()
   mapped = jax.jit(jax.vmap(render, in_axes=(None, 0)))(scene, cameras)
-  assert_same(mapped, draw(scene, cameras), 1e-6)
+  # XLA fuses, and so rounds, the projection otherwise.
+  drawn = jax.jit(render)(scene, cameras)
+  assert_same(mapped, drawn, 5e-6)
 
 
-@both
+@every
 def test_same_inputs_give_same_bits(backend):
   scene, cameras = scene_and_cameras()
   poses = cameras.world_from_camera
@@ -168,7 +170,7 @@ BAD = {
 }
 
 
-@both
+@every
 def test_bad_numbers_stay_where_they_are(backend):
   scene, cameras = scene_and_cameras()
   poses = cameras.world_from_camera
@@ -188,7 +190,7 @@ def test_bad_numbers_stay_where_they_are(backend):
       assert not any(jnp.any(x[0]) for x in jax.tree.leaves(actual[0])), f"{name} {value}"
 
 
-@both
+@every
 def test_degenerate_gaussians_have_finite_gradients(backend):
   scene, cameras = scene_and_cameras()
   poses = cameras.world_from_camera
