@@ -66,7 +66,8 @@ Row pack(const Splats& splats, int64_t i, const Box& box, int64_t start) {
   row.b = splats.conics[3 * i + 1];
   row.c = splats.conics[3 * i + 2];
   row.opacity = splats.opacities[i];
-  row.reach = std::log(row.opacity / kMinAlpha);
+  // Nobody has opacities of 1e32, but the kernels' exponential would not end well with them.
+  row.reach = std::min(std::log(row.opacity / kMinAlpha), 80.0f);
   row.red = splats.colours[3 * i];
   row.green = splats.colours[3 * i + 1];
   row.blue = splats.colours[3 * i + 2];

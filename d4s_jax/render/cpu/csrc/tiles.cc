@@ -17,6 +17,7 @@ constexpr int kPlane = kTileHeight * kStride;
 
 typedef float Floats __attribute__((vector_size(4 * kLanes)));
 typedef int32_t Ints __attribute__((vector_size(4 * kLanes)));
+typedef uint32_t Words __attribute__((vector_size(4 * kLanes)));
 
 inline Floats load(const float* p) {
   Floats v;
@@ -59,9 +60,10 @@ inline Floats exponential(Floats x) {
   p = p * r + 0.5f;
   p = p * r + 1.0f;
   p = p * r + 1.0f;
-  Ints bits;
+  // Unsigned, which may wrap: below the range it does.
+  Words bits;
   __builtin_memcpy(&bits, &shifted, sizeof bits);
-  Ints scale = (bits << 23) + (127 << 23);
+  Words scale = (bits << 23) + (127u << 23);
   Floats power;
   __builtin_memcpy(&power, &scale, sizeof power);
   return p * power;
