@@ -1,15 +1,21 @@
-"""Milliseconds of `render`, forward and with gradients, and ratios to gsplat's torch functions.
+"""The renderer's backends against gsplat's torch functions: milliseconds and ratios, one run.
 
-python tests/benchmarks/render.py
+python tests/benchmarks/render.py            # 50K Gaussians at 480 x 720, the peer included
+python tests/benchmarks/render.py --scaling  # the cpu backend from 10K to 1M Gaussians
+python tests/benchmarks/render.py --memory   # peak memory of a training step, 8 views at 50K
 
-The peers run one clip's six views; the training call has a batch of four clips, and the parts of
-the tiled renderer are timed one by one. Wall time is what a user waits for, CPU time is less
-disturbed by other work on the machine; both are medians.
+Scenes are random, splats are 1 to 4 pixels wide (standard deviation). Figures are medians; "with
+gradients" is forward and backward to all inputs and the pose, projection included. The floor is
+what the arithmetic needs: 30 operations and an exponential for each pixel that a splat changes, and
+as much again four times over backward, at 8 lanes, 2 instructions a cycle and 3 GHz on each core.
 """
 
+import argparse
+import dataclasses
 import functools
 import os
 import pathlib
+import resource
 import statistics
 import sys
 import time
@@ -17,54 +23,80 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
-from einops import repeat
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 
-from d4s_jax.geometry import harmonics  # noqa: E402
-from d4s_jax.render import binning, projection, render  # noqa: E402
+from d4s_jax.geometry import harmonics, poses  # noqa: E402
+from d4s_jax.render import projection, render  # noqa: E402
 from d4s_jax.types import Cameras, Gaussians  # noqa: E402
 
-_SIZE, _VIEWS = 64, 6
-_REPEATS = 5
+_HEIGHT, _WIDTH, _COUNT = 480, 720, 50_000
+_REPEATS = 7
 
 
-def scene(batch: int, count: int, seed: int = 0) -> tuple[Gaussians, Cameras]:
-  """Gaussians [b 1 n] with deviations around one pixel and opacities of 0.1 to 0.5; cameras."""
+def scene(count: int, views: int = 1, seed: int = 0) -> tuple[Gaussians, Cameras]:
+  """Gaussians [n] evenly over the image, 2 to 10 m away, with opacities of 0.1 to 0.95."""
   random = np.random.default_rng(seed)
-  focal = 0.9 * _SIZE
-  z = random.uniform(2, 6, (batch, 1, count))
-  x, y = (random.uniform(-_SIZE / 2, _SIZE / 2, z.shape) * z / focal for _ in range(2))
-  scales = (z / focal)[..., None] * np.exp(random.uniform(-0.3, 0.3, (*z.shape, 3)))
+  focal = 0.5 * _WIDTH / np.tan(np.radians(30))
+  z = random.uniform(2, 10, count)
+  x = (random.uniform(-0.05, 1.05, count) - 0.5) * _WIDTH * z / focal
+  y = (random.uniform(-0.05, 1.05, count) - 0.5) * _HEIGHT * z / focal
+  scales = np.exp(random.uniform(0, np.log(4), (count, 3))) * z[:, None] / focal
   gaussians = Gaussians(
     means=jnp.asarray(np.stack([x, y, z], -1), jnp.float32),
-    quaternions=jnp.asarray(random.normal(size=(*z.shape, 4)), jnp.float32),
+    quaternions=jnp.asarray(random.normal(size=(count, 4)), jnp.float32),
     scales=jnp.asarray(scales, jnp.float32),
-    opacities=jnp.asarray(random.uniform(0.1, 0.5, z.shape), jnp.float32),
-    harmonics=harmonics.from_rgb(jnp.asarray(random.uniform(size=(*z.shape, 3)), jnp.float32)),
+    opacities=jnp.asarray(random.uniform(0.1, 0.95, count), jnp.float32),
+    harmonics=harmonics.from_rgb(jnp.asarray(random.uniform(size=(count, 3)), jnp.float32)),
   )
-  poses = np.tile(np.eye(4), (batch, _VIEWS, 1, 1))
-  poses[..., :3, 3] = random.uniform(-0.4, 0.4, (batch, _VIEWS, 3))
-  lens = np.asarray([[focal, 0, _SIZE / 2], [0, focal, _SIZE / 2], [0, 0, 1]])
+  eyes = random.uniform(-0.1, 0.1, (views, 3))
+  target = np.broadcast_to([0.0, 0.0, 6.0], eyes.shape)
+  up = np.broadcast_to([0.0, -1.0, 0.0], eyes.shape)
+  lens = [[focal, 0, _WIDTH / 2], [0, focal, _HEIGHT / 2], [0, 0, 1]]
   cameras = Cameras(
-    world_from_camera=jnp.asarray(poses, jnp.float32),
-    intrinsics=jnp.asarray(np.tile(lens, (batch, _VIEWS, 1, 1)), jnp.float32),
-    height=_SIZE,
-    width=_SIZE,
+    world_from_camera=jnp.asarray(poses.look_at(eyes, target, up), jnp.float32),
+    intrinsics=jnp.tile(jnp.asarray(lens, jnp.float32), (views, 1, 1)),
+    height=_HEIGHT,
+    width=_WIDTH,
   )
   return gaussians, cameras
 
 
-def measure(call) -> tuple[float, float]:
-  """Median wall and CPU milliseconds of a call, after one to compile."""
+def intersections(gaussians: Gaussians, cameras: Cameras, tile: int = 16) -> int:
+  """Gaussian-tile intersections of the boxes outside which splats are not seen."""
+  one = jax.tree.map(lambda x: x[None], gaussians)
+  splats = jax.jit(projection.project)(one, cameras[:1])
+  low, high = splats.means - splats.extents, splats.means + splats.extents
+  size = jnp.asarray([_WIDTH, _HEIGHT]) - 1
+  first, last = (jnp.clip(x, 0, size) // tile for x in (low, high))
+  return int(jnp.sum(jnp.prod(last - first + 1, -1) * (splats.extents[..., 0] > 0)))
+
+
+def forward(backend: str, gaussians: Gaussians, cameras: Cameras):
+  """One drawing."""
+  return render(gaussians, cameras, backend=backend)
+
+
+def gradients(backend: str, gaussians: Gaussians, cameras: Cameras):
+  """A drawing, and the gradients to the Gaussians and the poses of a sum over its layers."""
+
+  def loss(gaussians, world_from_camera):
+    posed = dataclasses.replace(cameras, world_from_camera=world_from_camera)
+    drawn = render(gaussians, posed, backend=backend)
+    return jnp.sum(drawn.image) + jnp.sum(drawn.depth) + jnp.sum(drawn.alpha)
+
+  return jax.value_and_grad(loss, argnums=(0, 1))(gaussians, cameras.world_from_camera)
+
+
+def measure(call, repeats: int = _REPEATS) -> float:
+  """Median milliseconds of a call, after one to compile."""
   call()
-  wall, cpu = [], []
-  for _ in range(_REPEATS):
-    start = time.perf_counter(), time.process_time()
+  times = []
+  for _ in range(repeats):
+    start = time.perf_counter()
     call()
-    wall.append(time.perf_counter() - start[0])
-    cpu.append(time.process_time() - start[1])
-  return 1e3 * statistics.median(wall), 1e3 * statistics.median(cpu)
+    times.append(time.perf_counter() - start)
+  return 1e3 * statistics.median(times)
 
 
 def jitted(function, *arguments):
@@ -73,82 +105,77 @@ def jitted(function, *arguments):
   return lambda: jax.block_until_ready(compiled(*arguments))
 
 
-def forward(gaussians, cameras, backend):
-  """One drawing."""
-  return render(gaussians, cameras, backend=backend)
-
-
-def gradients(gaussians, cameras, backend):
-  """A drawing and the gradients to the Gaussians of a sum over all its layers."""
-
-  def loss(gaussians):
-    drawn = render(gaussians, cameras, backend=backend)
-    return jnp.sum(drawn.image) + jnp.sum(drawn.depth) + jnp.sum(drawn.alpha)
-
-  return jax.value_and_grad(loss)(gaussians)
-
-
-def torch_calls(gaussians, cameras):
+def torch_calls(gaussians: Gaussians, cameras: Cameras):
   """The same two calls of gsplat's torch functions, in float32."""
   import torch
 
   from tests.render import gsplat_oracle
 
-  one = jax.tree.map(lambda x: x[0, 0], gaussians)
-  views = cameras[0]
-  shape = (_VIEWS, _SIZE, _SIZE)
+  torch.set_num_threads(os.cpu_count() or 1)
+  shape = (1, _HEIGHT, _WIDTH)
   ones = [np.ones(s, np.float32) for s in ((*shape, 3), shape, shape)]
   oracle = functools.partial(
-    gsplat_oracle.value_and_gradients, one, views, (0.0, 0.0, 0.0), dtype=torch.float32
+    gsplat_oracle.value_and_gradients, gaussians, cameras, (0.0, 0.0, 0.0), dtype=torch.float32
   )
   return {"forward": lambda: oracle(None), "with gradients": lambda: oracle(ones)}
 
 
-def report(label: str, wall: float, cpu: float, note: str = ""):
-  """One line of the table."""
-  print(f"{label:44s}{wall:9.1f} ms wall{cpu:9.1f} ms CPU  {note}", flush=True)
-
-
 def peers():
-  """One clip: each backend and gsplat's torch functions, and how much faster than those."""
-  gaussians, cameras = scene(batch=1, count=4096)
-  print(f"\n1 clip, {_VIEWS} views of {_SIZE} x {_SIZE}, 4096 Gaussians")
+  """Each backend and gsplat's torch functions, and how much faster than those."""
+  gaussians, cameras = scene(_COUNT)
+  found = intersections(gaussians, cameras)
+  print(f"{_COUNT} Gaussians, {_HEIGHT} x {_WIDTH}, {found} intersections with 16-pixel tiles")
   calls = torch_calls(gaussians, cameras)
   for name, function in (("forward", forward), ("with gradients", gradients)):
-    torch_wall, torch_cpu = measure(calls[name])
-    report(f"gsplat torch, {name}", torch_wall, torch_cpu)
-    for backend in ("reference", "tiled"):
-      draw = functools.partial(function, backend=backend)
-      wall, cpu = measure(jitted(draw, gaussians, cameras))
-      ratio = f"{torch_wall / wall:.2f} x gsplat torch (CPU time {torch_cpu / cpu:.2f} x)"
-      report(f"{backend}, {name}", wall, cpu, ratio)
+    peer = measure(calls[name], repeats=1)
+    print(f"{'gsplat torch, ' + name:32s}{peer:9.1f} ms")
+    for backend in ("cpu", "tiled"):
+      draw = functools.partial(function, backend)
+      own = measure(jitted(draw, gaussians, cameras))
+      print(f"{backend + ', ' + name:32s}{own:9.1f} ms   {peer / own:6.1f} x gsplat torch")
 
 
-def training_call(count: int):
-  """Four clips with the tiled renderer, whole and in parts."""
-  gaussians, cameras = scene(batch=4, count=count)
-  print(f"\n4 clips, {_VIEWS} views of {_SIZE} x {_SIZE}, {count} Gaussians, tiled")
-  for name, function in (("forward", forward), ("with gradients", gradients)):
-    draw = functools.partial(function, backend="tiled")
-    report(name, *measure(jitted(draw, gaussians, cameras)))
-  flat = jax.tree.map(lambda x: repeat(x, "b 1 ... -> (b v) ...", v=_VIEWS), gaussians)
-  flat_cameras = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), cameras)
-  report("of which projection, forward", *measure(jitted(projection.project, flat, flat_cameras)))
-  splats = projection.project(flat, flat_cameras)
-  grid = binning.Grid(height=_SIZE, width=_SIZE, tile=8)
-  lists = functools.partial(
-    binning.tile_lists, grid=grid, capacity=binning.default_capacity(count, grid)
-  )
-  found = int(jnp.sum(jax.jit(lists)(splats).counts))
-  report("of which tile lists", *measure(jitted(lists, splats)), f"{found} intersections")
+def scaling():
+  """Time of the cpu backend against intersections: no worse than linear."""
+  for count in (10_000, 50_000, 100_000, 300_000, 1_000_000):
+    gaussians, cameras = scene(count)
+    found = intersections(gaussians, cameras)
+    draw, both = (
+      measure(jitted(functools.partial(f, "cpu"), gaussians, cameras), repeats=3)
+      for f in (forward, gradients)
+    )
+    print(
+      f"{count:9d} Gaussians{found:10d} intersections  forward{draw:8.1f} ms"
+      f" ({1e6 * draw / found:5.0f} ns each)  with gradients{both:8.1f} ms"
+      f" ({1e6 * both / found:5.0f} ns each)"
+    )
+
+
+def memory():
+  """Peak resident memory that a training step of 8 views adds."""
+  gaussians, cameras = scene(_COUNT, views=8)
+  step = jax.jit(functools.partial(gradients, "cpu")).lower(gaussians, cameras).compile()
+  before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+  jax.block_until_ready(step(gaussians, cameras))
+  after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+  print(f"8 views of {_COUNT} Gaussians, {_HEIGHT} x {_WIDTH}: {(after - before) / 1024:.0f} MiB")
 
 
 def main():
-  """Prints the table."""
+  """Prints the figures."""
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+  )
+  parser.add_argument("--scaling", action="store_true")
+  parser.add_argument("--memory", action="store_true")
+  chosen = parser.parse_args()
   print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, jax {jax.__version__}")
-  peers()
-  for count in (4096, 9216):
-    training_call(count)
+  if chosen.scaling:
+    scaling()
+  elif chosen.memory:
+    memory()
+  else:
+    peers()
 
 
 if __name__ == "__main__":
