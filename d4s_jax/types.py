@@ -37,21 +37,23 @@ def _pytree(*static: str):
   return register
 
 
-@_pytree("height", "width")
+@_pytree("height", "width", "model")
 class Cameras:
-  """Pinhole cameras that share an image size.
+  """Cameras that share an image size.
 
   Attributes:
     world_from_camera: rigid 4x4 poses, OpenCV axes, metres.
     intrinsics: 3x3 matrices in pixels of a `height` x `width` image.
     height: image height in pixels.
     width: image width in pixels.
+    model: "pinhole" or "orthographic"; with the latter the focal lengths are pixels a metre.
   """
 
   world_from_camera: Float[Array, "*b 4 4"]
   intrinsics: Float[Array, "*b 3 3"]
   height: int
   width: int
+  model: str = "pinhole"
 
   def __getitem__(self, index) -> "Cameras":
     """Selects along the leading axes."""

@@ -11,9 +11,16 @@ from d4s_jax.layers import partitioning
 from d4s_jax.render import reference, tiled
 from d4s_jax.types import Cameras, Gaussians, Rendering
 
+def _cuda(*arguments, **options):
+  # Imported when it is asked for: it looks for a GPU and a compiler.
+  from d4s_jax.render import cuda
+
+  return cuda.rasterize(*arguments, **options)
+
+
 # Each draws Gaussians [v n] into cameras [v] and returns colour, depth and 1 summed with the
 # weights of alpha compositing ([v h w 5]) and the number of dropped intersections ([v]).
-BACKENDS = {"reference": reference.rasterize, "tiled": tiled.rasterize}
+BACKENDS = {"reference": reference.rasterize, "tiled": tiled.rasterize, "cuda": _cuda}
 _AUTO = "tiled"
 
 
@@ -24,6 +31,7 @@ def render(
   backend: str = "auto",
   background: Sequence[float] | Float[Array, "*#b 3"] = (0.0, 0.0, 0.0),
   capacity: int | None = None,
+  antialiased: bool = False,
 ) -> Rendering:
   """Draws Gaussians into cameras, all views and times in one call; differentiable.
 
@@ -41,13 +49,15 @@ def render(
     cameras: the views; the image size is theirs.
     backend: a name in BACKENDS, or "auto".
     background: RGB behind everything, one for all views or one for each.
-    capacity: the most Gaussian-tile intersections of one view that `tiled` has room for; those of
+    capacity: the most Gaussian-tile intersections of one view that `tiled` and `cuda` have room
+      for; those of
       the farthest Gaussians are dropped and counted in `Rendering.overflow`. By default about 16
       times the number of Gaussians.
+    antialiased: lowers opacities by as much as the blur widens the splats.
 
   Raises:
-    ValueError: the backend is unknown, the capacity is not positive, or the leading axes don't
-      broadcast.
+    ValueError: the backend is unknown or can't be had here, the capacity is not positive, or the
+      leading axes don't broadcast.
   """
   if backend not in ("auto", *BACKENDS):
     raise ValueError(f"Unknown backend {backend!r}; expected 'auto' or one of {sorted(BACKENDS)}.")
@@ -57,7 +67,7 @@ def render(
   flat_gaussians = _flatten(gaussians, gaussians.means.ndim - 2, leading)
   flat_cameras = _flatten(cameras, cameras.intrinsics.ndim - 2, leading)
   rasterize = BACKENDS[_AUTO if backend == "auto" else backend]
-  rasterize = functools.partial(rasterize, capacity=capacity)
+  rasterize = functools.partial(rasterize, capacity=capacity, antialiased=antialiased)
   layers, overflow = partitioning.per_device(rasterize, flat_gaussians, flat_cameras)
 
   layers = layers.reshape(*leading, *layers.shape[1:])

@@ -59,7 +59,7 @@ class Splats:
   colours: Float[Array, "*v n 3"]
 
 
-def project(gaussians: Gaussians, cameras: Cameras) -> Splats:
+def project(gaussians: Gaussians, cameras: Cameras, *, antialiased: bool = False) -> Splats:
   """Projects Gaussians [v n] into cameras [v].
 
   The camera sees covariance J W Sigma W^T J^T + BLUR I, with W the rotation into the camera and J
@@ -72,20 +72,27 @@ def project(gaussians: Gaussians, cameras: Cameras) -> Splats:
   x, y, z = jnp.where(usable, x, 0), jnp.where(usable, y, 0), jnp.where(usable, z, 1)
   lens = rearrange(cameras.intrinsics, "v i j -> i j v 1")
   focal_x, focal_y, centre_x, centre_y = lens[0, 0], lens[1, 1], lens[0, 2], lens[1, 2]
-  mean = focal_x * x / z + centre_x, focal_y * y / z + centre_y
+  orthographic = cameras.model == "orthographic"
+  distance = jnp.ones_like(z) if orthographic else z
+  mean = focal_x * x / distance + centre_x, focal_y * y / distance + centre_y
 
   # The image of each of the Gaussian's three axes is a column of J W R S.
-  slope_x = _limit_slope(x / z, focal_x, centre_x, cameras.width)
-  slope_y = _limit_slope(y / z, focal_y, centre_y, cameras.height)
+  slope_x = 0.0 if orthographic else _limit_slope(x / z, focal_x, centre_x, cameras.width)
+  slope_y = 0.0 if orthographic else _limit_slope(y / z, focal_y, centre_y, cameras.height)
   axes = _axes(quaternion, scale, camera_from_world)
-  right = [focal_x / z * (axis[0] - slope_x * axis[2]) for axis in axes]
-  down = [focal_y / z * (axis[1] - slope_y * axis[2]) for axis in axes]
-  xx, xy, yy = _dot(right, right) + BLUR, _dot(right, down), _dot(down, down) + BLUR
+  right = [focal_x / distance * (axis[0] - slope_x * axis[2]) for axis in axes]
+  down = [focal_y / distance * (axis[1] - slope_y * axis[2]) for axis in axes]
+  sharp_xx, xy, sharp_yy = _dot(right, right), _dot(right, down), _dot(down, down)
+  sharp = sharp_xx * sharp_yy - xy * xy
+  xx, yy = sharp_xx + BLUR, sharp_yy + BLUR
   determinant = xx * yy - xy * xy
   usable &= (determinant > 0) & (determinant < jnp.inf)
   determinant = jnp.where(usable, determinant, 1)
 
   opacities = jnp.where(usable, gaussians.opacities, 0)
+  if antialiased:
+    share = jnp.where(usable, sharp, 0) / determinant
+    opacities *= jnp.where(share > 0, jnp.sqrt(jnp.where(share > 0, share, 1)), 0)
   visible, extent = _bound(mean, (xx, yy), opacities, cameras)
   return Splats(
     means=jnp.stack(mean, -1),

@@ -15,7 +15,11 @@ from d4s_jax.types import Cameras, Gaussians
 
 
 def rasterize(
-  gaussians: Gaussians, cameras: Cameras, *, capacity: int | None = None
+  gaussians: Gaussians,
+  cameras: Cameras,
+  *,
+  capacity: int | None = None,
+  antialiased: bool = False,
 ) -> tuple[Float[Array, "v h w 5"], Int[Array, "v"]]:
   """Draws Gaussians [v n] into cameras [v].
 
@@ -29,7 +33,7 @@ def rasterize(
     view.
   """
   del capacity
-  splats = projection.project(gaussians, cameras)
+  splats = projection.project(gaussians, cameras, antialiased=antialiased)
   layers = jax.lax.map(lambda view: _draw(view, cameras.height, cameras.width), splats)
   return layers, jnp.zeros(len(layers), jnp.int32)
 

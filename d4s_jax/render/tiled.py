@@ -22,7 +22,11 @@ _SMALL_IMAGE = 128
 
 
 def rasterize(
-  gaussians: Gaussians, cameras: Cameras, *, capacity: int | None = None
+  gaussians: Gaussians,
+  cameras: Cameras,
+  *,
+  capacity: int | None = None,
+  antialiased: bool = False,
 ) -> tuple[Float[Array, "v h w 5"], Int[Array, "v"]]:
   """Draws Gaussians [v n] into cameras [v].
 
@@ -39,7 +43,7 @@ def rasterize(
   tile = 8 if max(height, width) <= _SMALL_IMAGE else 16
   grid = Grid(height=height, width=width, tile=tile)
   views, count = gaussians.opacities.shape
-  splats = projection.project(gaussians, cameras)
+  splats = projection.project(gaussians, cameras, antialiased=antialiased)
   room = capacity or binning.default_capacity(count, grid)
   lists = binning.tile_lists(splats, grid, min(room, count * grid.tiles))
   table = jnp.concatenate(

@@ -90,7 +90,11 @@ def test_matches_gsplat(case, backend):
   for x, y in zip(actual, expected):
     # float32 against float64: depths of a few metres, colours around 1.
     np.testing.assert_allclose(x, y, rtol=2e-5, atol=2e-5)
+  # float32 against float64, through two divisions by depth and one by the determinant.
+  tolerance = 5e-5
+  if (case, backend) == (opaque_stack, "cuda"):
+    # gsplat's backward pass takes a pixel's transmittance, down to 1e-4, from 1 - alpha.
+    tolerance = 3e-4
   for name, y in expected_gradients.items():
     error = np.linalg.norm(gradients[name] - y)
-    # float32 against float64, through two divisions by depth and one by the determinant.
-    assert error <= 5e-5 * np.linalg.norm(y) + 1e-6, name
+    assert error <= tolerance * np.linalg.norm(y) + 1e-6, name
