@@ -37,7 +37,19 @@ _nerfacc.render_weight_from_alpha = _weights_along_rays
 _nerfacc.accumulate_along_rays = _sums_along_rays
 
 
-def render(scene: dict, poses, intrinsics, height: int, width: int, background):
+_MODELS = {"pinhole": "pinhole", "orthographic": "ortho"}
+
+
+def render(
+  scene: dict,
+  poses,
+  intrinsics,
+  height: int,
+  width: int,
+  background,
+  model: str = "pinhole",
+  antialiased: bool = False,
+):
   """Image, expected depth and alpha of each view; tensors in, tensors out, differentiable."""
   import gsplat.cuda._torch_impl as gsplat
 
@@ -49,8 +61,15 @@ def render(scene: dict, poses, intrinsics, height: int, width: int, background):
   covariances, _ = gsplat._quat_scale_to_covar_preci(
     scene["quaternions"], scene["scales"], True, False
   )
-  radii, means, depths, conics, _ = gsplat._fully_fused_projection(
-    scene["means"], covariances, views, intrinsics, width, height
+  radii, means, depths, conics, compensations = gsplat._fully_fused_projection(
+    scene["means"],
+    covariances,
+    views,
+    intrinsics,
+    width,
+    height,
+    calc_compensations=antialiased,
+    camera_model=_MODELS[model],
   )
   directions = scene["means"][None] - poses[:, None, :3, 3]
   coefficients = scene["harmonics"][None].expand(len(poses), -1, -1, -1)
@@ -59,6 +78,8 @@ def render(scene: dict, poses, intrinsics, height: int, width: int, background):
   colours = torch.clamp_min(colours + 0.5, 0.0)
   values = torch.cat([colours, depths[..., None]], -1)
   opacities = scene["opacities"][None].expand(len(poses), -1)
+  if antialiased:
+    opacities = opacities * compensations
   pairs = _pairs(means, conics, opacities, depths, radii, height, width)
   sums, alphas = gsplat.accumulate(means, conics, opacities, values, *pairs, width, height)
   image = sums[..., :3] + (1 - alphas) * background
@@ -96,7 +117,9 @@ def _pairs_of_tile(means, conics, opacities, radii, left, top, right, bottom):
   return ranks[rank], pixels[pixel]
 
 
-def value_and_gradients(scene, cameras, background, cotangents, dtype=torch.float64):
+def value_and_gradients(
+  scene, cameras, background, cotangents, dtype=torch.float64, antialiased=False
+):
   """Outputs, and gradients of their sum weighted with `cotangents` (without these, None)."""
 
   def tensor(array):
@@ -112,6 +135,8 @@ def value_and_gradients(scene, cameras, background, cotangents, dtype=torch.floa
     cameras.height,
     cameras.width,
     tensor(background),
+    cameras.model,
+    antialiased,
   )
   values = [x.detach().numpy() for x in outputs]
   if cotangents is None:

@@ -12,7 +12,7 @@
 //   5. gsplat's kernel finds where each tile starts.
 //
 // Slots that remain free are given to a row of tiles below the image, at the end of each view.
-// Shapes: v views, n splats of each view, rows x columns of tiles.
+// Shapes: v views, n splats of each view, rows x columns of tiles in the image.
 #include <cooperative_groups.h>
 
 #include <cub/cub.cuh>
@@ -101,19 +101,25 @@ __global__ void CountOverflow(int64_t views, int64_t n, int64_t capacity, const 
   overflow[view] = static_cast<int32_t>(lost < most ? lost : most);
 }
 
-// Fills all slots with pads of the view's last tile, which is below the image.
+// Fills all slots with pads, behind the `tiles` of the image.
 __global__ void Pad(int64_t slots, int64_t capacity, int64_t tiles, int tile_bits, int64_t* keys,
                     int32_t* ranks) {
   const int64_t i = Index();
   if (i >= slots) return;
-  keys[i] = (i / capacity) << (kDepthBits + tile_bits) | (tiles - 1) << kDepthBits;
+  keys[i] = (i / capacity) << (kDepthBits + tile_bits) | tiles << kDepthBits;
   ranks[i] = 0;
 }
 
-__global__ void RanksToSplats(int64_t slots, const int32_t* order, const int32_t* ranks,
-                              int32_t* splats) {
+// From ranks in depth to splats; and from keys with the tiles of the image, which are all that
+// gsplat writes, to keys that have room for one row of tiles more, as its offsets need them.
+__global__ void Finish(int64_t slots, const int32_t* order, const int32_t* ranks, int tile_bits,
+                       int wider_tile_bits, int64_t* keys, int32_t* splats) {
   const int64_t i = Index();
-  if (i < slots) splats[i] = order[ranks[i]];
+  if (i >= slots) return;
+  splats[i] = order[ranks[i]];
+  const int64_t place = keys[i] >> kDepthBits;
+  const int64_t tile = place & ((int64_t{1} << tile_bits) - 1);
+  keys[i] = (place >> tile_bits << wider_tile_bits | tile) << kDepthBits;
 }
 
 // One thread for each of `count` things.
@@ -175,13 +181,16 @@ ffi::Error Intersect(Resources resources, Floats means2d, Ints radii, Floats dep
     ExpectShape("radii", radii, {v, n, 2});
     ExpectShape("overflow", *overflow, {v});
     Expect(starts->dimensions().size() == 3 && starts->dimensions()[0] == v,
-           "starts to have shape [v rows columns]");
-    const int64_t rows = starts->dimensions()[1], columns = starts->dimensions()[2];
+           "starts to have shape [v rows+1 columns]");
+    const int64_t rows = starts->dimensions()[1] - 1, columns = starts->dimensions()[2];
+    const int64_t tiles = rows * columns;
     const int64_t slots = splats->element_count(), capacity = slots / v;
     Expect(capacity > 0 && capacity * v == slots, "the same number of slots for each view");
-    const int tile_bits = BitsFor(rows * columns), view_bits = BitsFor(v);
+    const int tile_bits = BitsFor(tiles), wider_tile_bits = BitsFor(tiles + columns);
+    const int view_bits = BitsFor(v);
     // The last bit is the sign.
-    Expect(view_bits + tile_bits < 32, "fewer views or tiles: a sort key has 31 bits for both");
+    Expect(view_bits + wider_tile_bits < 32,
+           "fewer views or tiles: a sort key has 31 bits for both");
 
     int64_t* depth_keys = Scratch<int64_t>(count);
     int32_t* ids = Scratch<int32_t>(count);
@@ -212,13 +221,14 @@ ffi::Error Intersect(Resources resources, Floats means2d, Ints radii, Floats dep
 
     const at::Tensor keys(Scratch<int64_t>(slots), {slots});
     const at::Tensor ranks(Scratch<int32_t>(slots), {slots});
-    ForEach(Pad, slots, capacity, rows * columns, tile_bits, keys.data_ptr<int64_t>(),
+    ForEach(Pad, slots, capacity, tiles, tile_bits, keys.data_ptr<int64_t>(),
             ranks.data_ptr<int32_t>());
     gsplat_pass(slot_ends, std::nullopt, keys, ranks);
     const Sorted sorted = Sort(slots, keys.data_ptr<int64_t>(), ranks.data_ptr<int32_t>(),
                                kDepthBits, kDepthBits + tile_bits + view_bits);
-    ForEach(RanksToSplats, slots, order, sorted.values, splats->typed_data());
-    gsplat::launch_intersect_offset_kernel(at::Tensor(sorted.keys, {slots}), v, columns, rows,
+    ForEach(Finish, slots, order, sorted.values, tile_bits, wider_tile_bits, sorted.keys,
+            splats->typed_data());
+    gsplat::launch_intersect_offset_kernel(at::Tensor(sorted.keys, {slots}), v, columns, rows + 1,
                                            AsTensor(starts));
   });
 }

@@ -53,7 +53,7 @@ def rasterize(
   library.ensure()
   grid = Grid(height=cameras.height, width=cameras.width, tile=_TILE)
   views, count = gaussians.opacities.shape
-  room = min(capacity or binning.default_capacity(count, grid), max(count, 1) * grid.tiles)
+  room = max(1, min(capacity or binning.default_capacity(count, grid), count * grid.tiles))
   _check(gaussians, cameras, room)
 
   gaussians = _drawable(gaussians)
