@@ -11,6 +11,7 @@ from d4s_jax.layers import partitioning
 from d4s_jax.render import reference, tiled
 from d4s_jax.types import Cameras, Gaussians, Rendering
 
+
 def _cuda(*arguments, **options):
   # Imported when it is asked for: it looks for a GPU and a compiler.
   from d4s_jax.render import cuda

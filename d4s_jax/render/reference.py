@@ -27,6 +27,7 @@ def rasterize(
     gaussians: one set for each camera.
     cameras: one for each set.
     capacity: unused: nothing here can overflow.
+    antialiased: whether opacities make up for the blur.
 
   Returns:
     Colour, depth and 1, each summed with the weights of alpha compositing, and a zero for each

@@ -34,6 +34,7 @@ def rasterize(
     gaussians: one set for each camera; float32.
     cameras: one for each set.
     capacity: the most Gaussian-tile intersections of one view; `binning.default_capacity` if None.
+    antialiased: whether opacities make up for the blur.
 
   Returns:
     Colour, depth and 1, each summed with the weights of alpha compositing, and the number of

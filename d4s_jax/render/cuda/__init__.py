@@ -6,6 +6,7 @@ differ in their last bits.
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -57,7 +58,7 @@ def rasterize(
   _check(gaussians, cameras, room)
 
   gaussians = _drawable(gaussians)
-  projected = operations.project(antialiased, gaussians, cameras)
+  projected: Any = operations.project(antialiased, gaussians, cameras)
   # Only the colours are used; XLA drops the rest of this projection.
   colours = projection.project(gaussians, cameras, antialiased=antialiased).colours
   features = jnp.concatenate([colours, projected.depths[..., None]], -1)
@@ -65,10 +66,10 @@ def rasterize(
   if antialiased:
     opacities = opacities * projected.compensations
   lists = operations.tile_lists(projected, grid, room)
-  image, alphas = operations.composite(
+  layers: Any = operations.composite(
     grid, projected.means, projected.conics, features, opacities, lists
   )
-  return jnp.concatenate([image, alphas], -1), lists.overflow
+  return jnp.concatenate(layers, -1), lists.overflow
 
 
 def _check(gaussians, cameras, room):

@@ -7,7 +7,7 @@ import threading
 
 import jax
 
-from d4s_jax.render.cuda import build
+from d4s_jax.render.cuda import compiler
 
 # Name of XLA's custom call to the symbol of its handler.
 HANDLERS = {
@@ -32,7 +32,7 @@ def register(path: pathlib.Path, platform: str) -> None:
   """Makes the handlers of a library known to XLA.
 
   Args:
-    path: what `build` made.
+    path: what `compiler` made.
     platform: "CUDA"; "cpu" for the emulator of the tests.
   """
   library = ctypes.CDLL(str(path))
@@ -54,7 +54,7 @@ def ensure() -> None:
       return
     if _failure is None:
       try:
-        register(build.build_for(_capability()), "CUDA")
+        register(compiler.build_for(_capability()), "CUDA")
         return
       except (ValueError, OSError) as error:
         _failure = f"The backend 'cuda' can't be used: {error}"

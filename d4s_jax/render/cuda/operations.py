@@ -232,9 +232,7 @@ def _camera_attributes(cameras, antialiased):
 
 
 def _grid_attributes(grid):
-  return dict(
-    width=np.int32(grid.width), height=np.int32(grid.height), tile=np.int32(grid.tile)
-  )
+  return dict(width=np.int32(grid.width), height=np.int32(grid.height), tile=np.int32(grid.tile))
 
 
 def _call(name, outputs, *arguments, **attributes):

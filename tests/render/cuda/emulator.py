@@ -14,7 +14,7 @@ import tempfile
 import jax
 import pytest
 
-from d4s_jax.render.cuda import build, library, sources
+from d4s_jax.render.cuda import compiler, library, sources
 from tests.render.cuda import translate
 
 _COMPILER = "g++"
@@ -41,13 +41,13 @@ def compiled() -> pathlib.Path:
   parts = [version.stdout, *_FLAGS, *units.values()]
   parts += [sources.headers_digest(pathlib.Path(jax.ffi.include_dir()))]
   key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
-  path = build.cache_folder() / f"gsplat_ffi_emulator-{key}.so"
+  path = compiler.cache_folder() / f"gsplat_ffi_emulator-{key}.so"
   if not path.exists():
     includes = [f"-I{folder}" for folder in sources.include_folders(gsplat, "emulator")]
     includes += ["-isystem", jax.ffi.include_dir()]
     with tempfile.TemporaryDirectory() as folder:
-      files = build.write_units(units, ".cc", folder)
+      files = compiler.write_units(units, ".cc", folder)
       commands = {x: [_COMPILER, *_FLAGS, *includes, "-c", files[x]] for x in files}
       link = [_COMPILER, "-shared", "-Wl,-z,defs"]
-      build.compile_units(commands, link, path, "gsplat's kernels for the emulator")
+      compiler.compile_units(commands, link, path, "gsplat's kernels for the emulator")
   return path

@@ -1,4 +1,4 @@
-"""gsplat's kernels and our handlers, on the emulator, against gsplat's torch code and `reference`."""
+"""gsplat's kernels and our handlers, on the emulator, against `reference` and gsplat's torch code."""
 
 import dataclasses
 import functools
@@ -31,15 +31,17 @@ def orthographic(cameras):
   return dataclasses.replace(cameras, intrinsics=lens, model="orthographic")
 
 
-@functools.partial(jax.jit, static_argnames=("backend", "antialiased"))
+# Compiling takes longer than running.
+FAST = {"xla_backend_optimization_level": 0}
+
+
+@functools.partial(jax.jit, static_argnames=("backend", "antialiased"), compiler_options=FAST)
 def value_and_gradients(scene, cameras, weights, *, backend, antialiased=False):
   """Drawing, and gradients to Gaussians, poses, intrinsics and background of a weighted sum."""
 
   def loss(scene, poses, lens, background):
     moved = dataclasses.replace(cameras, world_from_camera=poses, intrinsics=lens)
-    drawn = render(
-      scene, moved, backend=backend, background=background, antialiased=antialiased
-    )
+    drawn = render(scene, moved, backend=backend, background=background, antialiased=antialiased)
     layers = [drawn.image, drawn.depth[..., None], drawn.alpha[..., None]]
     return jnp.sum(weights * jnp.concatenate(layers, -1)), drawn
 
@@ -119,7 +121,7 @@ def test_matches_gsplat(antialiased, project):
 
 def test_no_gaussians():
   none = jax.tree.map(lambda x: jnp.zeros((2, 0, *x.shape[1:])), scenes.gaussians(1))
-  layers, overflow = cuda.rasterize(none, scenes.cameras(views=2))
+  layers, overflow = jax.jit(cuda.rasterize)(none, scenes.cameras(views=2))
   assert layers.shape == (2, scenes.HEIGHT, scenes.WIDTH, 5)
   assert not jnp.any(layers) and not jnp.any(overflow)
 
