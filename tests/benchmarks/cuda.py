@@ -93,7 +93,7 @@ class Peer:
     import torch
 
     def tensor(array):
-      return torch.tensor(np.asarray(array), device="cuda")
+      return torch.tensor(np.asarray(array, np.float32), device="cuda")
 
     self._torch, self._draw = torch, gsplat.rasterization
     names = ("means", "quaternions", "scales", "opacities")
