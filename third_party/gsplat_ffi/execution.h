@@ -1,6 +1,6 @@
 // What every handler needs while it runs: a stream, scratch memory, and checked errors.
 //
-// Resources (cuda/resources.h, or emulator/resources.h in the test build) are what XLA hands to a
+// Resources (gpu/resources.h, or emulator/resources.h in the test build) are what XLA hands to a
 // handler. Run() makes them current on this thread, because gsplat's launchers ask for the current
 // stream instead of taking one, and turns whatever goes wrong into an XLA error.
 #pragma once

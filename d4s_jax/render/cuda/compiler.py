@@ -163,7 +163,7 @@ def write_units(units: dict[str, str], suffix: str, folder: str) -> dict[str, st
 def _compile(gsplat, nvcc, architectures, path):
   targets = [f"-gencode=arch=compute_{x},code=sm_{x}" for x in architectures]
   targets += [f"-gencode=arch=compute_{architectures[-1]},code=compute_{architectures[-1]}"]
-  includes = [f"-I{folder}" for folder in sources.include_folders(gsplat, "cuda")]
+  includes = [f"-I{folder}" for folder in sources.include_folders(gsplat, "gpu")]
   includes += ["-isystem", jax.ffi.include_dir()]
   with tempfile.TemporaryDirectory() as folder:
     files = write_units(sources.units(gsplat), ".cu", folder)

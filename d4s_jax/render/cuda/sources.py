@@ -92,7 +92,7 @@ def units(folder: pathlib.Path) -> dict[str, str]:
 
 
 def include_folders(folder: pathlib.Path, platform: str) -> list[pathlib.Path]:
-  """Where the units find their headers; `platform` is "cuda" or "emulator"."""
+  """Where the units find their headers; `platform` is "gpu" or "emulator"."""
   ours = [BRIDGE, BRIDGE / platform, BRIDGE / "torch_stand_in"]
   return [*ours, folder / "include", folder / "csrc", folder / _GLM]
 

@@ -1,0 +1,85 @@
+"""The handlers and gsplat's kernels under AddressSanitizer and UBSan, with hostile numbers."""
+
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from tests.render.cuda import emulator
+
+FLAGS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
+
+SCRIPT = """
+import dataclasses, sys
+import jax, jax.numpy as jnp, numpy as np
+from d4s_jax.render import cuda
+from tests.render import scenes
+from tests.render.cuda import emulator
+
+emulator.load(*sys.argv[1:])
+SPECIAL = np.asarray([np.nan, np.inf, -np.inf, 0, -0.0, 1e-40, 1e30, -1e5, 1e5, 1, -1], np.float32)
+
+def spoil(array, random):
+  # A number in ten is a special one.
+  array = np.array(array)
+  chosen = random.uniform(size=array.shape) < 0.1
+  array[chosen] = random.choice(SPECIAL, chosen.sum())
+  return jnp.asarray(array)
+
+# Without jit every array is an allocation of its own, so that a step beside it is seen.
+for seed in range(6):
+  random = np.random.default_rng(seed)
+  views, count = 1 + seed % 3, [40, 1, 33][seed % 3]
+  own = [scenes.gaussians(count, coefficients=1, seed=seed + view) for view in range(views)]
+  scene = jax.tree.map(lambda *x: spoil(jnp.stack(x), random), *own)
+  cameras = scenes.cameras(views, height=int(random.integers(1, 40)), width=int(random.integers(1, 40)))
+  if seed % 2:
+    cameras = dataclasses.replace(cameras, model="orthographic")
+
+  def loss(scene, pose):
+    posed = dataclasses.replace(cameras, world_from_camera=pose)
+    layers, overflow = cuda.rasterize(
+      scene, posed, capacity=[None, 3, 50][seed % 3], antialiased=seed > 2
+    )
+    return jnp.sum(layers), (layers, overflow)
+
+  gradients, (layers, overflow) = jax.grad(loss, argnums=(0, 1), has_aux=True)(
+    scene, cameras.world_from_camera
+  )
+  assert all(jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves((layers, gradients))), seed
+  print(seed, int(jnp.sum(overflow)), float(jnp.max(layers[..., 4])), flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_hostile_numbers():
+  emulator.skip_without_compiler()
+  compiler = shutil.which("g++") or pytest.skip("needs g++")
+  libraries = [
+    subprocess.run(
+      [compiler, f"-print-file-name={name}"], capture_output=True, text=True, check=True
+    ).stdout.strip()
+    for name in ("libasan.so", "libstdc++.so")
+  ]
+  done = subprocess.run(
+    [sys.executable, "-c", SCRIPT, *FLAGS],
+    env={
+      **os.environ,
+      "JAX_PLATFORMS": "cpu",
+      "PYTHONPATH": os.getcwd(),
+      "LD_PRELOAD": ":".join(libraries),
+      # Python and XLA keep memory until the end.
+      "ASAN_OPTIONS": "detect_leaks=0:detect_stack_use_after_return=0",
+    },
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
+  lines = [line.split() for line in done.stdout.splitlines()]
+  assert len(lines) == 6
+  # Something overflowed, and something was drawn.
+  assert any(int(overflow) for _, overflow, _ in lines)
+  assert any(float(alpha) > 0.3 for *_, alpha in lines)
