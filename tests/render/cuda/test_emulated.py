@@ -1,4 +1,4 @@
-"""gsplat's kernels and our handlers on the emulator, against `reference` and gsplat's torch code."""
+"""The kernels and the handlers on the emulator, against `reference` and gsplat's torch code."""
 
 import dataclasses
 import functools

@@ -33,7 +33,8 @@ for seed in range(4):
   views, count = 1 + seed % 3, [40, 1, 33][seed % 3]
   own = [scenes.gaussians(count, coefficients=1, seed=seed + view) for view in range(views)]
   scene = jax.tree.map(lambda *x: spoil(jnp.stack(x), random), *own)
-  cameras = scenes.cameras(views, height=int(random.integers(1, 40)), width=int(random.integers(1, 40)))
+  height, width = random.integers(1, 40, 2).tolist()
+  cameras = scenes.cameras(views, height=height, width=width)
   if seed % 2:
     cameras = dataclasses.replace(cameras, model="orthographic")
 
