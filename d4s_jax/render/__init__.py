@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from d4s_jax.geometry.cameras import MODELS
 from d4s_jax.layers import partitioning
-from d4s_jax.render import cpu, reference, tiled
+from d4s_jax.render import cpu, cuda, reference, tiled
 from d4s_jax.render.backend import BackendUnavailable
 from d4s_jax.types import Cameras, Gaussians, Rendering
 
@@ -20,9 +20,14 @@ BACKENDS = {
   "reference": reference.rasterize,
   "tiled": tiled.rasterize,
   "cpu": cpu.rasterize,
+  "cuda": cuda.rasterize,
 }
 # What "auto" takes on a platform if it can be had, and the function that raises if it can't.
-_NATIVE = {"cpu": ("cpu", cpu.library.load)}
+_NATIVE = {
+  "cpu": ("cpu", cpu.library.load),
+  "gpu": ("cuda", cuda.library.ensure),
+  "cuda": ("cuda", cuda.library.ensure),
+}
 
 
 def render(
@@ -52,8 +57,8 @@ def render(
       platform is that of the mesh in use or of JAX's default device.
     background: RGB behind everything, one for all views or one for each.
     capacity: the most Gaussian-tile intersections of one view that there is room for; those of the
-      farthest Gaussians are dropped and counted in `Rendering.overflow`. By default `tiled` has
-      room for about 16 times the number of Gaussians, `cpu` takes what it needs.
+      farthest Gaussians are dropped and counted in `Rendering.overflow`. By default `tiled` and
+      `cuda` have room for about 16 times the number of Gaussians, `cpu` takes what it needs.
     antialiased: gsplat's mode of that name: splats smaller than a pixel are fainter instead of
       wider than they are.
 

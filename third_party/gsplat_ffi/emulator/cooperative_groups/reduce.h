@@ -1,0 +1,4 @@
+// reduce() is with the groups.
+#pragma once
+
+#include "../cooperative_groups.h"

@@ -1,0 +1,4 @@
+// Stands in for torch's streams; getCurrentCUDAStream is with the tensor.
+#pragma once
+
+#include "ATen/core/Tensor.h"
