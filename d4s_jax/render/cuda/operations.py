@@ -66,10 +66,10 @@ def project(antialiased: bool, gaussians: Gaussians, cameras: Cameras) -> Projec
 
 
 def _project_forward(antialiased, gaussians, cameras):
-  count = gaussians.opacities.shape
+  v, n = gaussians.opacities.shape
   radii, means, depths, conics, compensations = _call(
     "project_forward",
-    [((*count, 2), jnp.int32), (*count, 2), count, (*count, 3), count],
+    [_ints(v, n, 2), _floats(v, n, 2), _floats(v, n), _floats(v, n, 3), _floats(v, n)],
     *_geometry(gaussians),
     gaussians.opacities,
     poses.invert(cameras.world_from_camera),
@@ -94,7 +94,7 @@ def _project_backward(antialiased, residuals, gradients):
   camera_from_world, invert_transposed = jax.vjp(poses.invert, cameras.world_from_camera)
   means, quaternions, scales, view = _call(
     "project_backward",
-    [x.shape for x in (*_geometry(gaussians), camera_from_world)],
+    [_floats(*x.shape) for x in (*_geometry(gaussians), camera_from_world)],
     *_geometry(gaussians),
     camera_from_world,
     cameras.intrinsics,
@@ -159,7 +159,7 @@ def tile_lists(projected: Projected, grid: Grid, capacity: int) -> TileLists:
   tiles = (views, grid.rows + 1, grid.columns)
   splats, starts, overflow = _call(
     "intersect",
-    [((views * capacity,), jnp.int32), (tiles, jnp.int32), ((views,), jnp.int32)],
+    [_ints(views * capacity), _ints(*tiles), _ints(views)],
     projected.means,
     projected.radii,
     projected.depths,
@@ -187,7 +187,7 @@ def _composite_forward(grid, means, conics, features, opacities, lists):
   pixels = (len(means), grid.height, grid.width)
   image, alphas, last = _call(
     "rasterize_forward",
-    [(*pixels, features.shape[-1]), (*pixels, 1), (pixels, jnp.int32)],
+    [_floats(*pixels, features.shape[-1]), _floats(*pixels, 1), _ints(*pixels)],
     *splats,
     lists.splats,
     lists.starts,
@@ -200,7 +200,7 @@ def _composite_backward(grid, residuals, gradients):
   splats, lists, alphas, last = residuals
   gradients = _call(
     "rasterize_backward",
-    [x.shape for x in splats],
+    [_floats(*x.shape) for x in splats],
     *splats,
     lists.splats,
     lists.starts,
@@ -235,9 +235,14 @@ def _grid_attributes(grid):
   return dict(width=np.int32(grid.width), height=np.int32(grid.height), tile=np.int32(grid.tile))
 
 
+def _floats(*shape):
+  return jax.ShapeDtypeStruct(shape, jnp.float32)
+
+
+def _ints(*shape):
+  return jax.ShapeDtypeStruct(shape, jnp.int32)
+
+
 def _call(name, outputs, *arguments, **attributes):
-  """Calls a handler; outputs are shapes of float32 arrays, or pairs of shape and type."""
-  typed = [x if len(x) == 2 and isinstance(x[0], tuple) else (x, jnp.float32) for x in outputs]
-  shapes = [jax.ShapeDtypeStruct(*x) for x in typed]
-  call = jax.ffi.ffi_call(f"d4s_jax_gsplat_{name}", shapes, vmap_method="sequential")
+  call = jax.ffi.ffi_call(f"d4s_jax_gsplat_{name}", outputs, vmap_method="sequential")
   return call(*arguments, **attributes)

@@ -84,4 +84,5 @@ def test_export_for_cuda_calls_the_kernels():
   allowed = [jax.export.DisabledSafetyCheck.custom_call(name) for name in library.HANDLERS]
   exported = jax.export.export(jax.jit(jax.grad(loss)), platforms=["cuda"], disabled_checks=allowed)
   text = exported(scene).mlir_module()
-  assert set(re.findall(r"custom_call @(d4s_jax_\w+)", text)) == set(library.HANDLERS)
+  # Each once: the backward pass uses the tile lists of the forward pass.
+  assert sorted(re.findall(r"custom_call @(d4s_jax_\w+)", text)) == sorted(library.HANDLERS)
