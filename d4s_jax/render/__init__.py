@@ -1,6 +1,7 @@
 """Rendering of Gaussians: `render` is the one entry, backends are rows of a table."""
 
 import functools
+import math
 import sys
 from collections.abc import Sequence
 
@@ -130,6 +131,7 @@ def _flatten(tree, rank, leading):
 
   def flatten(array):
     inner = array.shape[rank:]
-    return jnp.broadcast_to(array, (*leading, *inner)).reshape(-1, *inner)
+    # Not -1: there may be no Gaussians.
+    return jnp.broadcast_to(array, (*leading, *inner)).reshape(math.prod(leading), *inner)
 
   return jax.tree.map(flatten, tree)

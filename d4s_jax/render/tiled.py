@@ -44,6 +44,8 @@ def rasterize(
   tile = 8 if max(height, width) <= _SMALL_IMAGE else 16
   grid = Grid(height=height, width=width, tile=tile)
   views, count = gaussians.opacities.shape
+  if count == 0:  # Nothing to index.
+    return jnp.zeros((views, height, width, 5)), jnp.zeros(views, jnp.int32)
   splats = projection.project(gaussians, cameras, antialiased=antialiased)
   room = capacity or binning.default_capacity(count, grid)
   lists = binning.tile_lists(splats, grid, min(room, count * grid.tiles))

@@ -259,3 +259,10 @@ def test_capacity_must_be_positive():
   scene, cameras = scene_and_cameras()
   with pytest.raises(ValueError, match="capacity is 0"):
     render(scene, cameras, capacity=0)
+
+
+@every
+def test_no_gaussians_are_an_empty_picture(backend):
+  scene, cameras = scene_and_cameras()
+  drawn = draw(scenes.select(scene, slice(0)), cameras, jnp.ones(3), backend=backend)
+  assert not drawn.alpha.any() and jnp.all(drawn.image == 1)
