@@ -1,5 +1,6 @@
 """Builds the C++ renderer where a compiler is found; everything else is in setup.cfg."""
 
+import hashlib
 import importlib.util
 import pathlib
 import platform
@@ -25,6 +26,12 @@ def ffi_headers() -> str:
   return str(pathlib.Path(found.submodule_search_locations[0]) / "include")
 
 
+def sources_digest() -> str:
+  """What d4s_jax.render.cpu.library compares the library with."""
+  files = sorted(SOURCES.iterdir(), key=lambda path: path.name)
+  return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
+
+
 class BuildRenderer(build_ext):
   """Compiles the inner loops once for each instruction set, the rest once."""
 
@@ -34,6 +41,7 @@ class BuildRenderer(build_ext):
     if platform.machine() in ("x86_64", "AMD64"):
       variants["x86_64_v3"] = ["-march=x86-64-v3"]
     macros = [(f"D4S_HAS_{name.upper()}", None) for name in variants]
+    macros += [("D4S_SOURCES", f'"{sources_digest()}"')]
     flags = [*FLAGS, "-isystem", ffi_headers()]
 
     def compile(sources, folder, extra_flags=(), extra_macros=()):
@@ -49,9 +57,7 @@ class BuildRenderer(build_ext):
       objects = compile([s for s in ext.sources if not s.endswith("tiles.cc")], "common")
       for name, more in variants.items():
         objects += compile([str(SOURCES / "tiles.cc")], name, more, [("D4S_VARIANT", name)])
-      self.compiler.link_shared_object(
-        objects, self.get_ext_fullpath(ext.name), target_lang="c++", libraries=["stdc++"]
-      )
+      self.compiler.link_shared_object(objects, self.get_ext_fullpath(ext.name), target_lang="c++")
     except Exception as error:
       print(
         f"note: the C++ renderer was not built ({error}); the slower one of XLA serves instead.",

@@ -23,6 +23,8 @@ BACKENDS = {
   "cpu": cpu.rasterize,
   "cuda": cuda.rasterize,
 }
+# The native backends count tiles in 16 bits.
+_LONGEST_SIDE = 2**16
 # What "auto" takes on a platform if it can be had, and the function that raises if it can't.
 _NATIVE = {
   "cpu": ("cpu", cpu.library.load),
@@ -60,13 +62,15 @@ def render(
     capacity: the most Gaussian-tile intersections of one view that there is room for; those of the
       farthest Gaussians are dropped and counted in `Rendering.overflow`. By default `tiled` and
       `cuda` have room for about 16 times the number of Gaussians, `cpu` takes what it needs.
+      Tiles are 32 x 16 pixels in `cpu`, 16 x 16 in `cuda`, and 8 x 8 in small images or 16 x 16 in
+      `tiled`; `cuda` drops a Gaussian whole, the others as many of its intersections as needed.
     antialiased: gsplat's mode of that name: splats smaller than a pixel are fainter instead of
       wider than they are.
 
   Raises:
     BackendUnavailable: the backend can't be had here; says why, and what to do.
-    ValueError: the backend or the camera model is unknown, the capacity is not positive, or the
-      leading axes don't broadcast.
+    ValueError: the backend or the camera model is unknown, the capacity is not positive, a picture
+      is too large, or the leading axes don't broadcast.
   """
   if backend not in ("auto", *BACKENDS):
     raise ValueError(f"Unknown backend {backend!r}; expected 'auto' or one of {sorted(BACKENDS)}.")
@@ -74,6 +78,14 @@ def render(
     raise ValueError(f"capacity is {capacity}; expected at least 1 intersection for each view.")
   if cameras.model not in MODELS:
     raise ValueError(f"Unknown camera model {cameras.model!r}; expected one of {MODELS}.")
+  if max(cameras.height, cameras.width) > _LONGEST_SIDE:
+    raise ValueError(
+      f"Pictures of {cameras.width} x {cameras.height} pixels; expected at most {_LONGEST_SIDE} on"
+      " each side."
+    )
+  if backend == "cpu" and _platform() != "cpu":
+    raise BackendUnavailable(f"The cpu renderer can't draw on {_platform()!r}; use 'auto'.")
+  gaussians, cameras = jax.tree.map(_single, (gaussians, cameras))
   leading = _leading_axes(gaussians, cameras)
   flat_gaussians = _flatten(gaussians, gaussians.means.ndim - 2, leading)
   flat_cameras = _flatten(cameras, cameras.intrinsics.ndim - 2, leading)
@@ -96,17 +108,27 @@ def render(
 
 def _automatic() -> str:
   """The backend for the platform that is traced for."""
-  device = jax.sharding.get_abstract_mesh().abstract_device
-  platform = device.platform if device else jax.default_backend()
-  if platform not in _NATIVE:
+  if _platform() not in _NATIVE:
     return "tiled"
-  name, load = _NATIVE[platform]
+  name, load = _NATIVE[_platform()]
   try:
     load()
   except BackendUnavailable as error:
     _note(f"note: drawing with the slower tiled renderer. {error}")
     return "tiled"
   return name
+
+
+def _platform() -> str:
+  """Of the mesh in use or of JAX's default device."""
+  device = jax.sharding.get_abstract_mesh().abstract_device
+  return device.platform if device else jax.default_backend()
+
+
+def _single(array):
+  """Half precision as float32; what is float32 or float64 stays."""
+  array = jnp.asarray(array)
+  return array.astype(jnp.float32) if array.dtype in (jnp.bfloat16, jnp.float16) else array
 
 
 @functools.cache

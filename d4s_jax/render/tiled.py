@@ -2,7 +2,8 @@
 
 Splats are projected, listed tile by tile (`binning`) and composited (`compositing`). All views go
 through one list of tiles. Memory depends on the number of Gaussians, of intersections and of
-pixels, never on a product of them. Equal inputs give equal bits, gradients included.
+pixels, never on a product of them. On a CPU or a TPU equal inputs give equal bits, gradients
+included.
 """
 
 from typing import Any
@@ -16,6 +17,8 @@ from d4s_jax.render.binning import Grid
 from d4s_jax.render.compositing import composite
 from d4s_jax.types import Cameras, Gaussians
 
+# Indices are int32.
+_MOST_ENTRIES = 2**31 - 1
 # Images up to this many pixels wide and high get small tiles: less is computed in vain around
 # small splats, and the lists are still short.
 _SMALL_IMAGE = 128
@@ -44,11 +47,17 @@ def rasterize(
   tile = 8 if max(height, width) <= _SMALL_IMAGE else 16
   grid = Grid(height=height, width=width, tile=tile)
   views, count = gaussians.opacities.shape
-  if count == 0:  # Nothing to index.
+  if 0 in (views, count, height, width):  # Nothing to index.
     return jnp.zeros((views, height, width, 5)), jnp.zeros(views, jnp.int32)
   splats = projection.project(gaussians, cameras, antialiased=antialiased)
   room = capacity or binning.default_capacity(count, grid)
-  lists = binning.tile_lists(splats, grid, min(room, count * grid.tiles))
+  room = min(room, count * grid.tiles)
+  if views * max(room, count) > _MOST_ENTRIES:
+    raise ValueError(
+      f"{views} views with room for {room} intersections each; tiled counts to {_MOST_ENTRIES}."
+      " Draw fewer views at once, or give a smaller capacity."
+    )
+  lists = binning.tile_lists(splats, grid, room)
   table = jnp.concatenate(
     [
       splats.means,

@@ -261,6 +261,51 @@ def test_capacity_must_be_positive():
     render(scene, cameras, capacity=0)
 
 
+@pytest.mark.parametrize("backend", ["reference", "tiled", "cpu"])
+def test_intrinsics_and_background_have_gradients(backend):
+  scene, cameras = scene_and_cameras()
+
+  def gradients(backend):
+    def loss(intrinsics, background):
+      moved = dataclasses.replace(cameras, intrinsics=intrinsics)
+      return jnp.sum(render(scene, moved, backend=backend, background=background).image ** 2)
+
+    return jax.jit(jax.grad(loss, (0, 1)))(cameras.intrinsics, jnp.asarray([0.2, 0.5, 0.7]))
+
+  for actual, expected in zip(gradients(backend), gradients("reference")):
+    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("backend", ["tiled", "cpu"])
+def test_half_precision_is_drawn_in_single(backend):
+  scene, cameras = scene_and_cameras()
+  half = dataclasses.replace(scene, opacities=scene.opacities.astype(jnp.bfloat16))
+  single = dataclasses.replace(scene, opacities=half.opacities.astype(jnp.float32))
+  drawn, expected = (render(x, cameras, backend=backend) for x in (half, single))
+  assert drawn.image.dtype == jnp.float32
+  np.testing.assert_array_equal(drawn.image, expected.image)
+
+
+def test_sizes_that_would_wrap_are_refused():
+  scene, cameras = scene_and_cameras()
+  with pytest.raises(ValueError, match="100000 x 4 pixels; expected at most 65536"):
+    render(scene, dataclasses.replace(cameras, height=4, width=100_000))
+  with pytest.raises(ValueError, match="tiled counts to 2147483647"):
+    large = dataclasses.replace(cameras, height=60_000, width=60_000)
+    jax.eval_shape(
+      lambda scene, cameras: render(scene, cameras, backend="tiled", capacity=2**31 - 1),
+      jax.tree.map(lambda x: jnp.broadcast_to(x, (4, 1, *x.shape)), scene),
+      large,
+    )
+
+
+@every
+def test_no_views_are_no_pictures(backend):
+  scene, cameras = scene_and_cameras()
+  drawn = draw(scene, cameras[:0], backend=backend)
+  assert drawn.image.shape == (0, scenes.HEIGHT, scenes.WIDTH, 3)
+
+
 @every
 def test_no_gaussians_are_an_empty_picture(backend):
   scene, cameras = scene_and_cameras()

@@ -90,13 +90,14 @@ print(json.dumps({
 """
 
 RENDER = """
-import json
+import functools, json, sys
 import flax.linen as nn
 import jax, jax.numpy as jnp, numpy as np
 from d4s_jax.render import render
 from d4s_jax.training import sharding
 from tests.render import scenes
 
+render = functools.partial(render, backend=sys.argv[1])
 scene = jax.tree.map(lambda x: jnp.stack([x] * 4)[:, None], scenes.gaussians())
 cameras = jax.tree.map(lambda x: jnp.stack([x] * 4), scenes.cameras())
 function = jax.jit(jax.value_and_grad(
@@ -146,8 +147,9 @@ def test_state_is_cut_along_the_fsdp_axis():
   assert layout["cut"] > layout["all"] / 3
 
 
-def test_a_sharded_batch_is_drawn_where_it_lies():
-  found = run(RENDER, devices=4)
+@pytest.mark.parametrize("backend", ["cpu", "tiled"])
+def test_a_sharded_batch_is_drawn_where_it_lies(backend):
+  found = run(RENDER, 4, backend)
   assert found["collectives"] == []
   assert "data" in found["cut"][0]
   assert found["gap"] <= 1e-5 * found["largest"]

@@ -177,6 +177,7 @@ ffi::Error Intersect(Resources resources, Floats means2d, Ints radii, Floats dep
   return Run("intersect", resources, [&] {
     Expect(depths.dimensions().size() == 2, "depths to have shape [v n]");
     const int64_t v = depths.dimensions()[0], n = depths.dimensions()[1], count = v * n;
+    Expect(v > 0, "at least one view");
     ExpectShape("means2d", means2d, {v, n, 2});
     ExpectShape("radii", radii, {v, n, 2});
     ExpectShape("overflow", *overflow, {v});

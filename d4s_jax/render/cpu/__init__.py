@@ -48,8 +48,9 @@ def rasterize(
   """
   library.load()
   splats = projection.project(gaussians, cameras, antialiased=antialiased)
-  if splats.means.dtype != jnp.float32:
-    raise ValueError(f"The cpu renderer draws float32, not {splats.means.dtype}; use reference.")
+  for array in jax.tree.leaves(splats):
+    if array.dtype != jnp.float32:
+      raise ValueError(f"The cpu renderer draws float32, not {array.dtype}; use reference.")
   return _composite(cameras.height, cameras.width, capacity or _UNLIMITED, splats)
 
 

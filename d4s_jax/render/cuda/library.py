@@ -63,7 +63,7 @@ def _capability() -> int:
   if jax.default_backend() != "gpu":
     raise ValueError(
       f"JAX sees no NVIDIA GPU, it runs on {jax.default_backend()!r}. On a machine with one, run:"
-      " pip install 'd4s_jax[cuda]'"
+      " pip install -e '.[cuda]'"
     )
   capability = str(getattr(jax.devices()[0], "compute_capability", ""))
   if not (found := re.fullmatch(r"(\d+)\.(\d)", capability)):

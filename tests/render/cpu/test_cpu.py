@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from d4s_jax import render as package
-from d4s_jax.render import BACKENDS, cpu, render
+from d4s_jax.render import BACKENDS, cpu, projection, render
 from d4s_jax.render.backend import BackendUnavailable
 from tests.render import scenes
 
@@ -63,6 +63,55 @@ def test_a_file_that_is_no_library(monkeypatch, tmp_path):
   monkeypatch.setattr(cpu.library, "_problem", cpu.library._problem.__wrapped__)
   with pytest.raises(BackendUnavailable, match="native.so can't be loaded"):
     render(scenes.gaussians(), scenes.cameras(), backend="cpu")
+
+
+def reload(monkeypatch):
+  monkeypatch.setattr(cpu.library, "_problem", cpu.library._problem.__wrapped__)
+
+
+def test_a_library_of_other_sources_is_not_used(monkeypatch):
+  monkeypatch.setattr(cpu.library, "sources_digest", lambda: "0")
+  reload(monkeypatch)
+  with pytest.raises(BackendUnavailable, match="other sources.*no-build-isolation"):
+    cpu.library.load()
+
+
+def test_a_library_for_another_jaxlib_is_not_used(monkeypatch):
+  """XLA would refuse its handlers, and its whole CPU backend with them."""
+  assert cpu.library.interface_version()[0] == 0
+  monkeypatch.setattr(cpu.library, "interface_version", lambda: (0, 99))
+  reload(monkeypatch)
+  with pytest.raises(BackendUnavailable, match=r"\(0, 99\).*no-build-isolation"):
+    cpu.library.load()
+
+
+def test_on_another_platform_it_says_so(monkeypatch):
+  monkeypatch.setattr(package, "_platform", lambda: "tpu")
+  with pytest.raises(BackendUnavailable, match="can't draw on 'tpu'"):
+    render(scenes.gaussians(), scenes.cameras(), backend="cpu")
+
+
+def test_its_constants_are_those_of_the_projection():
+  text = (pathlib.Path(cpu.__file__).parent / "csrc" / "splats.h").read_text()
+  assert "kMinAlpha = 1.0f / 255.0f" in text and projection.MIN_ALPHA == 1 / 255
+  assert f"kMaxAlpha = {projection.MAX_ALPHA}f" in text
+  assert "kMinTransmittance = 1e-4f" in text and projection.MIN_TRANSMITTANCE == 1e-4
+
+
+def test_vmap_of_a_gradient():
+  scene, cameras = scenes.gaussians(coefficients=1), scenes.cameras(views=2)
+
+  def gradient(camera):
+    return jax.grad(lambda scene: jnp.sum(render(scene, camera, backend="cpu").image ** 2))(scene)
+
+  mapped = jax.vmap(gradient)(cameras)
+  for i in range(2):
+    jax.tree.map(
+      # XLA rounds the projection otherwise.
+      lambda x, y, i=i: np.testing.assert_allclose(x[i], y, rtol=1e-4, atol=1e-4 * np.abs(y).max()),
+      mapped,
+      gradient(cameras[i]),
+    )
 
 
 def test_other_numbers_than_float32_are_refused():

@@ -1,9 +1,12 @@
 // The XLA FFI handlers: shapes in, shapes out, and XLA's threads.
+#include <algorithm>
 #include <atomic>
 #include <condition_variable>
 #include <exception>
+#include <functional>
 #include <memory>
 #include <mutex>
+#include <new>
 #include <string>
 
 #include "rasterize.h"
@@ -61,19 +64,26 @@ d4s::Parallel on(ffi::ThreadPool& pool) {
     auto work = std::make_shared<Work>(count, body);
     // The caller works too, so that a pool whose threads are all busy can't stop it.
     const int64_t helpers = std::min<int64_t>(count, threads_of(pool)) - 1;
-    for (int64_t i = 0; i < helpers; i++) {
-      pool.Schedule(std::function<void()>([work] { work->run(); }));
+    try {
+      for (int64_t i = 0; i < helpers; i++) {
+        pool.Schedule(std::function<void()>([work] { work->run(); }));
+      }
+    } catch (const std::bad_alloc&) {
+      // Those that have started still call `body`: go on with fewer.
     }
     work->run();
     work->wait();
   };
 }
 
-// Allocation is the only thing in here that throws.
-ffi::Error out_of_memory(const std::bad_alloc&) {
-  return ffi::Error(ffi::ErrorCode::kResourceExhausted,
-                    "The CPU rasterizer's tile lists don't fit into memory; give render() a "
-                    "smaller capacity, or fewer views or Gaussians.");
+// The error for what is thrown: allocations fail, nothing else is expected.
+ffi::Error error_for(const std::exception& error) {
+  if (dynamic_cast<const std::bad_alloc*>(&error)) {
+    return ffi::Error(ffi::ErrorCode::kResourceExhausted,
+                      "The CPU renderer's tile lists don't fit into memory; give render() a "
+                      "smaller capacity, or fewer views or Gaussians.");
+  }
+  return ffi::Error::Internal(std::string("The CPU renderer: ") + error.what());
 }
 
 d4s::Views views_of(const Floats& means, const Floats& conics, const Floats& extents,
@@ -103,8 +113,8 @@ ffi::Error draw(ffi::ThreadPool pool, Floats means, Floats conics, Floats extent
   d4s::draw(views, on(pool), threads_of(pool), layers->typed_data(), traces,
             overflow->typed_data());
   return ffi::Error::Success();
-} catch (const std::bad_alloc& error) {
-  return out_of_memory(error);
+} catch (const std::exception& error) {
+  return error_for(error);
 }
 
 // Gradients of the splats from that of the layers and what `draw` left.
@@ -121,8 +131,8 @@ ffi::Error transpose(ffi::ThreadPool pool, Floats means, Floats conics, Floats e
                  {g_means->typed_data(), g_conics->typed_data(), g_depths->typed_data(),
                   g_opacities->typed_data(), g_colours->typed_data()});
   return ffi::Error::Success();
-} catch (const std::bad_alloc& error) {
-  return out_of_memory(error);
+} catch (const std::exception& error) {
+  return error_for(error);
 }
 
 }  // namespace
@@ -160,3 +170,9 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(D4sTranspose, transpose,
                                   .Ret<Floats>()
                                   .Ret<Floats>()
                                   .Attr<int64_t>("capacity"));
+
+// What the library was built from: XLA refuses handlers of another version of its interface, and by
+// then it is too late to draw otherwise; and an old library may lie beside new sources.
+extern "C" int D4sFfiMajor() { return XLA_FFI_API_MAJOR; }
+extern "C" int D4sFfiMinor() { return XLA_FFI_API_MINOR; }
+extern "C" const char* D4sSources() { return D4S_SOURCES; }

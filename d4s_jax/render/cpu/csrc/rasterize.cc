@@ -119,7 +119,8 @@ void transpose(const Views& views, const Parallel& parallel, int threads, const 
 
 const Kernels& kernels() {
 #ifdef D4S_HAS_X86_64_V3
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+      __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2")) {
     return x86_64_v3::kKernels;
   }
 #endif
