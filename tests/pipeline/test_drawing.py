@@ -58,6 +58,9 @@ def test_each_camera_is_drawn_at_its_own_time(key, cameras, capsys):
 
 
 def test_a_renderer_without_room_gets_more(key, cameras, capsys, monkeypatch):
+  # The renderers of TPUs and GPUs have room for a number of intersections.
+  monkeypatch.setattr(drawing, "render", functools.partial(render, backend="tiled"))
+  drawing._draw.clear_cache()
   dynamic = scene(GIANT, key)  # Every Gaussian covers every tile.
   drawn = drawing.draw(dynamic, cameras, np.zeros(6), "draw")
   assert drawn.overflow.max() == 0
@@ -69,6 +72,7 @@ def test_a_renderer_without_room_gets_more(key, cameras, capsys, monkeypatch):
   drawn = drawing.draw(dynamic, cameras, np.zeros(6), "draw")
   assert drawn.overflow.min() > 0, "the scene must not fit into the default room"
   assert f"no room to draw {drawn.overflow.sum()} Gaussian" in capsys.readouterr().err
+  drawing._draw.clear_cache()
 
 
 def test_places_and_rates_of_a_video(tmp_path):
