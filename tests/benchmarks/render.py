@@ -4,10 +4,11 @@ python tests/benchmarks/render.py            # 50K Gaussians at 480 x 720, the p
 python tests/benchmarks/render.py --scaling  # the cpu backend from 10K to 1M Gaussians
 python tests/benchmarks/render.py --memory   # peak memory of a training step, 8 views at 50K
 
-Scenes are random, splats are 1 to 4 pixels wide (standard deviation). Figures are medians; "with
-gradients" is forward and backward to all inputs and the pose, projection included. The floor is
-what the arithmetic needs: 30 operations and an exponential for each pixel that a splat changes, and
-as much again four times over backward, at 8 lanes, 2 instructions a cycle and 3 GHz on each core.
+Scenes are random, splats are 1 to 4 pixels wide (standard deviation). "With gradients" is forward
+and backward to all inputs and the pose, projection included. Figures are medians; gsplat's torch
+functions run once, with the pair search of tests/render/gsplat_oracle.py in place of a CUDA kernel.
+The floor counts the pixels that splats change: 40 instructions forward and 90 backward, of which a
+vector of eight pixels needs one each, at 2 instructions a cycle and 3 GHz on each core.
 """
 
 import argparse
@@ -72,6 +73,15 @@ def intersections(gaussians: Gaussians, cameras: Cameras, tile: int = 16) -> int
   return int(jnp.sum(jnp.prod(last - first + 1, -1) * (splats.extents[..., 0] > 0)))
 
 
+def changed_pixels(gaussians: Gaussians, cameras: Cameras) -> float:
+  """Pairs of splat and pixel of which the opacity counts: the areas of the splats' ellipses."""
+  one = jax.tree.map(lambda x: x[None], gaussians)
+  splats = jax.jit(projection.project)(one, cameras[:1])
+  a, b, c = jnp.moveaxis(splats.conics, -1, 0)
+  reach = jnp.log(jnp.maximum(splats.opacities, projection.MIN_ALPHA) / projection.MIN_ALPHA)
+  return float(jnp.sum(2 * jnp.pi * reach / jnp.sqrt(a * c - b * b)))
+
+
 def forward(backend: str, gaussians: Gaussians, cameras: Cameras):
   """One drawing."""
   return render(gaussians, cameras, backend=backend)
@@ -124,7 +134,12 @@ def peers():
   """Each backend and gsplat's torch functions, and how much faster than those."""
   gaussians, cameras = scene(_COUNT)
   found = intersections(gaussians, cameras)
+  pixels = changed_pixels(gaussians, cameras)
   print(f"{_COUNT} Gaussians, {_HEIGHT} x {_WIDTH}, {found} intersections with 16-pixel tiles")
+  floors = [1e3 * pixels * x / (8 * 2 * 3e9 * (os.cpu_count() or 1)) for x in (40, 130)]
+  print(
+    f"{pixels / 1e6:.1f} M changed pixels; floor {floors[0]:.1f} ms, with gradients {floors[1]:.1f}"
+  )
   calls = torch_calls(gaussians, cameras)
   for name, function in (("forward", forward), ("with gradients", gradients)):
     peer = measure(calls[name], repeats=1)
@@ -136,18 +151,23 @@ def peers():
 
 
 def scaling():
-  """Time of the cpu backend against intersections: no worse than linear."""
+  """Time and memory of the cpu backend against intersections: no worse than linear.
+
+  Memory is what resident memory grew by at its peak, inputs, outputs and projection included.
+  """
   for count in (10_000, 50_000, 100_000, 300_000, 1_000_000):
     gaussians, cameras = scene(count)
     found = intersections(gaussians, cameras)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     draw, both = (
       measure(jitted(functools.partial(f, "cpu"), gaussians, cameras), repeats=3)
       for f in (forward, gradients)
     )
+    grown = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / found
     print(
       f"{count:9d} Gaussians{found:10d} intersections  forward{draw:8.1f} ms"
       f" ({1e6 * draw / found:5.0f} ns each)  with gradients{both:8.1f} ms"
-      f" ({1e6 * both / found:5.0f} ns each)"
+      f" ({1e6 * both / found:5.0f} ns each), {grown:4.0f} bytes each"
     )
 
 
