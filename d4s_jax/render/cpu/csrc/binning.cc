@@ -58,7 +58,11 @@ void sort_by_depth(std::vector<Key>& keys) {
   }
 }
 
-Row pack(const Splats& splats, int64_t i, const Box& box, int64_t start) {
+int64_t tiles_of(const Row& row) { return static_cast<int64_t>(row.columns) * row.rows; }
+
+Row pack(const Splats& splats, int64_t i, const Image& image) {
+  Box box;
+  touched(splats.means + 2 * i, splats.extents + 2 * i, image, &box);
   Row row;
   row.x = splats.means[2 * i];
   row.y = splats.means[2 * i + 1];
@@ -67,6 +71,7 @@ Row pack(const Splats& splats, int64_t i, const Box& box, int64_t start) {
   row.c = splats.conics[3 * i + 2];
   row.opacity = splats.opacities[i];
   // Nobody has opacities of 1e32, but the kernels' exponential would not end well with them.
+  row.half_height = splats.extents[2 * i + 1];
   row.reach = std::min(std::log(row.opacity / kMinAlpha), 80.0f);
   row.red = splats.colours[3 * i];
   row.green = splats.colours[3 * i + 1];
@@ -77,57 +82,99 @@ Row pack(const Splats& splats, int64_t i, const Box& box, int64_t start) {
   row.row = static_cast<int16_t>(box.top);
   row.columns = static_cast<int16_t>(box.right - box.left + 1);
   row.rows = static_cast<int16_t>(box.bottom - box.top + 1);
-  row.start = start;
+  row.start = 0;
   return row;
+}
+
+// Calls body(first, last) for parts of [0, count) that together are all of it.
+void in_parts(int64_t count, const Parallel& parallel, int64_t parts,
+              const std::function<void(int64_t part, int64_t first, int64_t last)>& body) {
+  parallel(parts, [&](int64_t part) {
+    body(part, part * count / parts, (part + 1) * count / parts);
+  });
+}
+
+// Indices of the splats that are seen, front to back.
+std::vector<Key> front_to_back(const Splats& splats, const Image& image, const Parallel& parallel,
+                               int threads) {
+  std::vector<std::vector<Key>> parts(threads);
+  in_parts(splats.count, parallel, threads, [&](int64_t part, int64_t first, int64_t last) {
+    Box box;
+    for (int64_t i = first; i < last; i++) {
+      if (!usable(splats, i)) continue;
+      if (!touched(splats.means + 2 * i, splats.extents + 2 * i, image, &box)) continue;
+      Key key{0, static_cast<int32_t>(i)};
+      std::memcpy(&key.depth, splats.depths + i, sizeof key.depth);
+      parts[part].push_back(key);
+    }
+  });
+  std::vector<Key> keys;
+  for (const auto& part : parts) keys.insert(keys.end(), part.begin(), part.end());
+  sort_by_depth(keys);
+  return keys;
+}
+
+// Numbers the intersections and drops the rows that `capacity` has no room for.
+void place(std::vector<Row>& rows, int64_t capacity, Bins& bins) {
+  int64_t total = 0;
+  size_t fitting = 0;
+  for (Row& row : rows) {
+    if (total < capacity) {
+      row.start = static_cast<int32_t>(total);
+      fitting++;
+    }
+    total += tiles_of(row);
+  }
+  rows.resize(fitting);
+  bins.kept = std::min(total, capacity);
+  bins.overflow = total - bins.kept;
+}
+
+// Calls body(tile, rank) for the intersections in some rows of tiles, front to back.
+template <class Body>
+void for_intersections(const Bins& bins, int columns, int64_t first_row, int64_t last_row,
+                       const Body& body) {
+  for (size_t i = 0; i < bins.rows.size(); i++) {
+    const Row& row = bins.rows[i];
+    const int64_t low = std::max<int64_t>(row.row, first_row);
+    const int64_t high = std::min<int64_t>(row.row + row.rows, last_row);
+    for (int64_t r = low; r < high; r++) {
+      // The last row's intersections may find room in part.
+      const int64_t before = row.start + (r - row.row) * row.columns;
+      const int64_t room = std::min<int64_t>(row.columns, bins.kept - before);
+      for (int64_t c = 0; c < room; c++) body(r * columns + row.column + c, i);
+    }
+  }
 }
 
 }  // namespace
 
-Bins bin(const Splats& splats, const Image& image, int64_t capacity) {
-  std::vector<Key> keys;
-  keys.reserve(splats.count);
-  Box box;
-  for (int64_t i = 0; i < splats.count; i++) {
-    if (!usable(splats, i)) continue;
-    if (!touched(splats.means + 2 * i, splats.extents + 2 * i, image, &box)) continue;
-    Key key{0, static_cast<int32_t>(i)};
-    std::memcpy(&key.depth, splats.depths + i, sizeof key.depth);
-    keys.push_back(key);
-  }
-  sort_by_depth(keys);
-
+Bins bin(const Splats& splats, const Image& image, int64_t capacity, const Parallel& parallel,
+         int threads) {
+  const std::vector<Key> keys = front_to_back(splats, image, parallel, threads);
   Bins bins;
+  bins.rows.resize(keys.size());
+  in_parts(keys.size(), parallel, threads, [&](int64_t, int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; i++) bins.rows[i] = pack(splats, keys[i].index, image);
+  });
+  place(bins.rows, capacity, bins);
+
   const int columns = image.tile_columns();
-  const int64_t tiles = static_cast<int64_t>(columns) * image.tile_rows();
-  bins.rows.reserve(keys.size());
+  const int64_t tile_rows = image.tile_rows(), tiles = columns * tile_rows;
   bins.starts.assign(tiles + 1, 0);
-  int64_t total = 0;
-  for (const Key& key : keys) {
-    touched(splats.means + 2 * key.index, splats.extents + 2 * key.index, image, &box);
-    const Row row = pack(splats, key.index, box, total);
-    for (int r = box.top; r <= box.bottom && total < capacity; r++) {
-      for (int c = box.left; c <= box.right && total < capacity; c++, total++) {
-        bins.starts[static_cast<int64_t>(r) * columns + c + 1]++;
-      }
-    }
-    const int64_t all = static_cast<int64_t>(row.columns) * row.rows;
-    bins.overflow += row.start + all - total;
-    if (total > row.start) bins.rows.push_back(row);
-  }
-  bins.kept = total;
+  in_parts(tile_rows, parallel, threads, [&](int64_t, int64_t first, int64_t last) {
+    for_intersections(bins, columns, first, last,
+                      [&](int64_t tile, size_t) { bins.starts[tile + 1]++; });
+  });
   for (int64_t t = 0; t < tiles; t++) bins.starts[t + 1] += bins.starts[t];
 
-  bins.lists.resize(total);
+  bins.lists.resize(bins.kept);
   std::vector<int64_t> next(bins.starts.begin(), bins.starts.end() - 1);
-  for (size_t i = 0; i < bins.rows.size(); i++) {
-    const Row& row = bins.rows[i];
-    int64_t left = total - row.start;
-    for (int r = row.row; r < row.row + row.rows && left > 0; r++) {
-      for (int c = row.column; c < row.column + row.columns && left > 0; c++, left--) {
-        bins.lists[next[static_cast<int64_t>(r) * columns + c]++] = static_cast<int32_t>(i);
-      }
-    }
-  }
+  in_parts(tile_rows, parallel, threads, [&](int64_t, int64_t first, int64_t last) {
+    for_intersections(bins, columns, first, last, [&](int64_t tile, size_t rank) {
+      bins.lists[next[tile]++] = static_cast<int32_t>(rank);
+    });
+  });
   return bins;
 }
 

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "parallel.h"
 #include "splats.h"
 
 namespace d4s {
@@ -26,6 +27,7 @@ struct Bins {
 // Sorts and lists the splats of a view whose extents are positive. Of more than `capacity`
 // intersections the farthest splats' are dropped. A splat with a number that is not finite, which
 // `projection.project` never makes, is left out.
-Bins bin(const Splats& splats, const Image& image, int64_t capacity);
+Bins bin(const Splats& splats, const Image& image, int64_t capacity, const Parallel& parallel,
+         int threads);
 
 }  // namespace d4s

@@ -30,8 +30,13 @@ void for_views(const Views& views, const Parallel& parallel, int threads,
   for (int64_t first = 0; first < views.views; first += group) {
     const int64_t count = std::min(group, views.views - first);
     std::vector<Bins> bins(count);
-    parallel(count, [&](int64_t i) {
-      bins[i] = bin(views.view(first + i), views.image, views.capacity);
+    // A thread for each view, or all of them for the only one.
+    const bool alone = count < threads;
+    const Parallel over_views = alone ? Parallel(one_after_the_other) : parallel;
+    over_views(count, [&](int64_t i) {
+      const Splats splats = views.view(first + i);
+      bins[i] = alone ? bin(splats, views.image, views.capacity, parallel, threads)
+                      : bin(splats, views.image, views.capacity, one_after_the_other, 1);
       on_bins(first + i, bins[i]);
     });
     parallel(count * tiles, [&](int64_t i) {
@@ -44,9 +49,8 @@ void for_views(const Views& views, const Parallel& parallel, int threads,
 // Adds up a splat's shares, which lie together.
 void gather(const Row& row, int64_t kept, const float* partial, int64_t view,
             const Views& views, const Gradients& gradients) {
-  const int64_t all = static_cast<int64_t>(row.columns) * row.rows;
   float total[kParameters] = {};
-  const int64_t end = std::min(row.start + all, kept);
+  const int64_t end = std::min(row.start + static_cast<int64_t>(row.columns) * row.rows, kept);
   for (int64_t k = row.start; k < end; k++) {
     for (int i = 0; i < kParameters; i++) total[i] += partial[k * kParameters + i];
   }

@@ -2,14 +2,11 @@
 #pragma once
 
 #include <cstdint>
-#include <functional>
 
+#include "parallel.h"
 #include "splats.h"
 
 namespace d4s {
-
-// Calls body(0) to body(count - 1), each once, in any order and on any thread, and waits.
-using Parallel = std::function<void(int64_t count, const std::function<void(int64_t)>& body)>;
 
 // Inputs and outputs have a leading axis of views; see the handlers for their shapes.
 struct Views {

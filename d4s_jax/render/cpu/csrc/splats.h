@@ -27,15 +27,17 @@ struct Splats {
 // One splat as the inner loops read it.
 struct alignas(64) Row {
   float x, y, a, b, c, opacity;
-  // sigma up to which the splat counts: log(opacity / kMinAlpha).
-  float reach;
+  // sigma up to which the splat counts, log(opacity / kMinAlpha); no pixel further than
+  // `half_height` above or below the centre has that little.
+  float reach, half_height;
   float red, green, blue, depth;
   // Index among the view's splats.
   int32_t index;
   // Its tiles: the first, how many columns and rows, and the intersections before its own.
   int16_t column, row, columns, rows;
-  int64_t start;
+  int32_t start;
 };
+static_assert(sizeof(Row) == 64, "a cache line");
 
 // One tile: where it is, and its rows.
 struct Tile {

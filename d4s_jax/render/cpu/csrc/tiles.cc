@@ -14,6 +14,8 @@ namespace {
 constexpr int kLanes = 8;
 constexpr int kStride = kTileWidth + kLanes;
 constexpr int kPlane = kTileHeight * kStride;
+// The most vectors that a row of a tile takes.
+constexpr int kVectors = kTileWidth / kLanes;
 
 typedef float Floats __attribute__((vector_size(4 * kLanes)));
 typedef int32_t Ints __attribute__((vector_size(4 * kLanes)));
@@ -69,40 +71,61 @@ inline Floats exponential(Floats x) {
   return p * power;
 }
 
-// The columns of each row of the tile that a splat reaches: first[i] to last[i], none if
-// last[i] < first[i].
-struct Span {
-  int first_row, last_row;
-  int32_t first[kTileHeight], last[kTileHeight];
+// The vectors of a tile's pixels that a splat reaches, in one list: a loop over it runs without the
+// surprises of an inner loop over the columns of each row, whose length the processor can't guess.
+struct Reach {
+  // The place of a vector's first pixel in the planes, and its row.
+  struct Vector {
+    int16_t row, column;
+  };
+  int count;
+  Vector vectors[kTileHeight * kVectors + kVectors];
+  // Of each row: the distance to the centre, and what of sigma depends on it alone.
+  float dy[kTileHeight], linear[kTileHeight], constant[kTileHeight];
 };
+
+// Rows are looked at in groups of this many, which the compiler makes vectors of.
+constexpr int kRowGroup = 8;
 
 // sigma <= reach is a quadratic inequality in the column; a thousandth of a pixel and a millionth
 // of the terms that cancel are allowed for rounding, the pixels themselves are tested exactly.
-inline void find_span(const Row& splat, float left, float top, int width, int height, Span& span) {
+inline void find_reach(const Row& splat, float left, float top, int width, int height,
+                       Reach& reach) {
+  const float centre = splat.y - top - 0.5f, half = splat.half_height;
+  const int first_row = (int)clamp(centre - half + 0.999f, 0, (float)height);
+  const int last_row = (int)clamp(centre + half + 1.001f, 0, (float)height) - 1;
   const float determinant = splat.a * splat.c - splat.b * splat.b;
   const float slack = 1e-6f * splat.a * splat.c;
   const float whole = 2 * splat.a * splat.reach;
   const float inverse = 1 / splat.a;
   const float middle = splat.x - left - 0.5f;
-  int first_row = kTileHeight, last_row = -1;
-  for (int i = 0; i < kTileHeight; i++) {
-    const float dy = splat.y - (top + i + 0.5f);
-    const float square = whole - (determinant - slack) * dy * dy;
-    const float root = __builtin_sqrtf(square > 0 ? square : 0);
-    const float low = middle + (splat.b * dy - root) * inverse;
-    const float high = middle + (splat.b * dy + root) * inverse;
-    const int first = (int)clamp(low + 0.999f, 0, (float)width);
-    const int last = (int)clamp(high + 1.001f, 0, (float)width) - 1;
-    span.first[i] = first;
-    span.last[i] = square >= 0 ? last : -1;
+  int32_t first[kTileHeight], last[kTileHeight];
+  const int begin = first_row / kRowGroup * kRowGroup;
+  for (int group = begin; group <= last_row; group += kRowGroup) {
+    for (int i = group; i < group + kRowGroup; i++) {
+      const float dy = splat.y - (top + i + 0.5f);
+      const float square = whole - (determinant - slack) * dy * dy;
+      const float root = __builtin_sqrtf(square > 0 ? square : 0);
+      const float low = middle + (splat.b * dy - root) * inverse;
+      const float high = middle + (splat.b * dy + root) * inverse;
+      const int end = (int)clamp(high + 1.001f, 0, (float)width);
+      first[i] = (int)clamp(low + 0.999f, 0, (float)width);
+      last[i] = square >= 0 ? end - 1 : -1;
+      reach.dy[i] = dy;
+      reach.linear[i] = splat.b * dy;
+      reach.constant[i] = 0.5f * splat.c * dy * dy;
+    }
   }
-  for (int i = 0; i < height; i++) {
-    if (span.last[i] < span.first[i]) continue;
-    first_row = i < first_row ? i : first_row;
-    last_row = i;
+  int count = 0;
+  for (int i = first_row; i <= last_row; i++) {
+    // All that a row can have are written, those that it has are counted.
+    for (int v = 0; v < kVectors; v++) {
+      reach.vectors[count + v] = {(int16_t)i, (int16_t)(first[i] + v * kLanes)};
+    }
+    const int columns = last[i] - first[i] + 1;
+    count += columns > 0 ? (columns + kLanes - 1) / kLanes : 0;
   }
-  span.first_row = first_row;
-  span.last_row = last_row;
+  reach.count = count;
 }
 
 // sigma, the opacity at eight pixels of a row, and where it counts.
@@ -111,11 +134,10 @@ struct Lanes {
   Ints seen;
 };
 
-inline Lanes evaluate(const Row& splat, float first_column, float dy) {
+inline Lanes evaluate(const Row& splat, float first_column, float linear, float constant) {
   Lanes lanes;
   lanes.dx = splat.x - (first_column + kLaneOffsets);
-  const float half_a = 0.5f * splat.a, along = splat.b * dy, across = 0.5f * splat.c * dy * dy;
-  const Floats sigma = (half_a * lanes.dx + along) * lanes.dx + across;
+  const Floats sigma = (0.5f * splat.a * lanes.dx + linear) * lanes.dx + constant;
   lanes.seen = (sigma >= 0.0f) & (sigma <= splat.reach);
   lanes.faded = splat.opacity * exponential(-sigma);
   lanes.alpha = minimum(lanes.faded, broadcast(kMaxAlpha));
@@ -123,32 +145,31 @@ inline Lanes evaluate(const Row& splat, float first_column, float dy) {
 }
 
 // A pixel that is finished has its transmittance negated.
-struct Canvas {
+struct alignas(64) Canvas {
   float transmittance[kPlane], red[kPlane], green[kPlane], blue[kPlane], depth[kPlane];
   int32_t last[kPlane];
 };
 
 template <bool kTraced>
-inline void draw_splat(const Row& splat, const Span& span, float left, float top, int32_t place,
+inline void draw_splat(const Row& splat, const Reach& reach, float left, int32_t place,
                        Canvas& canvas) {
-  for (int i = span.first_row; i <= span.last_row; i++) {
-    const float dy = splat.y - (top + i + 0.5f);
-    for (int j = span.first[i]; j <= span.last[i]; j += kLanes) {
-      const Lanes lanes = evaluate(splat, left + j, dy);
-      const int at = i * kStride + j;
-      const Floats before = load(canvas.transmittance + at);
-      const Floats weight = before * lanes.alpha;
-      const Floats after = before - weight;
-      const Ints live = lanes.seen & (before > 0.0f);
-      const Ints drawn = live & (after > kMinTransmittance);
-      store(canvas.transmittance + at, drawn ? after : (live ? -before : before));
-      const Floats share = drawn ? weight : Floats{};
-      store(canvas.red + at, load(canvas.red + at) + share * splat.red);
-      store(canvas.green + at, load(canvas.green + at) + share * splat.green);
-      store(canvas.blue + at, load(canvas.blue + at) + share * splat.blue);
-      store(canvas.depth + at, load(canvas.depth + at) + share * splat.depth);
-      if (kTraced) store(canvas.last + at, drawn ? Ints{} + place : load(canvas.last + at));
-    }
+  for (int k = 0; k < reach.count; k++) {
+    const int row = reach.vectors[k].row, column = reach.vectors[k].column;
+    const Lanes lanes =
+        evaluate(splat, left + column, reach.linear[row], reach.constant[row]);
+    const int at = row * kStride + column;
+    const Floats before = load(canvas.transmittance + at);
+    const Floats weight = before * lanes.alpha;
+    const Floats after = before - weight;
+    const Ints live = lanes.seen & (before > 0.0f);
+    const Ints drawn = live & (after > kMinTransmittance);
+    store(canvas.transmittance + at, drawn ? after : (live ? -before : before));
+    const Floats share = drawn ? weight : Floats{};
+    store(canvas.red + at, load(canvas.red + at) + share * splat.red);
+    store(canvas.green + at, load(canvas.green + at) + share * splat.green);
+    store(canvas.blue + at, load(canvas.blue + at) + share * splat.blue);
+    store(canvas.depth + at, load(canvas.depth + at) + share * splat.depth);
+    if (kTraced) store(canvas.last + at, drawn ? Ints{} + place : load(canvas.last + at));
   }
 }
 
@@ -180,9 +201,9 @@ void draw(const Tile& tile, const Image& image, float* layers, const Trace& trac
   for (int64_t k = 0; k < tile.count; k++) {
     if (k % kLook == kLook - 1 && all_finished(canvas, width, height)) break;
     const Row& splat = tile.rows[tile.list[k]];
-    Span span;
-    find_span(splat, left, top, width, height, span);
-    draw_splat<kTraced>(splat, span, left, top, (int32_t)k, canvas);
+    Reach reach;
+    find_reach(splat, left, top, width, height, reach);
+    draw_splat<kTraced>(splat, reach, left, (int32_t)k, canvas);
   }
   for (int i = 0; i < height; i++) {
     for (int j = 0; j < width; j++) {
@@ -214,7 +235,7 @@ void draw_tile(const Tile& tile, const Image& image, float* layers, const Trace&
 
 // State of the way back: the transmittance behind the splat at hand, what the splats behind it
 // contribute to the loss, and the gradient of the layers.
-struct Return {
+struct alignas(64) Return {
   float transmittance[kPlane], hidden[kPlane];
   float red[kPlane], green[kPlane], blue[kPlane], depth[kPlane], alpha[kPlane];
   int32_t last[kPlane];
@@ -223,46 +244,42 @@ struct Return {
 // With w_k = T_k alpha_k the weights and g_k the gradient of the layers along splat k's values,
 // d/d alpha_k = T_k g_k - (sum of w_i g_i behind k) / (1 - alpha_k). From the gradient of sigma
 // those of centre and conic follow by its moments over the pixels.
-inline void transpose_splat(const Row& splat, const Span& span, float left, float top,
-                            int32_t place, Return& state, float* out) {
+inline void transpose_splat(const Row& splat, const Reach& reach, float left, int32_t place,
+                            Return& state, float* out) {
   Floats red{}, green{}, blue{}, depth{};
   Floats one{}, x{}, y{}, xx{}, xy{}, yy{};
-  for (int i = span.first_row; i <= span.last_row; i++) {
-    const float dy = splat.y - (top + i + 0.5f);
-    Floats row_one{}, row_x{};
-    for (int j = span.first[i]; j <= span.last[i]; j += kLanes) {
-      const Lanes lanes = evaluate(splat, left + j, dy);
-      const int at = i * kStride + j;
-      const Ints drawn = lanes.seen & (place <= load(state.last + at));
-      const Floats inverse = 1.0f / (1.0f - lanes.alpha);
-      const Floats behind = load(state.transmittance + at);
-      const Floats before = behind * inverse;
-      const Floats weight = drawn ? before * lanes.alpha : Floats{};
-      const Floats g_red = load(state.red + at), g_green = load(state.green + at);
-      const Floats g_blue = load(state.blue + at), g_depth = load(state.depth + at);
-      const Floats along = splat.red * g_red + splat.green * g_green + splat.blue * g_blue +
-                           splat.depth * g_depth + load(state.alpha + at);
-      const Floats hidden = load(state.hidden + at);
-      const Floats g_alpha = before * along - hidden * inverse;
-      store(state.transmittance + at, drawn ? before : behind);
-      store(state.hidden + at, hidden + weight * along);
-      red += weight * g_red;
-      green += weight * g_green;
-      blue += weight * g_blue;
-      depth += weight * g_depth;
-      // The cap on alpha stops the gradient.
-      const Ints moves = drawn & (lanes.faded < kMaxAlpha);
-      const Floats g_sigma = moves ? -lanes.alpha * g_alpha : Floats{};
-      const Floats g_x = g_sigma * lanes.dx;
-      row_one += g_sigma;
-      row_x += g_x;
-      xx += g_x * lanes.dx;
-    }
-    one += row_one;
-    x += row_x;
-    y += row_one * dy;
-    xy += row_x * dy;
-    yy += row_one * (dy * dy);
+  for (int k = 0; k < reach.count; k++) {
+    const int row = reach.vectors[k].row, column = reach.vectors[k].column;
+    const Lanes lanes =
+        evaluate(splat, left + column, reach.linear[row], reach.constant[row]);
+    const int at = row * kStride + column;
+    const Ints drawn = lanes.seen & (place <= load(state.last + at));
+    const Floats inverse = 1.0f / (1.0f - lanes.alpha);
+    const Floats behind = load(state.transmittance + at);
+    const Floats before = behind * inverse;
+    const Floats weight = drawn ? before * lanes.alpha : Floats{};
+    const Floats g_red = load(state.red + at), g_green = load(state.green + at);
+    const Floats g_blue = load(state.blue + at), g_depth = load(state.depth + at);
+    const Floats along = splat.red * g_red + splat.green * g_green + splat.blue * g_blue +
+                         splat.depth * g_depth + load(state.alpha + at);
+    const Floats hidden = load(state.hidden + at);
+    const Floats g_alpha = before * along - hidden * inverse;
+    store(state.transmittance + at, drawn ? before : behind);
+    store(state.hidden + at, hidden + weight * along);
+    red += weight * g_red;
+    green += weight * g_green;
+    blue += weight * g_blue;
+    depth += weight * g_depth;
+    // The cap on alpha stops the gradient.
+    const Ints moves = drawn & (lanes.faded < kMaxAlpha);
+    const Floats g_sigma = moves ? -lanes.alpha * g_alpha : Floats{};
+    const Floats g_x = g_sigma * lanes.dx, g_y = g_sigma * reach.dy[row];
+    one += g_sigma;
+    x += g_x;
+    y += g_y;
+    xx += g_x * lanes.dx;
+    xy += g_x * reach.dy[row];
+    yy += g_y * reach.dy[row];
   }
   const float s_x = sum(x), s_y = sum(y);
   out[0] = splat.a * s_x + splat.b * s_y;
@@ -310,9 +327,9 @@ void transpose_tile(const Tile& tile, const Image& image, const Trace& trace,
       for (int i = 0; i < kParameters; i++) out[i] = 0;
       continue;
     }
-    Span span;
-    find_span(splat, left, top, width, height, span);
-    transpose_splat(splat, span, left, top, (int32_t)k, state, out);
+    Reach reach;
+    find_reach(splat, left, top, width, height, reach);
+    transpose_splat(splat, reach, left, (int32_t)k, state, out);
   }
 }
 
