@@ -12,8 +12,8 @@ TIERS = [
   "types errors",
   "geometry layers diffusion config",
   "models render losses data formats",
-  "training pipeline",
-  "train generate render_scene",
+  "training pipeline weights",
+  "train generate render_scene convert",
 ]
 TIER = {name: tier for tier, names in enumerate(TIERS) for name in names.split()}
 FILES = sorted(
