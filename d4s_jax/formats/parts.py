@@ -112,11 +112,11 @@ def find(folder: pathlib.Path, part: str) -> pathlib.Path | None:
   return found[0] if found else None
 
 
-def load(folder: pathlib.Path, part: str) -> tuple[Description, dict[str, np.ndarray]]:
-  """A part in our layout: its description, and its parameters by path, float32.
+def open_part(folder: pathlib.Path, part: str) -> tuple[Description, shards.Shards]:
+  """A part in our layout: its description, and its parameters by path, not read yet.
 
   Raises:
-    ValueError: it is damaged, or another part.
+    ValueError: it is damaged, another part, or not of floating-point numbers.
   """
   description = decode(read_config(folder), str(folder / CONFIG))
   if description.part != part:
@@ -125,10 +125,13 @@ def load(folder: pathlib.Path, part: str) -> tuple[Description, dict[str, np.nda
   wrong = [f"{name} is {x.dtype}" for name, x in stored.specs.items() if x.dtype not in _FLOATS]
   if wrong:
     raise ValueError(f"{folder}: {'; '.join(wrong[:5])}; expected {', '.join(_FLOATS)}.")
-  return description, {
-    name: stored.read(name).view(jnp.dtype(_FLOATS[spec.dtype])).astype(np.float32)
-    for name, spec in stored.specs.items()
-  }
+  return description, stored
+
+
+def as_float32(stored: shards.Shards, name: str) -> np.ndarray:
+  """The numbers of one tensor."""
+  kind = jnp.dtype(_FLOATS[stored.specs[name].dtype])
+  return stored.read(name).view(kind).astype(np.float32)
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
