@@ -27,6 +27,7 @@ class Component:
     stem: how the names of its files begin.
     rules: names of its tensors.
     fields: config.json to the fields of `module`; raises ValueError for what we don't have.
+    config: a `module`, and the shapes of its parameters by path, to a config.json.
     module: our class.
     inputs: shapes of inputs that fix the shapes of all parameters, from config.json and fields.
     aliases: other names of tensors that files may use.
@@ -36,7 +37,8 @@ class Component:
   stem: str
   rules: Sequence[Rule]
   fields: Callable[[Mapping[str, Any]], Fields]
-  module: Callable[..., nn.Module]
+  config: Callable[[Any, Mapping[str, tuple[int, ...]]], dict[str, Any]]
+  module: type[nn.Module]
   inputs: Callable[[Mapping[str, Any], Fields], tuple[Any, ...]]
   aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
@@ -77,16 +79,33 @@ def _float(*shape: int) -> jax.ShapeDtypeStruct:
 
 
 _ENCODER = Component(
-  "text_encoder", "model", t5.ENCODER, t5.encoder_fields, T5Encoder, _encoder_inputs, t5.ALIASES
+  part="text_encoder",
+  stem="model",
+  rules=t5.ENCODER,
+  fields=t5.encoder_fields,
+  config=t5.encoder_config,
+  module=T5Encoder,
+  inputs=_encoder_inputs,
+  aliases=t5.ALIASES,
 )
 COMPONENTS = {
   "WanTransformer3DModel": Component(
-    *("transformer", "diffusion_pytorch_model", wan.TRANSFORMER, wan.transformer_fields),
-    *(WanTransformer, _transformer_inputs),
+    part="transformer",
+    stem="diffusion_pytorch_model",
+    rules=wan.TRANSFORMER,
+    fields=wan.transformer_fields,
+    config=wan.transformer_config,
+    module=WanTransformer,
+    inputs=_transformer_inputs,
   ),
   "AutoencoderKLWan": Component(
-    *("autoencoder", "diffusion_pytorch_model", wan.AUTOENCODER, wan.autoencoder_fields),
-    *(WanAutoencoder, _autoencoder_inputs),
+    part="autoencoder",
+    stem="diffusion_pytorch_model",
+    rules=wan.AUTOENCODER,
+    fields=wan.autoencoder_fields,
+    config=wan.autoencoder_config,
+    module=WanAutoencoder,
+    inputs=_autoencoder_inputs,
   ),
   "T5EncoderModel": _ENCODER,
   "UMT5EncoderModel": _ENCODER,

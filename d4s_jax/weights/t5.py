@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from d4s_jax.models.t5 import T5Encoder
 from d4s_jax.weights.configs import DEEP, WIDE, Reader
 from d4s_jax.weights.rules import Rule, dense
 
@@ -48,3 +49,23 @@ def encoder_fields(config: Mapping[str, Any]) -> dict[str, Any]:
   }
   read.check()
   return fields
+
+
+def encoder_config(encoder: T5Encoder, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+  """The config.json of a T5EncoderModel or UMT5EncoderModel for our `T5Encoder`."""
+  del shapes
+  name, kind = ("UMT5", "umt5") if encoder.per_layer_bias else ("T5", "t5")
+  return {
+    "architectures": [f"{name}EncoderModel"],
+    "model_type": kind,
+    "vocab_size": encoder.vocabulary,
+    "d_model": encoder.dim,
+    "num_layers": encoder.depth,
+    "num_heads": encoder.heads,
+    "d_kv": encoder.head_dim,
+    "d_ff": encoder.ffn_dim,
+    "feed_forward_proj": "gated-gelu",
+    "layer_norm_epsilon": 1e-6,
+    "relative_attention_num_buckets": encoder.buckets,
+    "relative_attention_max_distance": encoder.max_distance,
+  }

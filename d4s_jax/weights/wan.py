@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from d4s_jax.models.wan.autoencoder import WanAutoencoder
+from d4s_jax.models.wan.transformer import WanTransformer
 from d4s_jax.weights.configs import DEEP, LEVELS, WIDE, Reader
 from d4s_jax.weights.rules import Rule, dense
 
@@ -144,3 +146,47 @@ def autoencoder_fields(config: Mapping[str, Any]) -> dict[str, Any]:
   }
   read.check()
   return fields
+
+
+def transformer_config(
+  transformer: WanTransformer, shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, Any]:
+  """The config.json of a WanTransformer3DModel for our `WanTransformer`."""
+  return {
+    "_class_name": "WanTransformer3DModel",
+    "num_attention_heads": transformer.heads,
+    "attention_head_dim": transformer.dim // transformer.heads,
+    "ffn_dim": transformer.ffn_dim,
+    "num_layers": transformer.depth,
+    "in_channels": shapes["patch_embedding/kernel"][-2],
+    "out_channels": transformer.out_channels,
+    "patch_size": list(transformer.patch),
+    "freq_dim": transformer.freq_dim,
+    "text_dim": shapes["text/in/kernel"][0],
+    "qk_norm": "rms_norm_across_heads",
+    "cross_attn_norm": True,
+    "eps": 1e-6,
+  }
+
+
+def autoencoder_config(
+  autoencoder: WanAutoencoder, shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, Any]:
+  """The config.json of an AutoencoderKLWan for our `WanAutoencoder`."""
+  del shapes
+  channels, patch = autoencoder.z_dim, autoencoder.patch
+  return {
+    "_class_name": "AutoencoderKLWan",
+    "base_dim": autoencoder.base_dim,
+    "z_dim": channels,
+    "dim_mult": list(autoencoder.dim_mult),
+    "num_res_blocks": autoencoder.num_res_blocks,
+    "temperal_downsample": list(autoencoder.temporal_downsample),
+    "latents_mean": list(autoencoder.latents_mean) or [0.0] * channels,
+    "latents_std": list(autoencoder.latents_std) or [1.0] * channels,
+    "in_channels": 3 * patch**2,
+    "out_channels": 3 * patch**2,
+    "patch_size": None if patch == 1 else patch,
+    "scale_factor_temporal": autoencoder.strides[0],
+    "scale_factor_spatial": autoencoder.strides[1],
+  }
