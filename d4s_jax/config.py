@@ -169,8 +169,8 @@ def base(preset: str) -> Config:
         "groups": () if tiny else (("^transformer/(?!camera/)", 0.1),),
       },
       "average_decay": 0.98 if tiny else 0.9999,
-      # Where each part of the parameters starts: "" random, "shipped" with the package, or the
-      # folder of an earlier run.
+      # Where each part of the parameters starts: "" random, "shipped" with the package, the folder
+      # of an earlier run, or one of published weights that `d4s_jax.convert` made.
       "init": {
         "autoencoder": "shipped" if tiny else "",
         "text_encoder": "",

@@ -8,9 +8,10 @@ import pathlib
 import resource
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,6 +22,7 @@ from ml_collections import ConfigDict
 from d4s_jax.config import base
 from d4s_jax.models.system import System
 from d4s_jax.training import checkpoint, state
+from d4s_jax.weights.rules import Rule, pairs
 
 # Layers are so few and narrow that compiling, not computing, takes the time.
 _SMALL = {
@@ -63,6 +65,27 @@ def random_params(system: System, seed: int = 0) -> Any:
     return jnp.asarray(center + noise, leaf.dtype)
 
   return jax.tree_util.tree_map_with_path(draw, system.abstract())
+
+
+def from_torch(
+  rules: Sequence[Rule], shapes: Any, values: Mapping[str, np.ndarray]
+) -> dict[str, Any]:
+  """Our parameters, nested, from the named arrays of a PyTorch model: weights or their gradients.
+
+  Args:
+    rules: the table of the model.
+    shapes: our parameters or their abstract shapes, nested, as `init` or `eval_shape` gives them.
+    values: by name; each of them is used.
+  """
+  flat: Any = state.flatten(nn.unbox(shapes)["params"])
+  table = pairs(rules, {path: x.shape for path, x in flat.items()})
+  assert {pair.torch for pair in table} == set(values)
+  rows: dict[str, list[np.ndarray]] = {}
+  for pair in table:
+    assert values[pair.torch].shape == pair.torch_shape
+    rows.setdefault(pair.flax, []).append(pair.to_flax(values[pair.torch]))
+  stacked = {pair.flax for pair in table if pair.row is not None}
+  return state.unflatten({x: np.stack(y) if x in stacked else y[0] for x, y in rows.items()})
 
 
 def write_run(folder: pathlib.Path, config: ConfigDict, params: Any, step: int = 7) -> None:

@@ -1,9 +1,10 @@
-"""Files that appear whole or not at all."""
+"""Files and folders that appear whole or not at all."""
 
 import contextlib
 import os
 import pathlib
 import secrets
+import shutil
 from collections.abc import Iterator
 
 
@@ -37,6 +38,36 @@ def replacing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     os.replace(temporary, path)
   finally:
     temporary.unlink(missing_ok=True)
+
+
+def check_new_folder(folder: pathlib.Path) -> None:
+  """Raises OSError unless `new_folder` can make a folder here."""
+  check_place(folder)
+  if folder.is_symlink() or folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    raise FileExistsError(f"{folder} exists; expected a new name or an empty folder.")
+
+
+@contextlib.contextmanager
+def new_folder(folder: pathlib.Path) -> Iterator[pathlib.Path]:
+  """Yields a temporary folder to fill, which is renamed to `folder` when the block succeeds.
+
+  Missing parent folders are made. If the block raises, or the disk is full, nothing is left.
+
+  Raises:
+    FileExistsError: there is something at `folder` already.
+  """
+  check_new_folder(folder)
+  folder.parent.mkdir(parents=True, exist_ok=True)
+  temporary = sibling(folder)
+  try:
+    temporary.mkdir()
+    yield temporary
+    for path in temporary.rglob("*"):
+      if path.is_file():
+        flush(path)
+    os.replace(temporary, folder)
+  finally:
+    shutil.rmtree(temporary, ignore_errors=True)
 
 
 def flush(path: pathlib.Path) -> None:

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import pathlib
+import re
 from collections.abc import Collection
 from typing import Any
 
@@ -30,6 +31,22 @@ def read_bytes(path: str | os.PathLike, limit: int, what: str) -> bytes:
   if len(contents) > limit:
     raise ValueError(f"{path} is larger than {limit} bytes, too large for {what}.")
   return contents
+
+
+def within(folder: pathlib.Path, name: str) -> pathlib.Path:
+  """The place of a name in a folder, if it is a plain name and no link that leads elsewhere.
+
+  Raises:
+    ValueError: the name, or what it links to, leaves the folder.
+  """
+  path = folder / name
+  plain = re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}", name)
+  if not plain or path.resolve().parent != folder.resolve():
+    raise ValueError(
+      f"{folder} refers to {name!r:.80}, which is no plain name in it; links and paths that lead"
+      " elsewhere are not followed (cp -L makes files of links)."
+    )
+  return path
 
 
 def parse(contents: bytes, where: str) -> Any:

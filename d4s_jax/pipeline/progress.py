@@ -26,6 +26,6 @@ def timed(what: str) -> Iterator[None]:
     print(f" {time.perf_counter() - start:.1f} s" if done else "", file=sys.stderr, flush=True)
 
 
-def bar(what: str, total: int) -> tqdm.tqdm:
-  """A progress bar with an estimate, for work on `total` frames."""
-  return tqdm.tqdm(total=total, desc=what, unit="frame", file=sys.stderr)
+def bar(what: str, total: int, unit: str = "frame") -> tqdm.tqdm:
+  """A progress bar with an estimate; bytes ("B") are shown by thousands, millions and so on."""
+  return tqdm.tqdm(total=total, desc=what, unit=unit, unit_scale=unit == "B", file=sys.stderr)

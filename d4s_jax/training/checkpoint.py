@@ -213,6 +213,11 @@ def write_config(folder: pathlib.Path, config: Mapping) -> None:
   temporary.replace(path)
 
 
+def is_run(folder: pathlib.Path) -> bool:
+  """Whether a folder is that of a run, whatever state it is in."""
+  return (folder / "checkpoints").is_dir()
+
+
 def read_config(folder: pathlib.Path) -> dict[str, Any]:
   """The configuration of the run in `folder`; data only, nothing in it is executed."""
   config = _read_json(folder)

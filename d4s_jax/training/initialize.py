@@ -1,4 +1,4 @@
-"""Where the parameters of a new run come from: random, shipped weights, or an earlier run."""
+"""Where the parameters of a new run come from: random, shipped, published, or an earlier run."""
 
 import pathlib
 from typing import Any
@@ -7,6 +7,7 @@ import jax
 import optax
 
 from d4s_jax.config import Config
+from d4s_jax.formats import parts as parts_on_disk
 from d4s_jax.models import shipped
 from d4s_jax.models.system import System
 from d4s_jax.training import checkpoint, sharding, state
@@ -45,13 +46,15 @@ def create_state(
   """The state at step 0, laid out as `like`, an `abstract_state`.
 
   The `seed`, `preset` and `init` of `config` count; `init` holds for each part of the parameters ""
-  (random), "shipped" (weights that come with the package) or the folder of a run.
+  (random), "shipped" (weights that come with the package), the folder of a run, or one that
+  `d4s_jax.convert` made. What published weights lack, the conditioning on cameras, is random.
   """
 
   def initial(parts):
     # The default generator takes XLA minutes to compile for hundreds of parameters.
     params = system.init(jax.random.key(config.seed, impl="unsafe_rbg"))
-    return state.create(params | parts, patterns, optimizer)
+    params = state.unflatten(state.flatten(params), state.flatten(parts))
+    return state.create(params, patterns, optimizer)
 
   # This program runs once: on a CPU, optimising it takes longer than running it.
   options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
@@ -66,16 +69,48 @@ def _read_parts(system: System, config: Config) -> dict[str, Any]:
   for name, origin in config.init.items():
     if origin == shipped.ORIGIN:
       parts[name] = shipped.load(config.preset, name, abstract[name])
+    elif origin and (folder := parts_on_disk.find(pathlib.Path(origin), name)):
+      module = getattr(system.backbone, name, None)
+      parts[name] = _from_weights(folder, name, module, abstract[name])
     elif origin:
       parts[name] = _from_run(pathlib.Path(origin), name, abstract[name])
   return parts
+
+
+def _from_weights(folder: pathlib.Path, name: str, module: Any, like: Any) -> Any:
+  """One part from published weights, without what they lack."""
+  description, stored = parts_on_disk.open_part(folder, name)
+  wrong = [
+    f"{key} {value} there, {getattr(module, key)} here"
+    for key, value in description.fields.items()
+    if getattr(module, key) != (tuple(value) if isinstance(value, list) else value)
+  ]
+  ours = {path: x.shape for path, x in state.flatten(like).items()}
+  theirs = {path: spec.shape for path, spec in stored.specs.items()}
+  wrong += [
+    f"{path}: {theirs.get(path)} there, {ours.get(path)} here"
+    for path in sorted(ours.keys() | theirs.keys())
+    if theirs.get(path) != ours.get(path) and not (path not in theirs and _is_ours(path))
+  ]
+  if wrong:
+    raise checkpoint.CheckpointError(
+      f"init.{name}: the weights in {folder} are of another model than this configuration"
+      f" ({'; '.join(wrong[:5])}); choose the preset of their size."
+    )
+  return state.unflatten({path: parts_on_disk.as_float32(stored, path) for path in theirs})
+
+
+def _is_ours(path: str) -> bool:
+  """Whether a parameter is one that no published model has."""
+  return path.startswith("camera/")
 
 
 def _from_run(folder: pathlib.Path, name: str, like: Any) -> Any:
   """One part of the model of another run, which must have the same shapes."""
   if not folder.is_dir():
     raise checkpoint.CheckpointError(
-      f'init.{name} is "{folder}"; expected "", "{shipped.ORIGIN}" or the folder of a run.'
+      f'init.{name} is "{folder}"; expected "", "{shipped.ORIGIN}" or the folder of a run or of'
+      " converted weights."
     )
   _, system = checkpoint.read_system(folder)
   params, _ = checkpoint.read_model(folder, system.abstract())

@@ -1,5 +1,7 @@
 """Where the parameters of a new run come from."""
 
+import json
+
 import jax
 import numpy as np
 import optax
@@ -8,7 +10,7 @@ import pytest
 from d4s_jax.models.system import System
 from d4s_jax.training import initialize, loop, sharding, state
 from d4s_jax.training.checkpoint import CheckpointError
-from tests.support import random_params, small_config, write_run
+from tests.support import random_params, run_command, small_config, write_run
 
 
 def create(config):
@@ -42,6 +44,62 @@ def test_a_part_comes_from_an_earlier_run_and_the_rest_from_the_seed(earlier):
   config.seed = 1
   pairs = zip(jax.tree.leaves(create(config)["ldrm"]), jax.tree.leaves(ours["ldrm"]))
   assert not all(np.array_equal(*pair) for pair in pairs)
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+  """A transformer of diffusers in bfloat16 that fits `small_config`, converted."""
+  torch = pytest.importorskip("torch")
+  diffusers = pytest.importorskip("diffusers")
+  folder = tmp_path_factory.mktemp("published")
+  model = diffusers.WanTransformer3DModel(
+    num_attention_heads=2,
+    attention_head_dim=16,
+    in_channels=4,
+    out_channels=4,
+    text_dim=16,
+    ffn_dim=32,
+    num_layers=2,
+  ).to(torch.bfloat16)
+  model.save_pretrained(folder / "theirs" / "transformer")
+  index = {"transformer": ["diffusers", "WanTransformer3DModel"]}
+  (folder / "theirs" / "model_index.json").write_text(json.dumps(index))
+  run_command("convert", f"--from={folder}/theirs", f"--to={folder}/ours", "--format=flax")
+  return folder / "ours", {name: x.float().numpy() for name, x in model.state_dict().items()}
+
+
+def test_a_part_comes_from_published_weights_and_its_cameras_from_the_seed(published):
+  folder, theirs = published
+  config = small_config()
+  random = create(config)["transformer"]
+  config.init.transformer = str(folder)
+  ours = create(config)["transformer"]
+  np.testing.assert_array_equal(ours["head"]["kernel"], theirs["proj_out.weight"].T)
+  wanted = np.stack([theirs[f"blocks.{i}.attn2.to_k.weight"].T for i in range(2)])
+  np.testing.assert_array_equal(ours["blocks"]["cross_attention"]["key"]["kernel"], wanted)
+  assert {x.dtype for x in jax.tree.leaves(ours)} == {np.dtype(np.float32)}
+  jax.tree.map(np.testing.assert_array_equal, ours["camera"], random["camera"])
+  assert jax.tree.structure(ours) == jax.tree.structure(random)
+
+
+def test_published_weights_of_another_model_are_refused_with_the_difference(published):
+  folder, _ = published
+  config = small_config()
+  config.init.transformer = str(folder)
+  config.model.backbone.transformer.heads = 4  # Other heads leave all shapes the same.
+  with pytest.raises(CheckpointError, match=r"init.transformer.*\(heads 2 there, 4 here\)"):
+    create(config)
+  config.model.backbone.transformer.heads = 2
+  config.model.backbone.transformer.depth = 3
+  with pytest.raises(CheckpointError, match=r"depth 2 there, 3 here; blocks/cross_attention/key"):
+    create(config)
+  config = small_config()
+  config.init.text_encoder = str(folder / "transformer")
+  with pytest.raises(ValueError, match="holds the transformer; expected the text_encoder"):
+    create(config)
+  config.init.text_encoder = str(folder)
+  with pytest.raises(CheckpointError, match="holds no trained model"):
+    create(config)
 
 
 def test_another_shape_is_refused_with_the_difference(earlier):

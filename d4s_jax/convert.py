@@ -1,0 +1,56 @@
+"""Takes published video models in and out: diffusers and transformers to our layout, and back.
+
+Example:
+  python -m d4s_jax.convert --from=Wan2.1-T2V-1.3B-Diffusers --to=weights/wan1.3b --format=flax
+  python -m d4s_jax.convert --from=weights/wan1.3b --to=back --format=torch
+  python -m d4s_jax.convert --from=runs/joint-tiny --to=for-torch --format=torch
+
+--from is a whole pipeline (with model_index.json) or the folder of one model, in safetensors. The
+weights keep their type; what goes back is bit for bit what came. A run starts from converted
+weights with --config.init.transformer=weights/wan1.3b, and so on for each part.
+
+Or --from is a training run: its backbone becomes models of diffusers and transformers; its LDRM and
+its conditioning on cameras become safetensors with a file that runs them and needs torch alone.
+"""
+
+import pathlib
+
+from absl import flags, logging
+
+from d4s_jax import errors
+from d4s_jax.formats import atomic
+from d4s_jax.pipeline import progress
+from d4s_jax.training import checkpoint
+from d4s_jax.weights import folders, run
+
+_FROM = flags.DEFINE_string("from", None, "Folder of a pipeline, a model or a run.", required=True)
+_TO = flags.DEFINE_string("to", None, "New folder for what it becomes.", required=True)
+_FORMAT = flags.DEFINE_enum(
+  "format", None, ["flax", "torch"], "flax: our layout; torch: back to diffusers.", required=True
+)
+
+
+def main(argv: list[str]) -> None:
+  """Converts one folder."""
+  del argv
+  logging.set_verbosity(logging.ERROR)
+  with errors.one_line():
+    source, target = pathlib.Path(_FROM.value), pathlib.Path(_TO.value)
+    atomic.check_new_folder(target)
+    job = _of_run(source) if checkpoint.is_run(source) else folders.prepare(source, _FORMAT.value)
+    with progress.bar("convert", job.nbytes, "B") as bar:
+      job.write(target, bar.update)
+    print(f"Weights: {target}")
+
+
+def _of_run(folder: pathlib.Path) -> folders.Job:
+  if _FORMAT.value != "torch":
+    raise ValueError(f"{folder} is a training run, which is ours already; expected --format=torch.")
+  _, system = checkpoint.read_system(folder)
+  with progress.timed(f"load {folder}"):
+    params, _ = checkpoint.read_model(folder, system.abstract())
+  return run.export(system, params)
+
+
+if __name__ == "__main__":
+  errors.run(main)

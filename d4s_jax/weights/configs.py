@@ -1,0 +1,73 @@
+"""The config.json of a published model, read with every objection listed at once."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from d4s_jax.formats import checked
+
+# Far above every published size: what is larger would take time and memory before the weights do.
+_LARGEST = 2**20
+WIDE, DEEP, LEVELS = 2**14, 2**10, 2**4
+
+
+class Reader:
+  """Reads values one by one and collects what is wrong with them until `check`."""
+
+  def __init__(self, config: Mapping[str, Any]):
+    self._config = config
+    self._problems: list[str] = []
+
+  def size(self, name: str, most: int = _LARGEST, default: int | None = None) -> int:
+    """A whole number from 1 to `most`."""
+    if default is not None and name not in self._config:
+      return default
+    return self._read(name, 1, lambda value: checked.integer(value, name, 1, most))
+
+  def sizes(self, name: str, count: int | None = None) -> tuple[int, ...]:
+    """A short list of whole numbers from 1, of this length if it is given."""
+    return self._read(name, (1,) * (count or 1), lambda value: _sizes(value, name, count))
+
+  def flags(self, name: str, count: int) -> tuple[bool, ...]:
+    """A list of so many true or false."""
+
+    def read(value):
+      if not isinstance(value, list) or [type(x) for x in value] != [bool] * count:
+        raise ValueError(f"{name}: {value!r:.60}; expected {count} times true or false.")
+      return tuple(value)
+
+    return self._read(name, (False,) * count, read)
+
+  def numbers(self, name: str, count: int) -> tuple[float, ...]:
+    """A list of so many finite numbers."""
+
+    def read(value):
+      return tuple(checked.numbers(value, name, (count,)).tolist())
+
+    return self._read(name, (0.0,) * count, read)
+
+  def only(self, name: str, *supported: Any) -> None:
+    """A value that our model has built in; the first one is also what a missing key means."""
+    value = self._config.get(name, supported[0])
+    if value not in supported:
+      self._problems.append(f"{name} is {value!r:.60}, and our model has only {supported[0]!r}")
+
+  def check(self) -> None:
+    """Raises ValueError if anything was wrong."""
+    if self._problems:
+      raise ValueError("; ".join(self._problems))
+
+  def _read(self, name: str, fallback: Any, read: Callable[[Any], Any]) -> Any:
+    try:
+      if name not in self._config:
+        raise ValueError(f"{name} is missing")
+      return read(self._config[name])
+    except ValueError as error:
+      self._problems.append(str(error).rstrip("."))
+      return fallback
+
+
+def _sizes(value: Any, name: str, count: int | None) -> tuple[int, ...]:
+  values = checked.items(value, name, LEVELS)
+  if count is not None and len(values) != count:
+    raise ValueError(f"{name} has {len(values)} entries; expected {count}.")
+  return tuple(checked.integer(x, name, 1, DEEP) for x in values)

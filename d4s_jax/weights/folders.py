@@ -1,0 +1,124 @@
+"""Folders in and out: one published model, or a pipeline with its models and small files."""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from d4s_jax.formats import atomic, checked, shards
+from d4s_jax.weights.components import COMPONENTS
+from d4s_jax.weights.parts import Conversion, to_flax, to_torch
+
+_INDEX = "model_index.json"
+_CONVERT = {"flax": to_flax, "torch": to_torch}
+
+# Data of tokenizers and schedulers, which travel as they are.
+_SMALL = (".json", ".model", ".txt", ".jinja")
+_LARGEST_SMALL = 64 * 2**20
+_MOST_SMALL = 32
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+  """All that a folder becomes, checked, and nothing written yet.
+
+  Attributes:
+    models: the converted models by the name of their folder, "" for the folder itself.
+    files: contents of the files that travel as they are, by place.
+  """
+
+  models: Mapping[str, Conversion]
+  files: Mapping[str, bytes]
+
+  @property
+  def nbytes(self) -> int:
+    """Bytes of weights to write."""
+    return sum(model.nbytes for model in self.models.values())
+
+  def write(
+    self, folder: pathlib.Path, report: Callable[[int], Any], limit: int = shards.LIMIT
+  ) -> None:
+    """Makes the folder, whole or not at all.
+
+    Args:
+      folder: a new name, or an empty folder.
+      report: told how many bytes were written since it was called last.
+      limit: bytes a file of weights, unless a single tensor is larger.
+    """
+    with atomic.new_folder(folder) as staged:
+      for name, contents in self.files.items():
+        (staged / name).parent.mkdir(exist_ok=True)
+        (staged / name).write_bytes(contents)
+      for name, model in self.models.items():
+        (staged / name).mkdir(exist_ok=True)
+        model.write(staged / name, report, limit)
+
+
+def prepare(folder: pathlib.Path, format: str) -> Job:
+  """Checks all of a folder for its conversion; only headers of the weights are read.
+
+  Args:
+    folder: a pipeline (with model_index.json) or one model.
+    format: "flax" for our layout, "torch" for that of diffusers and transformers.
+
+  Raises:
+    ValueError: something can't be converted, or is hostile; lists everything.
+  """
+  if not folder.is_dir():
+    raise FileNotFoundError(f"No folder at {folder}; expected a pipeline or a model of diffusers.")
+  convert = _CONVERT[format]
+  if not (folder / _INDEX).exists():
+    return Job({"": convert(folder)}, {})
+  index = checked.within(folder, _INDEX)
+  contents = checked.read_bytes(index, _LARGEST_SMALL, "pipeline")
+  models: dict[str, Conversion] = {}
+  files = {_INDEX: contents}
+  problems = []
+  for name, kind in _classes(checked.parse(contents, str(index)), index).items():
+    try:
+      inner = checked.within(folder, name)
+      if kind in COMPONENTS:
+        models[name] = convert(inner)
+      else:
+        files |= _small_files(inner, kind)
+    except (ValueError, OSError) as error:
+      problems.append(str(error))
+  if problems:
+    raise ValueError(" ".join(problems))
+  if not models:
+    raise ValueError(f"{index} names none of {', '.join(COMPONENTS)}.")
+  return Job(models, files)
+
+
+def _classes(index: Any, where: pathlib.Path) -> dict[str, str]:
+  """The class of each folder of a pipeline; `[null, null]` stands for one that is not there."""
+  if not isinstance(index, dict):
+    raise ValueError(f"{where}: expected an object.")
+  classes = {}
+  for name, value in index.items():
+    if isinstance(value, list) and value != [None, None]:
+      if len(value) != 2 or not all(isinstance(x, str) for x in value):
+        raise ValueError(f"{where}: {name!r:.60}; expected a library and a class.")
+      classes[name] = value[1]
+  return classes
+
+
+def _small_files(folder: pathlib.Path, kind: str) -> dict[str, bytes]:
+  """The files of a component without weights, by place below the pipeline."""
+  paths = sorted(folder.glob("*"))
+  if not folder.is_dir() or not 1 <= len(paths) <= _MOST_SMALL:
+    raise ValueError(
+      f"{folder} ({kind!r:.60}) has {len(paths)} files; expected 1 to {_MOST_SMALL}."
+    )
+  other = [f"{path.name!r:.60}" for path in paths if path.suffix not in _SMALL]
+  if other:
+    raise ValueError(
+      f"{folder} ({kind!r:.60}) holds {', '.join(other[:8])}; models are converted of"
+      f" {', '.join(COMPONENTS)}, and else only {' '.join(_SMALL)} files are copied."
+    )
+  return {
+    f"{folder.name}/{path.name}": checked.read_bytes(
+      checked.within(folder, path.name), _LARGEST_SMALL, "part of a pipeline"
+    )
+    for path in paths
+  }

@@ -1,0 +1,84 @@
+"""A training run out to PyTorch.
+
+The backbone becomes models of diffusers and transformers. What exists nowhere else, the LDRM and
+the conditioning on cameras, becomes safetensors beside a file that runs them on torch alone.
+"""
+
+import pathlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from flax import traverse_util
+
+from d4s_jax.formats.tensors import Spec
+from d4s_jax.models.ldrm import LDRM
+from d4s_jax.models.system import System
+from d4s_jax.weights.components import COMPONENTS
+from d4s_jax.weights.folders import Job
+from d4s_jax.weights.parts import Conversion
+from d4s_jax.weights.rules import pairs
+
+# Its own source travels: it needs nothing of this package.
+_CODE = pathlib.Path(__file__).with_name("diff4splat.py")
+_OURS = "diff4splat"
+# What the code has to know of the LDRM beside the shapes of its parameters.
+_FIELDS = (
+  *("gaussians", "depth", "heads", "strides", "pixels_per_cell", "encoding", "canonical"),
+  *("scene_scale", "initial_depth", "opacity_bias"),
+)
+# As in published pipelines.
+_FOLDERS = {"transformer": "transformer", "autoencoder": "vae", "text_encoder": "text_encoder"}
+_TORCH = {"format": "pt"}
+
+
+def export(system: System, params: Mapping[str, Any]) -> Job:
+  """What a run becomes: transformer, vae, text_encoder and diff4splat, in float32.
+
+  Args:
+    system: the models.
+    params: all parameters, nested.
+  """
+  flat = {part: _flat(tree) for part, tree in params.items()}
+  camera = {path: x for path, x in flat["transformer"].items() if path.startswith("camera/")}
+  flat["transformer"] = {path: x for path, x in flat["transformer"].items() if path not in camera}
+  models = {
+    folder: _published(getattr(system.backbone, part), flat[part])
+    for part, folder in _FOLDERS.items()
+  }
+  models[_OURS] = _ours(system.ldrm, flat["ldrm"], camera)
+  return Job(models, {f"{_OURS}/{_CODE.name}": _CODE.read_bytes()})
+
+
+def _published(module: Any, arrays: Mapping[str, np.ndarray]) -> Conversion:
+  """A part of the backbone as a model of diffusers or transformers."""
+  component = next(x for x in COMPONENTS.values() if isinstance(module, x.module))
+  table = {pair.torch: pair for pair in pairs(component.rules, _shapes(arrays))}
+
+  def pieces(name: str) -> Iterator[np.ndarray]:
+    pair = table[name]
+    array = arrays[pair.flax]
+    yield pair.to_torch(array if pair.row is None else array[pair.row])
+
+  specs = {name: Spec("F32", pair.torch_shape) for name, pair in table.items()}
+  config = component.config(module, _shapes(arrays))
+  return Conversion(config, component.stem, _TORCH, specs, pieces)
+
+
+def _ours(
+  ldrm: LDRM, arrays: Mapping[str, np.ndarray], camera: Mapping[str, np.ndarray]
+) -> Conversion:
+  """The modules that exist nowhere else, in our own layout."""
+  both = {f"ldrm/{path}": x for path, x in arrays.items()} | dict(camera)
+  specs = {path: Spec("F32", x.shape) for path, x in both.items()}
+  config = {name: getattr(ldrm, name) for name in _FIELDS}
+  return Conversion(config, _OURS, _TORCH, specs, lambda path: [both[path]])
+
+
+def _flat(tree: Any) -> dict[str, np.ndarray]:
+  flat: Any = traverse_util.flatten_dict(tree, sep="/")
+  return {path: np.asarray(x, np.float32) for path, x in flat.items()}
+
+
+def _shapes(arrays: Mapping[str, np.ndarray]) -> dict[str, tuple[int, ...]]:
+  return {path: x.shape for path, x in arrays.items()}

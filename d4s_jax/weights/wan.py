@@ -1,0 +1,192 @@
+"""The Wan models of diffusers: names of their tensors, meaning of their configurations."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from d4s_jax.models.wan.autoencoder import WanAutoencoder
+from d4s_jax.models.wan.transformer import WanTransformer
+from d4s_jax.weights.configs import DEEP, LEVELS, WIDE, Reader
+from d4s_jax.weights.rules import Rule, dense
+
+_CONV3D = "o i t r s -> t r s i o"
+_CONV2D = "o i r s -> r s i o"
+_POINTWISE = "o i 1 1 -> i o"
+
+
+def _attention(torch: str, flax: str) -> list[Rule]:
+  return [
+    *dense(f"{torch}.to_q", f"{flax}/query"),
+    *dense(f"{torch}.to_k", f"{flax}/key"),
+    *dense(f"{torch}.to_v", f"{flax}/value"),
+    *dense(f"{torch}.to_out.0", f"{flax}/out"),
+    Rule(f"{torch}.norm_q.weight", f"{flax}/query_norm/scale"),
+    Rule(f"{torch}.norm_k.weight", f"{flax}/key_norm/scale"),
+  ]
+
+
+TRANSFORMER = (
+  Rule("patch_embedding.weight", "patch_embedding/kernel", _CONV3D),
+  Rule("patch_embedding.bias", "patch_embedding/bias"),
+  *dense("condition_embedder.time_embedder.linear_1", "time/in"),
+  *dense("condition_embedder.time_embedder.linear_2", "time/out"),
+  *dense("condition_embedder.time_proj", "time/modulation"),
+  *dense("condition_embedder.text_embedder.linear_1", "text/in"),
+  *dense("condition_embedder.text_embedder.linear_2", "text/out"),
+  Rule("blocks.{layer}.scale_shift_table", "blocks/modulation", "1 s d -> s d"),
+  *_attention("blocks.{layer}.attn1", "blocks/self_attention"),
+  Rule("blocks.{layer}.norm2.weight", "blocks/cross_norm/scale"),
+  Rule("blocks.{layer}.norm2.bias", "blocks/cross_norm/bias"),
+  *_attention("blocks.{layer}.attn2", "blocks/cross_attention"),
+  *dense("blocks.{layer}.ffn.net.0.proj", "blocks/mlp_in"),
+  *dense("blocks.{layer}.ffn.net.2", "blocks/mlp_out"),
+  Rule("scale_shift_table", "modulation", "1 s d -> s d"),
+  *dense("proj_out", "head"),
+)
+
+
+def _convolution(torch: str, flax: str, layout: str = _CONV3D) -> list[Rule]:
+  return [Rule(f"{torch}.weight", f"{flax}/kernel", layout), Rule(f"{torch}.bias", f"{flax}/bias")]
+
+
+def _norm(torch: str, flax: str) -> Rule:
+  return Rule(f"{torch}.gamma", f"{flax}/scale", "c 1 1 1 -> c")
+
+
+def _residual(torch: str, flax: str) -> list[Rule]:
+  return [
+    _norm(f"{torch}.norm1", f"{flax}/norm1"),
+    *_convolution(f"{torch}.conv1", f"{flax}/conv1"),
+    _norm(f"{torch}.norm2", f"{flax}/norm2"),
+    *_convolution(f"{torch}.conv2", f"{flax}/conv2"),
+    *_convolution(f"{torch}.conv_shortcut", f"{flax}/shortcut"),
+  ]
+
+
+def _resample(torch: str, flax: str) -> list[Rule]:
+  return [
+    *_convolution(f"{torch}.resample.1", f"{flax}/space", _CONV2D),
+    *_convolution(f"{torch}.time_conv", f"{flax}/time"),
+  ]
+
+
+def _coder(name: str) -> list[Rule]:
+  """What the encoder and the decoder have in common."""
+  torch, flax = f"{name}.mid_block", f"{name}/middle"
+  return [
+    *_convolution(f"{name}.conv_in", f"{name}/conv_in"),
+    *_residual(f"{torch}.resnets.{{block}}", f"{flax}/block_{{block}}"),
+    Rule(f"{torch}.attentions.0.norm.gamma", f"{flax}/attention/norm/scale", "c 1 1 -> c"),
+    *_convolution(f"{torch}.attentions.0.to_qkv", f"{flax}/attention/query_key_value", _POINTWISE),
+    *_convolution(f"{torch}.attentions.0.proj", f"{flax}/attention/out", _POINTWISE),
+    _norm(f"{name}.norm_out", f"{name}/norm_out"),
+    *_convolution(f"{name}.conv_out", f"{name}/conv_out"),
+  ]
+
+
+AUTOENCODER = (
+  *_coder("encoder"),
+  *_residual("encoder.down_blocks.{i}", "encoder/down_{i}"),
+  *_resample("encoder.down_blocks.{i}", "encoder/down_{i}"),
+  *_convolution("quant_conv", "quant_conv"),
+  *_convolution("post_quant_conv", "post_quant_conv"),
+  *_coder("decoder"),
+  *_residual("decoder.up_blocks.{i}.resnets.{block}", "decoder/up_{i}_block_{block}"),
+  *_resample("decoder.up_blocks.{i}.upsamplers.0", "decoder/up_{i}_resample"),
+)
+
+
+def transformer_fields(config: Mapping[str, Any]) -> dict[str, Any]:
+  """Fields of our `WanTransformer` for the config.json of a WanTransformer3DModel."""
+  read = Reader(config)
+  heads, head_dim = (
+    read.size(name, WIDE) for name in ("num_attention_heads", "attention_head_dim")
+  )
+  read.only("qk_norm", "rms_norm_across_heads")
+  read.only("cross_attn_norm", True)
+  read.only("eps", 1e-6)
+  # The image branch of Wan2.1-I2V.
+  read.only("image_dim", None)
+  read.only("added_kv_proj_dim", None)
+  read.only("pos_embed_seq_len", None)
+  fields = {
+    "dim": heads * head_dim,
+    "ffn_dim": read.size("ffn_dim"),
+    "heads": heads,
+    "depth": read.size("num_layers", DEEP),
+    "out_channels": read.size("out_channels"),
+    "patch": read.sizes("patch_size", 3),
+    "freq_dim": read.size("freq_dim"),
+  }
+  for name in ("in_channels", "text_dim"):
+    read.size(name)
+  read.check()
+  return fields
+
+
+def autoencoder_fields(config: Mapping[str, Any]) -> dict[str, Any]:
+  """Fields of our `WanAutoencoder` for the config.json of an AutoencoderKLWan."""
+  read = Reader(config)
+  patch = 1 if config.get("patch_size") is None else read.size("patch_size", LEVELS)
+  widths = read.sizes("dim_mult")
+  channels = read.size("z_dim", WIDE)
+  read.only("is_residual", False)
+  read.only("attn_scales", [])
+  read.only("decoder_base_dim", None, config.get("base_dim"))
+  for name in ("in_channels", "out_channels"):
+    read.only(name, 3 * patch**2, *([None] if patch == 1 else []))
+  fields = {
+    "base_dim": read.size("base_dim", WIDE),
+    "z_dim": channels,
+    "dim_mult": widths,
+    "num_res_blocks": read.size("num_res_blocks", LEVELS),
+    "temporal_downsample": read.flags("temperal_downsample", len(widths) - 1),
+    "latents_mean": read.numbers("latents_mean", channels),
+    "latents_std": read.numbers("latents_std", channels),
+    "patch": patch,
+  }
+  read.check()
+  return fields
+
+
+def transformer_config(
+  transformer: WanTransformer, shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, Any]:
+  """The config.json of a WanTransformer3DModel for our `WanTransformer`."""
+  return {
+    "_class_name": "WanTransformer3DModel",
+    "num_attention_heads": transformer.heads,
+    "attention_head_dim": transformer.dim // transformer.heads,
+    "ffn_dim": transformer.ffn_dim,
+    "num_layers": transformer.depth,
+    "in_channels": shapes["patch_embedding/kernel"][-2],
+    "out_channels": transformer.out_channels,
+    "patch_size": list(transformer.patch),
+    "freq_dim": transformer.freq_dim,
+    "text_dim": shapes["text/in/kernel"][0],
+    "qk_norm": "rms_norm_across_heads",
+    "cross_attn_norm": True,
+    "eps": 1e-6,
+  }
+
+
+def autoencoder_config(
+  autoencoder: WanAutoencoder, shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, Any]:
+  """The config.json of an AutoencoderKLWan for our `WanAutoencoder`."""
+  del shapes
+  channels, patch = autoencoder.z_dim, autoencoder.patch
+  return {
+    "_class_name": "AutoencoderKLWan",
+    "base_dim": autoencoder.base_dim,
+    "z_dim": channels,
+    "dim_mult": list(autoencoder.dim_mult),
+    "num_res_blocks": autoencoder.num_res_blocks,
+    "temperal_downsample": list(autoencoder.temporal_downsample),
+    "latents_mean": list(autoencoder.latents_mean) or [0.0] * channels,
+    "latents_std": list(autoencoder.latents_std) or [1.0] * channels,
+    "in_channels": 3 * patch**2,
+    "out_channels": 3 * patch**2,
+    "patch_size": None if patch == 1 else patch,
+    "scale_factor_temporal": autoencoder.strides[0],
+    "scale_factor_spatial": autoencoder.strides[1],
+  }

@@ -1,0 +1,73 @@
+"""A conversion takes the memory of its largest tensor, not of the model."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from d4s_jax.formats.shards import write_shards
+from d4s_jax.formats.tensors import Spec
+from d4s_jax.weights.components import COMPONENTS
+from d4s_jax.weights.rules import pairs
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def write_model(folder, depth):
+  """A text encoder of `depth` blocks of 12 MB in bfloat16; returns its size in bytes."""
+  config = {
+    "architectures": ["UMT5EncoderModel"],
+    **dict(vocab_size=1000, d_model=512, d_kv=64, d_ff=3400, num_heads=8, num_layers=depth),
+    "feed_forward_proj": "gated-gelu",
+  }
+  component = COMPONENTS["UMT5EncoderModel"]
+  table = pairs(component.rules, component.shapes(config, component.fields(config)))
+  specs = {pair.torch: Spec("BF16", pair.torch_shape) for pair in table}
+  random = np.random.default_rng(0)
+  folder.mkdir()
+  (folder / "config.json").write_text(json.dumps(config))
+  write_shards(
+    *(folder, "model", specs),
+    lambda name: [random.integers(2**16, size=specs[name].shape, dtype=np.uint16)],
+    *({"format": "pt"}, 10**8),
+  )
+  return sum(spec.nbytes for spec in specs.values())
+
+
+def peak(source, target, format):
+  """The most memory, in bytes, that the command took."""
+  command = [sys.executable, "-m", "d4s_jax.convert", f"--from={source}", f"--to={target}"]
+  process = subprocess.Popen(
+    [*command, f"--format={format}"],
+    cwd=ROOT,
+    env=os.environ | {"JAX_PLATFORMS": "cpu"},
+    stdout=subprocess.DEVNULL,
+    stderr=subprocess.DEVNULL,
+  )
+  _, status, usage = os.wait4(process.pid, 0)
+  process.returncode = os.waitstatus_to_exitcode(status)
+  assert process.returncode == 0
+  return usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+@pytest.mark.parametrize("format", ["flax", "torch"])
+def test_memory_does_not_grow_with_the_model(format, tmp_path):
+  peaks, sizes = [], []
+  for depth in (1, 40):
+    source = tmp_path / f"{depth}"
+    sizes.append(write_model(source, depth))
+    if format == "torch":
+      peak(source, tmp_path / f"{depth}-ours", "flax")
+      source = tmp_path / f"{depth}-ours"
+    peaks.append(peak(source, tmp_path / f"{depth}-new", format))
+  assert sizes[1] - sizes[0] > 400e6
+  # Several tensors of 3.5 MB, and what the allocator does not give back at once; the whole
+  # feed-forward stack, which is one tensor of ours, would be 140 MB.
+  assert peaks[1] - peaks[0] < 40e6
+  print(
+    f"{format}: {sizes[1] / 1e6:.0f} MB in {peaks[1] / 1e6:.0f} MB, tiny: {peaks[0] / 1e6:.0f} MB"
+  )

@@ -1,0 +1,176 @@
+"""A run leaves for PyTorch: the code beside the weights computes what ours does, on torch alone."""
+
+import functools
+import importlib.util
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from d4s_jax.formats import parts
+from d4s_jax.geometry.deformation import deform
+from d4s_jax.models.system import System
+from d4s_jax.training import state
+from d4s_jax.weights import run
+from tests.models.test_ldrm import make_cameras
+from tests.support import random_params, run_command, small_config, write_run
+
+torch = pytest.importorskip("torch")
+
+# Compiled without LLVM's optimiser: these networks run once.
+jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+TIMES = np.array([[0.0, 0.4, 1.0], [0.1, 0.5, 0.6]], np.float32)
+VARIANTS = {
+  "tiny": {},
+  "published": dict(canonical="first", degree=1, depth=3, patch=2, pixels_per_cell=1, gaussians=90),
+  "flat": dict(encoding="flat"),
+}
+
+
+def build(**changes):
+  """A small system in another variant, and random parameters."""
+  config = small_config()
+  config.model.encoding = changes.pop("encoding", "plucker")
+  with config.ignore_type():
+    config.model.ldrm.update(changes)
+  system = System.build(config.model.to_dict())
+  return config, system, random_params(system, seed=5)
+
+
+def module(folder):
+  """The code that was written into a folder."""
+  spec = importlib.util.spec_from_file_location("diff4splat_exported", folder / "diff4splat.py")
+  found = importlib.util.module_from_spec(spec)
+  sys.modules[spec.name] = found
+  spec.loader.exec_module(found)
+  return found
+
+
+def tensor(x):
+  return torch.from_numpy(np.array(x))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_gaussians_equal_ours(variant, tmp_path):
+  _, system, params = build(**VARIANTS[variant])
+  run.export(system, params).write(tmp_path, lambda size: None)
+  theirs = module(tmp_path / "diff4splat")
+  # Three columns of tokens: an odd number, which the pyramid pads.
+  cameras = make_cameras(2, 5, 32, 48)
+  latents = jax.random.normal(jax.random.key(0), system.backbone.latent_shape(2, 5, 32, 48))
+  times, sigma = jnp.asarray(TIMES), jnp.array([0.0, 0.3])
+
+  @jit
+  def ours(params):
+    scene, _ = system.ldrm.apply({"params": params}, latents, cameras, times, sigma=sigma)
+    return scene, deform(scene)
+
+  want, deformed = ours(params["ldrm"])
+  ldrm, _ = theirs.load(str(tmp_path / "diff4splat"))
+  with torch.no_grad():
+    got = ldrm(
+      *(tensor(x) for x in (latents, cameras.world_from_camera, cameras.intrinsics)),
+      *((32, 48), tensor(TIMES), tensor(sigma)),
+    )
+    moved = theirs.at(got, 1)
+  for name in got._fields:
+    a, b = getattr(got, name).numpy(), np.asarray(getattr(want, name))
+    assert a.shape == b.shape
+    np.testing.assert_allclose(a, b, atol=1e-4 * max(1.0, np.abs(b).max()), err_msg=name)
+  for name, a in zip(("means", "quaternions", "scales"), moved):
+    b = np.asarray(getattr(deformed, name))[:, 1]
+    np.testing.assert_allclose(a, b, atol=1e-4 * max(1.0, np.abs(b).max()), err_msg=name)
+  assert np.ptp(np.asarray(want.deformation), axis=1).max() > 0.1
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+  """A run, exported by the command."""
+  folder = tmp_path_factory.mktemp("run")
+  config, system, params = build()
+  write_run(folder / "run", config, params)
+  run_command("convert", f"--from={folder}/run", f"--to={folder}/out", "--format=torch")
+  return folder / "out", system, params
+
+
+@pytest.mark.parity
+def test_the_backbone_with_its_cameras_equals_ours(exported, monkeypatch):
+  diffusers = pytest.importorskip("diffusers")
+  transformers = pytest.importorskip("transformers")
+  # With it, loading needs the accelerate package; all is float32 here anyway.
+  monkeypatch.setattr(diffusers.WanTransformer3DModel, "_keep_in_fp32_modules", None)
+  folder, system, params = exported
+  backbone = system.backbone
+  transformer = diffusers.WanTransformer3DModel.from_pretrained(folder / "transformer").eval()
+  vae = diffusers.AutoencoderKLWan.from_pretrained(folder / "vae").eval()
+  encoder = transformers.UMT5EncoderModel.from_pretrained(folder / "text_encoder").eval()
+  theirs = module(folder / "diff4splat")
+  _, camera = theirs.load(str(folder / "diff4splat"))
+
+  tokens = jnp.asarray(backbone.tokenizer("a cat"))[None]
+  latents = jax.random.normal(jax.random.key(2), backbone.latent_shape(1, 5, 32, 48))
+  maps = system.camera_maps(make_cameras(1, 5, 32, 48))
+
+  @jit
+  def ours(params):
+    text = backbone.encode_text(params, tokens)
+    sigma = jnp.array([0.5])
+    video = 2 * backbone.decode(params, latents) - 1
+    return text, backbone.denoise(params, latents, sigma, text, maps), video
+
+  text, velocity, video = ours(params)
+  first = tensor(latents).movedim(-1, 1)
+  with torch.no_grad():
+    mask = tensor(text.mask)
+    embeddings = encoder(tensor(tokens).long(), mask.long()).last_hidden_state * mask[..., None]
+    arguments = first, torch.tensor([500.0]), embeddings
+    without = transformer(*arguments).sample
+    with theirs.condition(transformer, camera, tensor(maps)):
+      got = transformer(*arguments).sample
+    again = transformer(*arguments).sample
+    decoded = vae.decode(first).sample
+  pairs = ((embeddings, text.embeddings), (got.movedim(1, -1), velocity))
+  for a, b in (*pairs, (decoded.movedim(1, -1), np.clip(video, -1, 1))):
+    b = np.asarray(b)
+    np.testing.assert_allclose(a, b, atol=1e-4 * max(1.0, np.abs(b).max()))
+  assert (got - without).abs().max() > 0.1
+  assert torch.equal(again, without)
+
+
+def test_what_left_comes_in_again(exported, tmp_path):
+  folder, _, params = exported
+  run_command("convert", f"--from={folder}/vae", f"--to={tmp_path}/ours", "--format=flax")
+  _, stored = parts.open_part(tmp_path / "ours", "autoencoder")
+  for path, value in state.flatten(params["autoencoder"]).items():
+    np.testing.assert_array_equal(parts.as_float32(stored, path), value)
+
+
+def test_the_code_needs_torch_alone(exported):
+  folder, _, _ = exported
+  script = """
+import sys
+for name in ("jax", "numpy", "safetensors", "einops", "flax", "d4s_jax"):
+  sys.modules[name] = None
+from diff4splat import load
+ldrm, camera = load(".")
+print(sum(x.numel() for x in ldrm.parameters()), ldrm.half().get("trunk/merge/bias").dtype)
+"""
+  done = subprocess.run(
+    [sys.executable, "-c", script],
+    cwd=folder / "diff4splat",
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert done.stdout.endswith("torch.float16\n"), done.stderr
+
+
+def test_a_run_is_not_converted_to_flax(exported, tmp_path, capsys):
+  with pytest.raises(SystemExit):
+    run_command(
+      "convert", f"--from={exported[0].parent}/run", f"--to={tmp_path}/a", "--format=flax"
+    )
+  assert "is a training run, which is ours already" in capsys.readouterr().err
