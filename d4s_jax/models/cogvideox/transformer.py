@@ -7,6 +7,7 @@ from einops import rearrange
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from d4s_jax.diffusion.v_prediction import LEVELS
 from d4s_jax.layers.attention import attention
 from d4s_jax.layers.convolution import PatchConv3d
 from d4s_jax.layers.embeddings import apply_rotary, sinusoidal
@@ -22,8 +23,6 @@ from d4s_jax.models.cogvideox.positions import (
   sine_positions,
 )
 
-# Noise level (t + 1) / TIMESTEPS was published as timestep t; level 0 is clean and has none.
-TIMESTEPS = 1000.0
 # The second scalar condition of 1.5-5B-I2V; published as "ofs" and never anything else.
 _OFFSET = 2.0
 
@@ -162,7 +161,8 @@ class CogVideoXTransformer(nn.Module):
     text-to-video model it replaces the noisy first frame, whose tokens then are at timestep 0; a
     token that spans a later frame too keeps the timestep of that one.
     """
-    timestep = jnp.maximum(TIMESTEPS * sigma - 1.0, 0.0)
+    # Level 0 has no timestep of its own.
+    timestep = jnp.maximum(jnp.round(LEVELS * sigma) - 1.0, 0.0)
     if self.takes_image:
       image = jnp.zeros_like(latents)
       if first is not None:
