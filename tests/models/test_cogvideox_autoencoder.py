@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from d4s_jax.config import PRESETS
 from d4s_jax.models.cogvideox.autoencoder import CogVideoXAutoencoder
 from d4s_jax.models.cogvideox.chunks import ChunkNorm, Chunks
 
@@ -184,9 +185,9 @@ def test_chunk_norm_by_hand(key):
 
 @pytest.mark.parity
 def test_full_size_has_the_parameter_count_of_diffusers():
-  ours = CogVideoXAutoencoder()
+  config = PRESETS["cogvideox-2b"]["backbone"]["autoencoder"]
+  ours = CogVideoXAutoencoder(**config)
   assert ours.strides == (4, 8, 8)
   shapes = jax.eval_shape(ours.init, jax.random.key(0), jnp.zeros((1, 5, 8, 8, 3)))
   count = sum(x.size for x in jax.tree.leaves(shapes))
-  config = {name: getattr(ours, name) for name in SMALL}
   assert count == sum(p.numel() for p in _torch_model(config, "meta").parameters())

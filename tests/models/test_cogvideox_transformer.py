@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from d4s_jax.config import PRESETS
 from d4s_jax.models.cogvideox.positions import grid_positions, rotary_positions, sine_positions
 from d4s_jax.models.cogvideox.transformer import CogVideoXTransformer
 
@@ -22,16 +23,12 @@ VARIANTS = {
   "1.5-5b-i2v": dict(patch=(2, 2, 2), takes_image=True, offset=True),
 }
 FULL = {
-  "2b": dict(heads=30, head_dim=64, depth=30, positions="sine"),
-  "5b": dict(heads=48, head_dim=64, depth=42, grid=(13, 30, 45)),
-  "5b-i2v": dict(
-    heads=48, head_dim=64, depth=42, grid=(13, 30, 45), positions="learned", takes_image=True
-  ),
-  "1.5-5b": dict(heads=48, head_dim=64, depth=42, patch=(2, 2, 2)),
-  "1.5-5b-i2v": dict(
-    heads=48, head_dim=64, depth=42, patch=(2, 2, 2), takes_image=True, offset=True
-  ),
+  preset.removeprefix("cogvideox-"): model["backbone"]["transformer"]
+  for preset, model in PRESETS.items()
+  if preset.startswith("cogvideox-")
 }
+# No preset: text-to-video, where a token spans the clean first frame and a noisy one.
+FULL["1.5-5b"] = dict(heads=48, head_dim=64, depth=42, patch=(2, 2, 2))
 # Ours to those of diffusers; a leading "blocks/" is a stack over layers.
 NAMES = {
   "patch_embedding": "patch_embed.proj",
