@@ -20,6 +20,7 @@ _UMT5_XXL = {
   "head_dim": 64,
   "ffn_dim": 10240,
 }
+_T5_XXL = _UMT5_XXL | {"vocabulary": 32128, "per_layer_bias": False}
 
 # The autoencoder of every Wan 2.1 model, with the statistics of its latents.
 _WAN_AUTOENCODER = {
@@ -57,6 +58,24 @@ def _wan(**transformer: int) -> dict[str, Any]:
     "text_encoder": _UMT5_XXL,
     "transformer": {"remat": True, **transformer},
     "text_length": 512,
+  }
+
+
+def _cogvideox(scale: float, snr_shift: float, **transformer: Any) -> dict[str, Any]:
+  return {
+    "family": "cogvideox",
+    "autoencoder": {
+      "widths": (128, 256, 256, 512),
+      "z_dim": 16,
+      "num_res_blocks": 3,
+      "temporal_levels": 2,
+      "groups": 32,
+      "scale": scale,
+    },
+    "text_encoder": _T5_XXL,
+    "transformer": {"head_dim": 64, "remat": True, **transformer},
+    "schedule": {"snr_shift": snr_shift},
+    "text_length": 226,
   }
 
 
@@ -112,7 +131,43 @@ PRESETS: dict[str, dict[str, Any]] = {
     | {"autoencoder": _WAN_AUTOENCODER | {"z_dim": 32, "latents_mean": (), "latents_std": ()}},
     "ldrm": _FULL_LDRM,
   },
+  "cogvideox-2b": {
+    "backbone": _cogvideox(1.15258426, snr_shift=3.0, heads=30, depth=30, positions="sine"),
+    "ldrm": _FULL_LDRM,
+  },
+  "cogvideox-5b": {
+    "backbone": _cogvideox(0.7, snr_shift=1.0, heads=48, depth=42, grid=(13, 30, 45)),
+    "ldrm": _FULL_LDRM,
+  },
+  "cogvideox-5b-i2v": {
+    "backbone": _cogvideox(
+      *(0.7, 1.0),
+      heads=48,
+      depth=42,
+      positions="learned",
+      grid=(13, 30, 45),
+      takes_image=True,
+    ),
+    "ldrm": _FULL_LDRM,
+  },
+  "cogvideox-1.5-5b-i2v": {
+    "backbone": _cogvideox(
+      *(0.7, 1.0),
+      heads=48,
+      depth=42,
+      patch=(2, 2, 2),
+      offset=True,
+      takes_image=True,
+      # Published with latents of the image divided by 0.7, of the video multiplied by it.
+      image_scale=0.7**-2,
+    ),
+    "ldrm": _FULL_LDRM,
+  },
 }
+
+# Frames of a clip where it isn't 49. CogVideoX 1.5 makes tokens of two latent frames, and needs an
+# even number of them: its 81 published frames are 85 with those that its authors throw away.
+_FRAMES = {"tiny": 9, "cogvideox-1.5-5b-i2v": 85}
 
 
 def base(preset: str) -> Config:
@@ -131,7 +186,7 @@ def base(preset: str) -> Config:
       "accumulate": 1,
       # frames = 1 + 4k of the input video; targets = supervising views a clip.
       "clip": {
-        "frames": 9 if tiny else 49,
+        "frames": _FRAMES.get(preset, 49),
         "height": 64 if tiny else 512,
         "width": 64 if tiny else 512,
         "targets": 4 if tiny else 8,

@@ -23,6 +23,7 @@ CASES = [
   *((file.stem, "wan1.3b") for file in FILES),
   ("joint", "wan14b"),
   ("joint", "paper"),
+  *(("joint", preset) for preset in PRESETS if preset.startswith("cogvideox")),
   ("static", "paper,256"),
 ]
 
@@ -105,7 +106,10 @@ def test_static_stage_leaves_the_deformation_alone():
 
 def test_published_sizes():
   """Parameters of the transformers without cameras, as diffusers counts them."""
-  for preset, published in {"wan1.3b": 1_418_996_800, "wan14b": 14_288_491_584}.items():
+  sizes = {"wan1.3b": 1_418_996_800, "wan14b": 14_288_491_584}
+  sizes |= {"cogvideox-2b": 1_693_783_872, "cogvideox-5b": 5_570_283_072}
+  sizes |= {"cogvideox-1.5-5b-i2v": 5_571_594_880}
+  for preset, published in sizes.items():
     params = System.build(base(preset).model.to_dict()).abstract()
     count = sum(x.size for x in jax.tree.leaves(params["transformer"]))
     camera = sum(x.size for x in jax.tree.leaves(params["transformer"]["camera"]))

@@ -1,4 +1,4 @@
-"""Euler sampling as `lax.scan`, with the unconditional pass only where guidance needs it."""
+"""Sampling step by step as `lax.scan`, with the unconditional pass only where guidance needs it."""
 
 import itertools
 from collections.abc import Callable
@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from d4s_jax.diffusion.guidance import NEGLIGIBLE
-from d4s_jax.diffusion.schedule import FlowMatching
+from d4s_jax.diffusion.schedule import Schedule
 
 # (latents, sigma for each sample) -> velocity
 Denoise = Callable[[Float[Array, "b ..."], Float[Array, "b"]], Float[Array, "b ..."]]
@@ -19,7 +19,7 @@ def sample(
   conditional: Denoise,
   unconditional: Denoise,
   noise: Float[Array, "b ..."],
-  schedule: FlowMatching,
+  schedule: Schedule,
   guidance: Float[np.ndarray, "steps"],
 ) -> Float[Array, "b ..."]:
   """Denoises `noise` and returns clean latents.

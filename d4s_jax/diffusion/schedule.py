@@ -1,18 +1,63 @@
-"""Flow matching along the straight path between data and noise.
+"""What a noise schedule is, and flow matching: the straight path between data and noise.
 
 x_sigma = (1 - sigma) x_0 + sigma eps, velocity = eps - x_0, sigma = 0 data and 1 noise
 (Diff4Splat, flow-matching objective; sigma shift as in Wan 2.1).
 """
 
 import dataclasses
+from typing import Protocol, runtime_checkable
 
 import jax
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 
-def _expand(sigma: Float[Array, "b"], like: Float[Array, "b ..."]) -> Float[Array, "b ..."]:
+def expand(sigma: Float[Array, "b"], like: Float[Array, "b ..."]) -> Float[Array, "b ..."]:
+  """One value a sample, with as many axes as `like`."""
   return sigma.reshape(sigma.shape + (1,) * (like.ndim - sigma.ndim))
+
+
+@runtime_checkable
+class Schedule(Protocol):
+  """A path between data, at level 0, and noise, at level 1."""
+
+  def sigmas(self, steps: int) -> Float[np.ndarray, "{steps}+1"]:
+    """Noise levels of a sampling run, from 1 (noise) down to 0 (data)."""
+    ...
+
+  def sample_sigma(
+    self, key: PRNGKeyArray, batch: int, highest: float = 1.0
+  ) -> Float[Array, "{batch}"]:
+    """Training noise levels in [0, highest]."""
+    ...
+
+  def add_noise(
+    self, clean: Float[Array, "b ..."], noise: Float[Array, "b ..."], sigma: Float[Array, "b"]
+  ) -> Float[Array, "b ..."]:
+    """The point at level `sigma` on the path from `clean` to `noise`."""
+    ...
+
+  def velocity(
+    self, clean: Float[Array, "b ..."], noise: Float[Array, "b ..."], sigma: Float[Array, "b"]
+  ) -> Float[Array, "b ..."]:
+    """The model's target at level `sigma`."""
+    ...
+
+  def to_clean(
+    self, noisy: Float[Array, "b ..."], velocity: Float[Array, "b ..."], sigma: Float[Array, "b"]
+  ) -> Float[Array, "b ..."]:
+    """The one-step estimate of the clean latents."""
+    ...
+
+  def step(
+    self,
+    noisy: Float[Array, "b ..."],
+    velocity: Float[Array, "b ..."],
+    sigma: Float[Array, ""],
+    following: Float[Array, ""],
+  ) -> Float[Array, "b ..."]:
+    """One step from level `sigma` down to level `following`."""
+    ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,13 +95,14 @@ class FlowMatching:
     sigma: Float[Array, "b"],
   ) -> Float[Array, "b ..."]:
     """The point at level `sigma` on the path from `clean` to `noise`."""
-    level = _expand(sigma, clean)
+    level = expand(sigma, clean)
     return (1 - level) * clean + level * noise
 
   def velocity(
-    self, clean: Float[Array, "b ..."], noise: Float[Array, "b ..."]
+    self, clean: Float[Array, "b ..."], noise: Float[Array, "b ..."], sigma: Float[Array, "b"]
   ) -> Float[Array, "b ..."]:
     """The model's target, the same at every level."""
+    del sigma
     return noise - clean
 
   def to_clean(
@@ -66,7 +112,7 @@ class FlowMatching:
     sigma: Float[Array, "b"],
   ) -> Float[Array, "b ..."]:
     """The one-step estimate of the clean latents, x_0 = x_sigma - sigma v."""
-    return noisy - _expand(sigma, noisy) * velocity
+    return noisy - expand(sigma, noisy) * velocity
 
   def step(
     self,

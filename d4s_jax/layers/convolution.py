@@ -25,18 +25,21 @@ class CausalConv3d(nn.Module):
     features: channels of the output.
     kernel_size: frames, rows, columns.
     dtype: compute dtype.
+    repeat_first: the first frame itself stands for the frames before it (CogVideoX).
   """
 
   features: int
   kernel_size: tuple[int, int, int] = (3, 3, 3)
   dtype: DTypeLike = jnp.float32
+  repeat_first: bool = False
 
   @nn.compact
   def __call__(self, x: Float[Array, "b f h w c"]) -> Float[Array, "b f h w {self.features}"]:
     """Convolves a clip whose first frame is the first of all."""
     kernel, bias = parameters(self, (*self.kernel_size, x.shape[-1], self.features))
     frames, taps = x.shape[1], self.kernel_size[0]
-    x = jnp.pad(x, ((0, 0), (taps - 1, 0), (0, 0), (0, 0), (0, 0)))
+    mode = "edge" if self.repeat_first else "constant"
+    x = jnp.pad(x, ((0, 0), (taps - 1, 0), (0, 0), (0, 0), (0, 0)), mode=mode)
     if jax.default_backend() == "cpu":
       # XLA's 2D convolution runs at several times the speed of its 3D one there.
       return convolve_taps([x[:, i : i + frames] for i in range(taps)], kernel, bias)

@@ -34,14 +34,30 @@ def rotary_3d(
     raise ValueError(f"Head dimension {head_dim} can't hold 3D rotary positions; use an even >= 6.")
   space = head_dim // 6
   pairs = (head_dim // 2 - 2 * space, space, space)
+  positions = np.arange(frames), np.arange(height), np.arange(width)
+  return rotary_grid(positions, pairs, theta)
+
+
+def rotary_grid(
+  positions: tuple[np.ndarray, np.ndarray, np.ndarray],
+  pairs: tuple[int, int, int],
+  theta: float = 10000.0,
+) -> tuple[Float[Array, "n r"], Float[Array, "n r"]]:
+  """Cosines and sines of the rotary angles of tokens at the crossings of three axes.
+
+  Args:
+    positions: those along frames, rows and columns.
+    pairs: of channels, for each axis; r in all.
+    theta: the longest period is about 2 pi theta.
+  """
+  grid = tuple(len(axis) for axis in positions)
   tables = []
-  for axis, (size, count) in enumerate(zip((frames, height, width), pairs, strict=True)):
+  for axis, (places, count) in enumerate(zip(positions, pairs, strict=True)):
     # In float64 on the host: far positions lose their phase in float32.
     frequencies = theta ** (-np.arange(count) / count)
-    angles = np.outer(np.arange(size), frequencies)
-    shape = tuple(size if i == axis else 1 for i in range(3)) + (count,)
+    angles = np.outer(places, frequencies)
+    shape = tuple(size if i == axis else 1 for i, size in enumerate(grid)) + (count,)
     tables.append(angles.reshape(shape))
-  grid = (frames, height, width)
 
   def flat(function):
     parts = [jnp.broadcast_to(function(a).astype(np.float32), (*grid, a.shape[-1])) for a in tables]

@@ -38,13 +38,14 @@ class LayerNorm(nn.Module):
   """Layer normalisation over the last axis with a learnt scale and bias."""
 
   epsilon: float = 1e-6
+  axis_name: str | None = "embed"
 
   @nn.compact
   def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
     """Normalises; the result has the dtype of `x`."""
     shape = (1,) * (x.ndim - 1) + x.shape[-1:]
-    scale = self.param("scale", partitioned(nn.initializers.ones, "embed"), x.shape[-1:])
-    bias = self.param("bias", partitioned(nn.initializers.zeros, "embed"), x.shape[-1:])
+    scale = self.param("scale", partitioned(nn.initializers.ones, self.axis_name), x.shape[-1:])
+    bias = self.param("bias", partitioned(nn.initializers.zeros, self.axis_name), x.shape[-1:])
     normal = layer_norm(x, self.epsilon)
     return (normal * scale.reshape(shape) + bias.reshape(shape)).astype(x.dtype)
 

@@ -9,7 +9,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from d4s_jax.diffusion.schedule import FlowMatching
+from d4s_jax.diffusion.schedule import FlowMatching, Schedule
+from d4s_jax.diffusion.v_prediction import VPrediction
+from d4s_jax.models.cogvideox.autoencoder import CogVideoXAutoencoder
+from d4s_jax.models.cogvideox.transformer import CogVideoXTransformer
 from d4s_jax.models.t5 import T5Encoder
 from d4s_jax.models.tokenizer import PAD, ByteTokenizer
 from d4s_jax.models.wan.autoencoder import WanAutoencoder
@@ -23,7 +26,7 @@ class Text(NamedTuple):
 
   Attributes:
     embeddings: zero beyond the end of the prompt.
-    mask: True up to the end of the prompt.
+    mask: True up to the end of the prompt; all True where padding is read as text.
   """
 
   embeddings: Float[Array, "b l d"]
@@ -51,17 +54,20 @@ class Backbone:
     strides: frames, rows, columns of video a latent.
     patch: frames, rows, columns of latents a token of the transformer.
     camera_channels: channels of the camera maps: 6 for Plücker, 12 for flat poses.
+    reads_padding: whether padding of the prompt is embedded and attended to like text, as the
+      published CogVideoX models were trained.
   """
 
   autoencoder: nn.Module
   text_encoder: nn.Module
   transformer: nn.Module
-  schedule: FlowMatching
+  schedule: Schedule
   tokenizer: ByteTokenizer
   latent_channels: int
   strides: tuple[int, int, int]
   patch: tuple[int, int, int]
   camera_channels: int
+  reads_padding: bool = False
 
   def boxed(self, key: PRNGKeyArray) -> dict[str, Any]:
     """New parameters in boxes that name their logical axes; use under `jax.eval_shape`."""
@@ -76,7 +82,8 @@ class Backbone:
     text_encoder = self.text_encoder.init(keys[1], tokens, tokens == PAD)
     text = jax.eval_shape(self.text_encoder.apply, text_encoder, tokens, tokens == PAD)
     text = jnp.zeros(text.shape)
-    transformer = self.transformer.init(keys[2], latents, jnp.zeros(1), text, maps)
+    inputs = (latents, jnp.zeros(1), text, maps, None)
+    transformer = self.transformer.init(keys[2], *inputs, method="denoise")
     parts = {
       "autoencoder": self.autoencoder.init(keys[0], video),
       "text_encoder": text_encoder,
@@ -140,7 +147,7 @@ class Backbone:
     if drop is not None:
       empty = jnp.asarray(self.tokenizer(""))[None]
       tokens = jnp.where(drop[:, None], empty, tokens)
-    mask = tokens != PAD
+    mask = (tokens != PAD) | self.reads_padding
     embeddings = _apply(self.text_encoder, params["text_encoder"], tokens, mask)
     return Text(embeddings * mask[:, :, None], mask)
 
@@ -192,7 +199,32 @@ def _build_wan(config: Mapping[str, Any]) -> Backbone:
   )
 
 
-BACKBONES: dict[str, Callable[[Mapping[str, Any]], Backbone]] = {"wan": _build_wan}
+def _build_cogvideox(config: Mapping[str, Any]) -> Backbone:
+  autoencoder = CogVideoXAutoencoder(**config["autoencoder"])
+  transformer = CogVideoXTransformer(
+    **config["transformer"],
+    out_channels=autoencoder.z_dim,
+    strides=autoencoder.strides,
+    text_length=config["text_length"],
+  )
+  return Backbone(
+    autoencoder=autoencoder,
+    text_encoder=T5Encoder(**config["text_encoder"]),
+    transformer=transformer,
+    schedule=VPrediction(**config.get("schedule", {})),
+    tokenizer=ByteTokenizer(config["text_length"]),
+    latent_channels=autoencoder.z_dim,
+    strides=autoencoder.strides,
+    patch=transformer.patch,
+    camera_channels=config["camera_channels"],
+    reads_padding=True,
+  )
+
+
+BACKBONES: dict[str, Callable[[Mapping[str, Any]], Backbone]] = {
+  "wan": _build_wan,
+  "cogvideox": _build_cogvideox,
+}
 
 
 def build(config: Mapping[str, Any]) -> Backbone:

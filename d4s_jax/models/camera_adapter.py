@@ -1,4 +1,4 @@
-"""Camera maps to features at latent resolution."""
+"""Camera maps to features at latent resolution, and to what they add to the tokens of a DiT."""
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -42,3 +42,31 @@ class CameraAdapter(nn.Module):
       bias_init=partitioned(nn.initializers.zeros, "channels"),
       name="norm",
     )(x)
+
+
+class CameraEmbedding(nn.Module):
+  """What the cameras add to the patch embedding: nothing before training, to the last bit.
+
+  Adding a projection of the features is the same as concatenating them to the latents before the
+  patch embedding; its new half starts at zero. A sample whose maps are all zero has no camera and
+  gets nothing added.
+  """
+
+  dim: int
+  patch: tuple[int, int, int]
+  strides: tuple[int, int, int]
+  dtype: DTypeLike
+
+  @nn.compact
+  def __call__(self, maps: Float[Array, "b F H W m"]) -> Float[Array, "b f h w {self.dim}"]:
+    """Embeds the camera maps of all frames."""
+    x = CameraAdapter(self.strides, dtype=self.dtype, name="adapter")(maps)
+    x = PatchConv3d(
+      self.dim,
+      self.patch,
+      self.dtype,
+      use_bias=False,
+      kernel_init=nn.initializers.zeros,
+      name="projection",
+    )(x)
+    return x * jnp.any(maps != 0, axis=(1, 2, 3, 4), keepdims=True)

@@ -145,7 +145,7 @@ def diffusion(
   velocity = backbone.denoise(
     params, noisy, sigma, text, system.camera_maps(clip.source.cameras, dropped), first
   )
-  target = schedule.velocity(clean, noise)
+  target = schedule.velocity(clean, noise, sigma)
   # The first frame is given clean: there is nothing to predict.
   predicted = jnp.broadcast_to(jnp.arange(frames) > 0, (batch, frames))
   terms = {"flow_matching": losses.flow_matching(velocity, target, mask=predicted)}

@@ -93,7 +93,7 @@ def denoised(
   maps = system.camera_maps(clip.source.cameras)
   velocity = backbone.denoise(params, noisy, sigma, text, maps, latents[:, :1])
   predicted = jnp.broadcast_to(jnp.arange(latents.shape[1]) > 0, latents.shape[:2])
-  loss = losses.flow_matching(velocity, schedule.velocity(latents, noise), mask=predicted)
+  loss = losses.flow_matching(velocity, schedule.velocity(latents, noise, sigma), mask=predicted)
   estimate = schedule.to_clean(noisy, velocity, sigma)
   return jnp.concatenate([latents[:, :1], estimate[:, 1:]], axis=1), loss
 

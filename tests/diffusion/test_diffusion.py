@@ -27,7 +27,7 @@ def test_true_velocity_recovers_the_clean_latents(level, shift):
   clean, noise = jnp.asarray(rng.normal(size=(2, 1, 8)))
   sigma = jnp.array([level], jnp.float32)
   noisy = schedule.add_noise(clean, noise, sigma)
-  restored = schedule.to_clean(noisy, schedule.velocity(clean, noise), sigma)
+  restored = schedule.to_clean(noisy, schedule.velocity(clean, noise, sigma), sigma)
   np.testing.assert_allclose(restored, clean, atol=1e-5)  # float32 rounding of O(1) values
 
 

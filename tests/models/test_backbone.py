@@ -45,7 +45,7 @@ def test_it_says_what_it_is(backbone):
   assert backbone.strides == (4, 8, 8)
   assert backbone.latent_shape(2, 9, 16, 32) == (2, 3, 2, 4, 3)
   assert backbone.schedule.shift == 3.0
-  assert set(BACKBONES) == {"wan"}
+  assert set(BACKBONES) == {"wan", "cogvideox"}
 
 
 def test_parameters_are_plain_and_know_their_axes(backbone, params):

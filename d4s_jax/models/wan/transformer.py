@@ -14,7 +14,7 @@ from d4s_jax.layers.linear import dense
 from d4s_jax.layers.normalization import LayerNorm, RMSNorm, layer_norm, modulate, over_tokens
 from d4s_jax.layers.partitioning import constrain, partitioned
 from d4s_jax.layers.transformer import scan_blocks
-from d4s_jax.models.camera_adapter import CameraAdapter
+from d4s_jax.models.camera_adapter import CameraEmbedding
 
 # The timestep that noise level 1 was published as.
 TIMESTEPS = 1000.0
@@ -217,34 +217,6 @@ class TextEmbedding(nn.Module):
     """Two dense layers around a tanh GELU."""
     x = dense(self.dim, None, "embed", dtype=self.dtype, name="in")(text)
     return dense(self.dim, "embed", None, dtype=self.dtype, name="out")(jax.nn.gelu(x))
-
-
-class CameraEmbedding(nn.Module):
-  """What the cameras add to the patch embedding: nothing before training, to the last bit.
-
-  Adding a projection of the features is the same as concatenating them to the latents before the
-  patch embedding; its new half starts at zero. A sample whose maps are all zero has no camera and
-  gets nothing added.
-  """
-
-  dim: int
-  patch: tuple[int, int, int]
-  strides: tuple[int, int, int]
-  dtype: DTypeLike
-
-  @nn.compact
-  def __call__(self, maps: Float[Array, "b F H W m"]) -> Float[Array, "b f h w {self.dim}"]:
-    """Embeds the camera maps of all frames."""
-    x = CameraAdapter(self.strides, dtype=self.dtype, name="adapter")(maps)
-    x = PatchConv3d(
-      self.dim,
-      self.patch,
-      self.dtype,
-      use_bias=False,
-      kernel_init=nn.initializers.zeros,
-      name="projection",
-    )(x)
-    return x * jnp.any(maps != 0, axis=(1, 2, 3, 4), keepdims=True)
 
 
 def modulation_table(module: nn.Module, rows: int, dim: int) -> Float[Array, "1 1 rows dim"]:

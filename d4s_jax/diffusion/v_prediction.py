@@ -1,0 +1,103 @@
+"""The schedule of CogVideoX: a variance-preserving path in 1000 levels, v-prediction, DDIM.
+
+x_t = sqrt(a_t) x_0 + sqrt(1 - a_t) eps and v = sqrt(a_t) eps - sqrt(1 - a_t) x_0 (Salimans and Ho
+2022), where a_t is a cumulative product over scaled-linear betas, shifted in signal-to-noise ratio
+and rescaled so that the last level is pure noise (Lin et al. 2023).
+
+Noise level sigma = (t + 1) / 1000 is timestep t; level 0, which has no timestep, is clean data.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from d4s_jax.diffusion.schedule import expand
+
+# Timesteps that the published models were trained with.
+LEVELS = 1000
+
+
+@dataclasses.dataclass(frozen=True)
+class VPrediction:
+  """The path of CogVideoX; levels between multiples of 1 / 1000 are rounded to the nearest.
+
+  Attributes:
+    snr_shift: the signal-to-noise ratio is divided by it: 3 for 2B, 1 for the others.
+    betas: the first and the last, whose square roots are spaced evenly between them.
+  """
+
+  snr_shift: float = 1.0
+  betas: tuple[float, float] = (0.00085, 0.012)
+
+  def sigmas(self, steps: int) -> Float[np.ndarray, "{steps}+1"]:
+    """Noise levels of a sampling run, from 1 (noise) down to 0 (data): "trailing" spacing."""
+    if not 1 <= steps <= LEVELS:
+      raise ValueError(f"A sampling run needs 1 to {LEVELS} steps, got {steps}.")
+    return (np.round(np.linspace(LEVELS, 0, steps + 1)) / LEVELS).astype(np.float32)
+
+  def sample_sigma(
+    self, key: PRNGKeyArray, batch: int, highest: float = 1.0
+  ) -> Float[Array, "{batch}"]:
+    """Training noise levels: uniform over those in (0, highest]."""
+    last = max(1, round(LEVELS * highest))
+    return jax.random.randint(key, (batch,), 1, last + 1) / LEVELS
+
+  def add_noise(
+    self, clean: Float[Array, "b ..."], noise: Float[Array, "b ..."], sigma: Float[Array, "b"]
+  ) -> Float[Array, "b ..."]:
+    """The point at level `sigma` on the path from `clean` to `noise`."""
+    signal, spread = self._weights(expand(sigma, clean))
+    return signal * clean + spread * noise
+
+  def velocity(
+    self, clean: Float[Array, "b ..."], noise: Float[Array, "b ..."], sigma: Float[Array, "b"]
+  ) -> Float[Array, "b ..."]:
+    """The model's target at level `sigma`."""
+    signal, spread = self._weights(expand(sigma, clean))
+    return signal * noise - spread * clean
+
+  def to_clean(
+    self, noisy: Float[Array, "b ..."], velocity: Float[Array, "b ..."], sigma: Float[Array, "b"]
+  ) -> Float[Array, "b ..."]:
+    """The one-step estimate of the clean latents."""
+    signal, spread = self._weights(expand(sigma, noisy))
+    return signal * noisy - spread * velocity
+
+  def step(
+    self,
+    noisy: Float[Array, "b ..."],
+    velocity: Float[Array, "b ..."],
+    sigma: Float[Array, ""],
+    following: Float[Array, ""],
+  ) -> Float[Array, "b ..."]:
+    """One step of DDIM without noise (Song et al. 2021) from level `sigma` down to `following`.
+
+    It goes to the level that the next step starts from. diffusers goes to t - 1000 // steps, which
+    is another one where the number of steps doesn't divide 1000.
+    """
+    signal, spread = self._weights(sigma)
+    clean, noise = signal * noisy - spread * velocity, spread * noisy + signal * velocity
+    signal, spread = self._weights(following)
+    return signal * clean + spread * noise
+
+  def _weights(self, sigma: Float[Array, "..."]) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+    """Weights of clean latents and of noise, whose squares add up to 1."""
+    level = jnp.round(sigma * LEVELS).astype(jnp.int32)
+    signal, spread = _tables(self.snr_shift, *self.betas)
+    return jnp.take(signal, level), jnp.take(spread, level)
+
+
+@functools.cache
+def _tables(
+  snr_shift: float, first: float, last: float
+) -> tuple[Float[np.ndarray, "levels"], Float[np.ndarray, "levels"]]:
+  """sqrt(a) and sqrt(1 - a) at levels 0, 1 / 1000, .., 1."""
+  product = np.cumprod(1 - np.linspace(first**0.5, last**0.5, LEVELS) ** 2)
+  signal = np.sqrt(product / (snr_shift + (1 - snr_shift) * product))
+  signal = (signal - signal[-1]) * signal[0] / (signal[0] - signal[-1])
+  signal = np.concatenate([[1.0], signal])
+  return signal.astype(np.float32), np.sqrt(1 - signal**2).astype(np.float32)

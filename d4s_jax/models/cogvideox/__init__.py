@@ -1,0 +1,1 @@
+"""The CogVideoX family: video transformer and causal 3D autoencoder."""

@@ -1,0 +1,123 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from d4s_jax.config import PRESETS
+from d4s_jax.models.backbone import build
+
+# Compiled without LLVM's optimiser: these networks run once.
+jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+CONFIG = dict(
+  family="cogvideox",
+  text_length=12,
+  camera_channels=6,
+  schedule=dict(snr_shift=3.0),
+  autoencoder=dict(widths=(4, 4, 4, 4), z_dim=3, num_res_blocks=1, groups=2, scale=0.5),
+  text_encoder=dict(
+    vocabulary=384, dim=16, depth=1, heads=2, head_dim=8, ffn_dim=16, per_layer_bias=False
+  ),
+  transformer=dict(heads=2, head_dim=16, depth=1),
+)
+MODES = {
+  "t2v": {},
+  "i2v": dict(takes_image=True, positions="learned", grid=(3, 2, 2)),
+  "1.5-i2v": dict(takes_image=True, patch=(2, 2, 2), offset=True, image_scale=4.0),
+}
+
+
+def _build(mode):
+  return build(CONFIG | {"transformer": CONFIG["transformer"] | MODES[mode]})
+
+
+def _params(backbone):
+  """Random parameters in which nothing is exactly zero, so that every input has an effect."""
+  draw = np.random.default_rng(0).standard_normal
+
+  def parameter(path, leaf):
+    return jnp.asarray(0.2 * draw(leaf.shape, np.float32) + (path[-1].key == "scale"))
+
+  return jax.tree_util.tree_map_with_path(
+    parameter, jax.eval_shape(backbone.init, jax.random.key(0))
+  )
+
+
+def test_it_says_what_it_is():
+  backbone = _build("1.5-i2v")
+  assert (backbone.latent_channels, backbone.strides, backbone.patch) == (3, (4, 8, 8), (2, 2, 2))
+  assert backbone.schedule.snr_shift == 3.0
+  # Tokens of two latent frames: the published 81 frames are 85 with the padding.
+  backbone.check_size(85, 768, 1360)
+  with pytest.raises(ValueError, match=r"frames 81 \(legal is 5 \+ 8k, nearest 77 or 85\)"):
+    backbone.check_size(81, 768, 1360)
+
+
+def test_latents_are_scaled_and_padding_is_read_as_text(key):
+  backbone = _build("t2v")
+  params = _params(backbone)
+  video = jax.random.uniform(key, (1, 5, 16, 16, 3))
+  raw = backbone.autoencoder.clone(scale=1.0)
+  variables = {"params": params["autoencoder"]}
+  mean, _ = jit(functools.partial(raw.apply, method="encode"))(variables, 2 * video - 1)
+  np.testing.assert_allclose(jit(backbone.encode)(params, video), 0.5 * mean, atol=1e-6)
+
+  tokens = jnp.stack([backbone.tokenizer(text) for text in ("a cat", "")])
+  text = jit(backbone.encode_text)(params, tokens)
+  assert text.mask.all()
+  encoder = {"params": params["text_encoder"]}
+  want = jit(backbone.text_encoder.apply)(encoder, tokens, jnp.ones(tokens.shape, bool))
+  np.testing.assert_array_equal(text.embeddings, want)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_denoise_hears_every_condition(mode, key):
+  backbone = _build(mode)
+  params = _params(backbone)
+  latents = jax.random.normal(key, backbone.latent_shape(1, 5, 32, 32))
+  maps = jax.random.normal(key, (1, 5, 32, 32, 6))
+  text = jit(backbone.encode_text)(params, jnp.asarray(backbone.tokenizer("a cat"))[None])
+  denoise = jit(backbone.denoise)
+  sigma, first = jnp.full(1, 0.5), latents[:, :1]
+  velocity = denoise(params, latents, sigma, text, maps, first)
+  assert velocity.shape == latents.shape
+  silent = type(text)(jnp.zeros_like(text.embeddings), text.mask)
+  others = (
+    denoise(params, latents, sigma, text, jnp.zeros_like(maps), first),
+    denoise(params, latents, sigma, text, maps, first + 1.0),
+    denoise(params, latents, sigma, text, maps, None),
+    denoise(params, latents, sigma, silent, maps, first),
+    denoise(params, latents, sigma + 0.1, text, maps, first),
+  )
+  for other in others:
+    assert np.abs(velocity - other)[:, 1:].max() > 1e-4
+
+
+PUBLISHED = {
+  "cogvideox-2b": (49, 480, 720),
+  "cogvideox-5b": (49, 480, 720),
+  "cogvideox-5b-i2v": (49, 480, 720),
+  "cogvideox-1.5-5b-i2v": (85, 768, 1360),
+}
+
+
+@pytest.mark.parametrize("preset", PUBLISHED)
+def test_full_sizes_fit_together(preset):
+  size = PUBLISHED[preset]
+  backbone = build(PRESETS[preset]["backbone"] | {"camera_channels": 6})
+  backbone.check_size(*size)
+  params = jax.eval_shape(backbone.init, jax.random.key(0))
+  latents = jax.ShapeDtypeStruct(backbone.latent_shape(1, *size), jnp.float32)
+  maps = jax.ShapeDtypeStruct((1, *size, 6), jnp.float32)
+  tokens = jax.ShapeDtypeStruct((1, 226), jnp.int32)
+  sigma = jax.ShapeDtypeStruct((1,), jnp.float32)
+
+  def velocity(params, latents, sigma, tokens, maps):
+    text = backbone.encode_text(params, tokens)
+    return backbone.denoise(params, latents, sigma, text, maps, latents[:, :1])
+
+  assert jax.eval_shape(velocity, params, latents, sigma, tokens, maps).shape == latents.shape
+  video = jax.eval_shape(backbone.decode, params, latents)
+  assert video.shape == (1, *size, 3)
+  assert jax.eval_shape(backbone.encode, params, video).shape == latents.shape

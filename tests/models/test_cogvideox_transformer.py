@@ -1,0 +1,364 @@
+import functools
+import re
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from d4s_jax.config import PRESETS
+from d4s_jax.models.cogvideox.positions import grid_positions, rotary_positions, sine_positions
+from d4s_jax.models.cogvideox.transformer import CogVideoXTransformer
+
+# Compiled without LLVM's optimiser: these networks run once.
+jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+SMALL = dict(heads=2, head_dim=16, depth=2, out_channels=4, time_dim=24, text_length=7)
+# The published variants, at the size of these tests: 3 or 4 latent frames of 4 x 6.
+VARIANTS = {
+  "2b": dict(positions="sine"),
+  "5b": dict(grid=(3, 6, 7)),
+  "5b-i2v": dict(positions="learned", grid=(3, 2, 3), takes_image=True),
+  "1.5-5b": dict(patch=(2, 2, 2)),
+  "1.5-5b-i2v": dict(patch=(2, 2, 2), takes_image=True, offset=True),
+}
+FULL = {
+  preset.removeprefix("cogvideox-"): model["backbone"]["transformer"]
+  for preset, model in PRESETS.items()
+  if preset.startswith("cogvideox-")
+}
+# No preset: text-to-video, where a token spans the clean first frame and a noisy one.
+FULL["1.5-5b"] = dict(heads=48, head_dim=64, depth=42, patch=(2, 2, 2))
+# Ours to those of diffusers; a leading "blocks/" is a stack over layers.
+NAMES = {
+  "patch_embedding": "patch_embed.proj",
+  "text": "patch_embed.text_proj",
+  "time/in": "time_embedding.linear_1",
+  "time/out": "time_embedding.linear_2",
+  "offset/in": "ofs_embedding.linear_1",
+  "offset/out": "ofs_embedding.linear_2",
+  "norm": "norm_final",
+  "head_modulation": "norm_out.linear",
+  "head_norm": "norm_out.norm",
+  "head": "proj_out",
+  "blocks/attention_norm/modulation": "norm1.linear",
+  "blocks/attention_norm/norm": "norm1.norm",
+  "blocks/attention/query": "attn1.to_q",
+  "blocks/attention/key": "attn1.to_k",
+  "blocks/attention/value": "attn1.to_v",
+  "blocks/attention/out": "attn1.to_out.0",
+  "blocks/attention/query_norm": "attn1.norm_q",
+  "blocks/attention/key_norm": "attn1.norm_k",
+  "blocks/mlp_norm/modulation": "norm2.linear",
+  "blocks/mlp_norm/norm": "norm2.norm",
+  "blocks/mlp_in": "ff.net.0.proj",
+  "blocks/mlp_out": "ff.net.2",
+}
+
+
+def _torch_model(config, text_dim, device="cpu"):
+  torch = pytest.importorskip("torch")
+  diffusers = pytest.importorskip("diffusers")
+  channels, (time, space, _) = config.get("out_channels", 16), config.get("patch", (1, 2, 2))
+  frames, rows, columns = config.get("grid") or (13, 30, 45)
+  positions = config.get("positions", "rotary")
+  with torch.device(device):
+    return diffusers.CogVideoXTransformer3DModel(
+      num_attention_heads=config["heads"],
+      attention_head_dim=config["head_dim"],
+      in_channels=channels * (2 if config.get("takes_image") else 1),
+      out_channels=channels,
+      time_embed_dim=config.get("time_dim", 512),
+      ofs_embed_dim=config.get("time_dim", 512) if config.get("offset") else None,
+      text_embed_dim=text_dim,
+      num_layers=config["depth"],
+      sample_frames=4 * (frames - 1) + 1,
+      sample_height=rows * space,
+      sample_width=columns * space,
+      patch_size=space,
+      patch_size_t=time if time > 1 else None,
+      max_text_seq_length=config.get("text_length", 226),
+      use_rotary_positional_embeddings=positions != "sine",
+      use_learned_positional_embeddings=positions == "learned",
+      patch_bias=time == 1,
+    ).eval()
+
+
+def _parameters(values, config):
+  """Our tree of the named arrays of a PyTorch model: its weights or their gradients."""
+  tree = {}
+  patch, channels = config.get("patch", (1, 2, 2)), config["out_channels"]
+
+  def put(path, leaf, value):
+    functools.reduce(lambda t, key: t.setdefault(key, {}), path.split("/"), tree)[leaf] = value
+
+  for ours, theirs in NAMES.items():
+    stacked = ours.startswith("blocks/")
+    for theirs_leaf in ("weight", "bias"):
+      layers = [f"transformer_blocks.{i}." for i in range(config["depth"])] if stacked else [""]
+      names = [f"{layer}{theirs}.{theirs_leaf}" for layer in layers]
+      if names[0] not in values:
+        continue
+      leaf = {"weight": "scale" if values[names[0]].ndim == 1 else "kernel"}.get(
+        theirs_leaf, theirs_leaf
+      )
+      value = [values[name] for name in names]
+      if ours == "patch_embedding" and leaf == "kernel":
+        in_channels = channels * (2 if config.get("takes_image") else 1)
+        kernel = value[0].reshape(-1, in_channels, *patch)
+        value = [np.moveaxis(kernel, (0, 1), (-1, -2))]
+      elif leaf == "kernel":
+        value = [v.T for v in value]
+      put(ours, leaf, np.stack(value) if stacked else value[0])
+  if "patch_embed.pos_embedding" in values:
+    table, length = values["patch_embed.pos_embedding"][0], config["text_length"]
+    put("positions", "text", table[:length])
+    put("positions", "video", table[length:].reshape(*config["grid"], -1))
+  return tree
+
+
+def _rotary(config, frames, rows, columns):
+  """What the pipelines of diffusers give the model."""
+  torch = pytest.importorskip("torch")
+  embeddings = pytest.importorskip("diffusers.models.embeddings")
+  pipelines = pytest.importorskip("diffusers.pipelines.cogvideo.pipeline_cogvideox")
+  common = dict(embed_dim=config["head_dim"], temporal_size=frames, device=torch.device("cpu"))
+  if config.get("positions") == "sine":
+    return None
+  if config.get("grid") is None:
+    return embeddings.get_3d_rotary_pos_embed(
+      crops_coords=None, grid_size=(rows, columns), grid_type="slice", max_size=(99, 99), **common
+    )
+  height, width = config["grid"][1:]
+  crop = pipelines.get_resize_crop_region_for_grid((rows, columns), width, height)
+  return embeddings.get_3d_rotary_pos_embed(crops_coords=crop, grid_size=(rows, columns), **common)
+
+
+def _channel_last(x):
+  return np.moveaxis(x.detach().numpy(), 2, -1)
+
+
+@functools.cache
+def _case(variant):
+  """A PyTorch model, ours with the same random weights, and inputs."""
+  torch = pytest.importorskip("torch")
+  torch.manual_seed(0)
+  config = SMALL | VARIANTS[variant]
+  model = _torch_model(config, text_dim=20)
+  for name, parameter in model.named_parameters():
+    if "norm" in name and "linear" not in name:
+      torch.nn.init.normal_(parameter, float(name.endswith("weight")), 0.3)
+  if config.get("positions") == "learned":
+    torch.nn.init.normal_(model.patch_embed.pos_embedding)
+  frames = 4 if config.get("patch") else 3
+  latents = torch.randn(2, frames, 8 if config.get("takes_image") else 4, 4, 6)
+  text, time = torch.randn(2, 7, 20), torch.tensor([900.0, 17.0])
+  params = _parameters({n: v.numpy() for n, v in model.state_dict().items()}, config)
+  return torch, config, model, params, latents, text, time
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_values_and_gradients_equal_diffusers(variant):
+  torch, config, model, params, latents, text, time = _case(variant)
+  module = CogVideoXTransformer(**config)
+  shapes = jax.eval_shape(
+    module.init, jax.random.key(0), _channel_last(latents), time.numpy(), text.numpy()
+  )
+  assert jax.tree.map(jnp.shape, nn.unbox(shapes)["params"]) == jax.tree.map(jnp.shape, params)
+
+  latents, text = latents.clone().requires_grad_(), text.clone().requires_grad_()
+  model.zero_grad()
+  frames = latents.shape[1] // config.get("patch", (1, 2, 2))[0]
+  velocity = model(
+    latents,
+    text,
+    time,
+    ofs=torch.full((1,), 2.0) if config.get("offset") else None,
+    image_rotary_emb=_rotary(config, frames, 2, 3),
+  ).sample
+  weights = torch.randn_like(velocity)
+  (velocity * weights).sum().backward()
+
+  @jit
+  def ours(params, latents, text):
+    def objective(params, latents, text):
+      got = module.apply({"params": params}, latents, jnp.asarray(time.numpy()), text)
+      return jnp.sum(got * _channel_last(weights)), got
+
+    return jax.value_and_grad(objective, (0, 1, 2), has_aux=True)(params, latents, text)
+
+  (_, got), gradients = ours(params, _channel_last(latents), text.detach().numpy())
+  # 1e-5: float32 sums in another order.
+  np.testing.assert_allclose(got, _channel_last(velocity), atol=1e-5)
+  gradients[0].pop("positions", None)  # A buffer there.
+  wanted = (
+    _parameters({n: p.grad.numpy() for n, p in model.named_parameters()}, config),
+    _channel_last(latents.grad),
+    text.grad.numpy(),
+  )
+  for (path, a), b in zip(
+    jax.tree_util.tree_leaves_with_path(gradients), jax.tree.leaves(wanted), strict=True
+  ):
+    # 1e-4 of the largest entry: sums over tokens, samples and channels.
+    np.testing.assert_allclose(a, b, atol=1e-4 * max(np.abs(b).max(), 1.0), err_msg=str(path))
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("grid", [(1, 1, 1), (3, 30, 45), (2, 16, 16), (5, 9, 33), (2, 48, 20)])
+def test_rotary_positions_equal_diffusers_at_every_shape(grid):
+  for trained in (None, (13, 30, 45)):
+    cos, sin = _rotary(dict(head_dim=64, grid=trained), *grid)
+    axes = grid_positions(*grid, None if trained is None else trained[1:])
+    got = rotary_positions(axes, 64)
+    # 1e-5: diffusers computes positions and angles in float32.
+    np.testing.assert_allclose(got[0], cos[:, ::2], atol=1e-5)
+    np.testing.assert_allclose(got[1], sin[:, ::2], atol=1e-5)
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("grid", [(1, 1, 1), (3, 6, 9)])
+def test_sine_positions_equal_diffusers(grid):
+  embeddings = pytest.importorskip("diffusers.models.embeddings")
+  want = embeddings.get_3d_sincos_pos_embed(64, (grid[2], grid[1]), grid[0], 1.875)
+  got = sine_positions(grid_positions(*grid), 64)
+  np.testing.assert_allclose(got, want.reshape(-1, 64), atol=1e-6)
+
+
+@functools.cache
+def _forward(variant, **changes):
+  module = CogVideoXTransformer(**(SMALL | VARIANTS[variant] | changes))
+  return jit(lambda params, *args: module.apply({"params": params}, *args))
+
+
+def _trained(variant):
+  """Parameters with no zeros but in the cameras' projection, and inputs."""
+  module = CogVideoXTransformer(**(SMALL | VARIANTS[variant]))
+  frames = 4 if VARIANTS[variant].get("patch") else 3
+  channels = 8 if VARIANTS[variant].get("takes_image") else 4
+  draw = np.random.default_rng(0).standard_normal
+  latents, text = draw((2, frames, 4, 6, channels), np.float32), draw((2, 7, 20), np.float32)
+  maps = 100.0 * draw((2, 4 * frames - 3, 32, 48, 6), np.float32)
+  time = jnp.array([300.0, 800.0])
+  shapes = nn.unbox(
+    jax.eval_shape(module.init, jax.random.key(0), latents, time, text, jnp.asarray(maps))
+  )["params"]
+
+  def parameter(path, leaf):
+    if path[-2].key == "projection":
+      return jnp.zeros(leaf.shape)
+    return jnp.asarray(0.2 * draw(leaf.shape, np.float32) + (path[-1].key == "scale"))
+
+  params = jax.tree_util.tree_map_with_path(parameter, shapes)
+  return params, jnp.asarray(latents), time, jnp.asarray(text), jnp.asarray(maps)
+
+
+@pytest.mark.parametrize("variant", ["2b", "1.5-5b"])
+def test_cameras_change_no_bit_untrained_and_the_output_trained(variant):
+  params, latents, time, text, maps = _trained(variant)
+  forward = _forward(variant)
+  without = forward(params, latents, time, text)
+  np.testing.assert_array_equal(forward(params, latents, time, text, maps), without)
+  kernel = jax.random.normal(jax.random.key(2), params["camera"]["projection"]["kernel"].shape)
+  params = params | {"camera": params["camera"] | {"projection": {"kernel": kernel}}}
+  got = forward(params, latents, time, text, maps.at[1].set(0.0))
+  assert np.abs(got[0] - without[0]).max() > 0.1
+  np.testing.assert_array_equal(got[1], without[1])
+
+
+def test_denoise_of_text_to_video_puts_the_clean_first_frame_at_time_zero():
+  params, latents, _, text, maps = _trained("5b")
+  module = CogVideoXTransformer(**(SMALL | VARIANTS["5b"]))
+  denoise = jit(lambda *a: module.apply({"params": params}, *a, method="denoise"))
+  first, sigma = 3.0 + latents[:, :1], jnp.array([0.3, 0.8])
+  got = denoise(latents, sigma, text, maps, first)
+  replaced = jnp.concatenate([first, latents[:, 1:]], axis=1)
+  times = jnp.array([[0.0, 299.0, 299.0], [0.0, 799.0, 799.0]])
+  want = _forward("5b")(params, replaced, times, text, maps)
+  np.testing.assert_allclose(got, want, atol=1e-5)
+  without = denoise(latents, sigma, text, None, None)
+  want = _forward("5b")(params, latents, times[:, 1], text)
+  np.testing.assert_allclose(without, want, atol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.0])
+def test_denoise_of_image_to_video_takes_the_image_beside_the_noise(scale):
+  params, latents, _, text, maps = _trained("1.5-5b-i2v")
+  module = CogVideoXTransformer(**(SMALL | VARIANTS["1.5-5b-i2v"]), image_scale=scale)
+  denoise = jit(lambda *a: module.apply({"params": params}, *a, method="denoise"))
+  noisy, first, sigma = latents[..., :4], latents[:, :1, :, :, 4:], jnp.array([0.3, 0.8])
+  got = denoise(noisy, sigma, text, maps, first)
+  image = jnp.zeros_like(noisy).at[:, :1].set(scale * first)
+  both = jnp.concatenate([noisy, image], axis=-1)
+  want = _forward("1.5-5b-i2v")(params, both, jnp.array([299.0, 799.0]), text, maps)
+  np.testing.assert_allclose(got, want, atol=1e-5)
+  assert np.abs(got - denoise(noisy, sigma, text, maps, None)).max() > 1e-3
+
+
+def test_learnt_positions_are_read_between_entries_and_refuse_longer_clips():
+  params, latents, time, text, _ = _trained("5b-i2v")
+  forward = _forward("5b-i2v")
+  # A square picture, and a shorter clip.
+  assert forward(params, latents[:, :2, :4, :4], time, text).shape == (2, 2, 4, 4, 4)
+  longer = jnp.concatenate([latents, latents], axis=1)
+  with pytest.raises(ValueError, match="6 latent frames and 7 tokens .* at most 3 and 7"):
+    forward(params, longer, time, text)
+
+
+def test_remat_and_bfloat16_give_the_same_velocity():
+  params, latents, time, text, _ = _trained("5b")
+  want = _forward("5b")(params, latents, time, text)
+  remat = _forward("5b", remat=True)(params, latents, time, text)
+  np.testing.assert_allclose(remat, want, atol=1e-4)
+  half = _forward("5b", dtype=jnp.bfloat16)(params, latents, time, text)
+  assert half.dtype == jnp.float32
+  # 5% of the spread: eight bits of mantissa through two blocks.
+  assert float(jnp.std(half - want)) < 0.05 * float(jnp.std(want))
+
+
+def _full(variant):
+  config = FULL[variant]
+  channels = 32 if config.get("takes_image") else 16
+  return jax.eval_shape(
+    CogVideoXTransformer(**config).init,
+    jax.random.key(0),
+    jnp.zeros((1, 2, 2, 2, channels)),
+    jnp.zeros(1),
+    jnp.zeros((1, 226, 4096)),
+  )
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("variant", FULL)
+def test_full_sizes_have_the_parameter_count_of_diffusers(variant):
+  ours = sum(x.size for x in jax.tree.leaves(_full(variant)))
+  model = _torch_model(FULL[variant], 4096, "meta")
+  # The learnt positions are a buffer there.
+  theirs = [*model.parameters(), *(v for n, v in model.state_dict().items() if "pos_emb" in n)]
+  assert ours == sum(p.numel() for p in theirs)
+
+
+def test_every_parameter_is_cut_along_one_axis_at_most():
+  shapes = _full("5b-i2v")
+  params, specs = nn.unbox(shapes)["params"], nn.get_partition_spec(shapes)["params"]
+  for path, value in jax.tree_util.tree_leaves_with_path(params):
+    spec = functools.reduce(lambda t, key: t[key.key], path, specs)
+    assert list(spec).count("embed") <= 1
+    if value.size > 1_000_000:
+      assert "embed" in spec, path
+
+
+@pytest.mark.parametrize(
+  "change, message",
+  [
+    (dict(positions="polar"), "'polar'; expected 'rotary', 'sine' or 'learned'"),
+    (dict(positions="learned"), "need the grid"),
+    (dict(head_dim=12), "Head dimension 12 can't hold"),
+    (dict(positions="sine", head_dim=20), "Width 40 can't hold"),
+  ],
+)
+def test_impossible_positions_are_refused(change, message):
+  module = CogVideoXTransformer(**(SMALL | change))
+  args = jnp.zeros((1, 1, 2, 2, 4)), jnp.zeros(1), jnp.zeros((1, 7, 20))
+  with pytest.raises(ValueError, match=re.escape(message)):
+    jax.eval_shape(module.init, jax.random.key(0), *args)
