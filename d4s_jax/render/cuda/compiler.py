@@ -31,7 +31,8 @@ NVCC_FLAGS = ["-std=c++17", "-O3", "-use_fast_math", "--expt-relaxed-constexpr",
 NVCC_FLAGS += [f"-DGSPLAT_FFI_CHANNELS={sources.CHANNELS}", "-Xcompiler", "-fPIC"]
 # The runtime is linked in, so that the library loads on machines without a driver.
 _LINK_FLAGS = ["-shared", "-cudart", "static"]
-_NAME = re.compile(r"gsplat_ffi-(?P<key>\w+)(?P<architectures>(-sm_\d+)+)\.so")
+# Named for what is compiled, by what, and what for.
+_NAME = re.compile(r"gsplat_ffi-(?P<sources>\w+)-(?P<nvcc>\w+)(?P<architectures>(-sm_\d+)+)\.so")
 
 
 def build(architectures: Sequence[int] = ()) -> pathlib.Path:
@@ -51,7 +52,7 @@ def build(architectures: Sequence[int] = ()) -> pathlib.Path:
     names = ", ".join(f"sm_{x}" for x in known)
     raise ValueError(f"{nvcc} can't compile for {', '.join(unknown)}; it knows {names}.")
   names = "".join(f"-sm_{x}" for x in architectures)
-  path = cache_folder() / f"gsplat_ffi-{_key(gsplat, nvcc)}{names}.so"
+  path = cache_folder() / f"gsplat_ffi-{_sources_key(gsplat)}-{_nvcc_key(nvcc)}{names}.so"
   if not path.exists():
     _compile(gsplat, nvcc, architectures, path)
   return path
@@ -60,16 +61,19 @@ def build(architectures: Sequence[int] = ()) -> pathlib.Path:
 def build_for(capability: int) -> pathlib.Path:
   """A library that runs on a GPU of this compute capability, from the cache or compiled.
 
+  One in the cache serves whichever nvcc made it, and where there is none: it may have been compiled
+  on another machine.
+
   Raises:
     ValueError: as `build`.
   """
-  gsplat, nvcc = sources.find_gsplat(), find_nvcc()
-  key = _key(gsplat, nvcc)
+  key = _sources_key(sources.find_gsplat())
   for path in sorted(cache_folder().glob("gsplat_ffi-*.so")):
     found = _NAME.fullmatch(path.name)
-    if found and found["key"] == key:
+    if found and found["sources"] == key:
       if runs_on([int(x) for x in re.findall(r"sm_(\d+)", found["architectures"])], capability):
         return path
+  nvcc = find_nvcc()
   older = [x for x in known_architectures(nvcc) if x <= capability]
   if not older:
     raise ValueError(f"{nvcc} can't compile for this GPU, which is sm_{capability}.")
@@ -173,12 +177,15 @@ def _compile(gsplat, nvcc, architectures, path):
     compile_units(commands, link, path, f"gsplat's kernels for {names}")
 
 
-def _key(gsplat: pathlib.Path, nvcc: str) -> str:
-  """A hash of all that decides what a library does, but for its architectures."""
-  parts = [platform.machine(), _output([nvcc, "--version"]), *NVCC_FLAGS, *_LINK_FLAGS]
-  parts += sources.units(gsplat).values()
+def _sources_key(gsplat: pathlib.Path) -> str:
+  """A hash of all that decides what a library does, but for the compiler and the architectures."""
+  parts = [platform.machine(), *NVCC_FLAGS, *_LINK_FLAGS, *sources.units(gsplat).values()]
   parts += [sources.headers_digest(pathlib.Path(jax.ffi.include_dir()))]
   return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+
+
+def _nvcc_key(nvcc: str) -> str:
+  return hashlib.sha256(_output([nvcc, "--version"]).encode()).hexdigest()[:8]
 
 
 def _output(command: list[str]) -> str:

@@ -71,6 +71,18 @@ def test_what_is_cached_is_not_compiled_again(nvcc):
   assert [path.suffix for path in first.parent.iterdir()] == [".so", ".so"]
 
 
+def test_what_another_machine_compiled_serves_where_there_is_no_nvcc(nvcc, monkeypatch):
+  first = compiler.build([90])
+
+  def missing():
+    raise ValueError("nvcc was not found")
+
+  monkeypatch.setattr(compiler, "find_nvcc", missing)
+  assert compiler.build_for(90) == first
+  with pytest.raises(ValueError, match="nvcc was not found"):
+    compiler.build_for(80)
+
+
 def test_another_compiler_is_another_library(nvcc):
   first = compiler.build([90])
   text = (nvcc / "nvcc").read_text()
