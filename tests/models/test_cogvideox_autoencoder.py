@@ -1,6 +1,5 @@
 import copy
 import functools
-import re
 
 import flax.linen as nn
 import jax
@@ -11,55 +10,11 @@ import pytest
 from d4s_jax.config import PRESETS
 from d4s_jax.models.cogvideox.autoencoder import CogVideoXAutoencoder
 from d4s_jax.models.cogvideox.chunks import ChunkNorm, Chunks
+from tests.models.cogvideox_oracle import autoencoder_parameters, channel_last, torch_autoencoder
 
 SMALL = dict(widths=(4, 6, 8), z_dim=3, num_res_blocks=1, groups=2, scale=0.7)
 # Compiled without LLVM's optimiser: these networks run once.
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-# Patterns of names in PyTorch, and ours.
-NAMES = {
-  r"\.resnets\.": "_block_",
-  r"mid_block": "middle",
-  r"(down|up)_blocks\.(\d+)": r"\1_\2",
-  r"\.(down|up)samplers\.0\.conv\.": "_resample.",
-  r"\.conv_shortcut\.": ".shortcut.",
-  r"\.norm_layer\.": ".norm.",
-  r"\.conv_y\.": ".scale.",
-  r"\.conv_b\.": ".shift.",
-  r"\.conv\.(weight|bias)": r".\1",
-}
-
-
-def _torch_model(config, device="cpu"):
-  torch = pytest.importorskip("torch")
-  diffusers = pytest.importorskip("diffusers")
-  levels = len(config["widths"])
-  with torch.device(device):
-    return diffusers.AutoencoderKLCogVideoX(
-      down_block_types=("CogVideoXDownBlock3D",) * levels,
-      up_block_types=("CogVideoXUpBlock3D",) * levels,
-      block_out_channels=tuple(config["widths"]),
-      latent_channels=config["z_dim"],
-      layers_per_block=config["num_res_blocks"],
-      norm_num_groups=config["groups"],
-      scaling_factor=config["scale"],
-    ).eval()
-
-
-def _parameters(values):
-  tree = {}
-  for name, value in values.items():
-    for theirs, ours in NAMES.items():
-      name = re.sub(theirs, ours, name)
-    *path, leaf = name.split(".")
-    if leaf == "weight":
-      leaf = "scale" if value.ndim == 1 else "kernel"
-      value = np.moveaxis(value, (0, 1), (-1, -2)) if value.ndim > 1 else value
-    functools.reduce(lambda t, key: t.setdefault(key, {}), path, tree)[leaf] = value
-  return tree
-
-
-def _channel_last(x):
-  return np.moveaxis(x.detach().numpy(), 1, -1)
 
 
 @functools.cache
@@ -67,11 +22,11 @@ def _pair():
   """A PyTorch model and ours with the same random weights."""
   torch = pytest.importorskip("torch")
   torch.manual_seed(0)
-  model = _torch_model(SMALL)
+  model = torch_autoencoder(SMALL)
   for name, parameter in model.named_parameters():
     if "norm" in name and parameter.ndim == 1 and "conv" not in name:
       torch.nn.init.normal_(parameter, float(name.endswith("weight")), 0.3)
-  params = _parameters({n: v.numpy() for n, v in model.state_dict().items()})
+  params = autoencoder_parameters({n: v.numpy() for n, v in model.state_dict().items()})
   return torch, model, CogVideoXAutoencoder(**SMALL), {"params": params}
 
 
@@ -91,11 +46,11 @@ def test_encode_equals_diffusers(frames):
   with torch.no_grad():
     posterior = model.encode(video).latent_dist
   encode = jit(functools.partial(ours.apply, method="encode"))
-  mean, log_variance = encode(variables, _channel_last(video))
+  mean, log_variance = encode(variables, channel_last(video, 1))
   assert mean.shape == (2, 1 + (frames - 1) // 4, 2, 3, 3)
   # 2e-5: float32 sums in another order, through some thirty layers.
-  np.testing.assert_allclose(mean, 0.7 * _channel_last(posterior.mean), atol=2e-5)
-  want = _channel_last(posterior.logvar) + 2 * np.log(0.7)
+  np.testing.assert_allclose(mean, 0.7 * channel_last(posterior.mean, 1), atol=2e-5)
+  want = channel_last(posterior.logvar, 1) + 2 * np.log(0.7)
   np.testing.assert_allclose(log_variance, want, atol=2e-5)
 
 
@@ -105,8 +60,8 @@ def test_decode_equals_diffusers_for_odd_numbers_of_latents(frames):
   torch, model, ours, variables = _pair()
   z = torch.randn(2, 3, frames, 2, 3)
   with torch.no_grad():
-    want = _channel_last(model.decode(z).sample)
-  got = jit(functools.partial(ours.apply, method="decode"))(variables, 0.7 * _channel_last(z))
+    want = channel_last(model.decode(z).sample, 1)
+  got = jit(functools.partial(ours.apply, method="decode"))(variables, 0.7 * channel_last(z, 1))
   assert got.shape == (2, 4 * frames - 3, 8, 12, 3)
   # 1e-4 of the largest value: float32 sums in another order, through some forty layers.
   np.testing.assert_allclose(got, want, atol=1e-4 * np.abs(want).max())
@@ -133,17 +88,19 @@ def test_gradients_equal_diffusers(method):
         got = ours.apply(variables, x, method="encode")[0] / 0.7
       else:
         got = ours.apply(variables, 0.7 * x, method="decode")
-      return jnp.sum(got * _channel_last(weights))
+      return jnp.sum(got * channel_last(weights, 1))
 
     return jax.grad(objective, (0, 1))(variables, x)
 
-  of_params, of_x = gradients(variables, _channel_last(x))
-  want = _channel_last(x.grad)
+  of_params, of_x = gradients(variables, channel_last(x, 1))
+  want = channel_last(x.grad, 1)
   # 1e-4 of the largest entry: float32 sums over all pixels, in another order.
   np.testing.assert_allclose(of_x, want, atol=1e-4 * np.abs(want).max())
   grads = {n: p.grad for n, p in model.named_parameters()}
   zero = {n: torch.zeros_like(p) for n, p in model.named_parameters()}
-  wanted = _parameters({n: (zero[n] if g is None else g).numpy() for n, g in grads.items()})
+  wanted = autoencoder_parameters(
+    {n: (zero[n] if g is None else g).numpy() for n, g in grads.items()}
+  )
   for (path, got), want in zip(
     jax.tree_util.tree_leaves_with_path(of_params["params"]), jax.tree.leaves(wanted), strict=True
   ):
@@ -190,4 +147,4 @@ def test_full_size_has_the_parameter_count_of_diffusers():
   assert ours.strides == (4, 8, 8)
   shapes = jax.eval_shape(ours.init, jax.random.key(0), jnp.zeros((1, 5, 8, 8, 3)))
   count = sum(x.size for x in jax.tree.leaves(shapes))
-  assert count == sum(p.numel() for p in _torch_model(config, "meta").parameters())
+  assert count == sum(p.numel() for p in torch_autoencoder(config, "meta").parameters())

@@ -10,6 +10,12 @@ import pytest
 from d4s_jax.config import PRESETS
 from d4s_jax.models.cogvideox.positions import grid_positions, rotary_positions, sine_positions
 from d4s_jax.models.cogvideox.transformer import CogVideoXTransformer
+from tests.models.cogvideox_oracle import (
+  channel_last,
+  rotary,
+  torch_transformer,
+  transformer_parameters,
+)
 
 # Compiled without LLVM's optimiser: these networks run once.
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
@@ -29,113 +35,6 @@ FULL = {
 }
 # No preset: text-to-video, where a token spans the clean first frame and a noisy one.
 FULL["1.5-5b"] = dict(heads=48, head_dim=64, depth=42, patch=(2, 2, 2))
-# Ours to those of diffusers; a leading "blocks/" is a stack over layers.
-NAMES = {
-  "patch_embedding": "patch_embed.proj",
-  "text": "patch_embed.text_proj",
-  "time/in": "time_embedding.linear_1",
-  "time/out": "time_embedding.linear_2",
-  "offset/in": "ofs_embedding.linear_1",
-  "offset/out": "ofs_embedding.linear_2",
-  "norm": "norm_final",
-  "head_modulation": "norm_out.linear",
-  "head_norm": "norm_out.norm",
-  "head": "proj_out",
-  "blocks/attention_norm/modulation": "norm1.linear",
-  "blocks/attention_norm/norm": "norm1.norm",
-  "blocks/attention/query": "attn1.to_q",
-  "blocks/attention/key": "attn1.to_k",
-  "blocks/attention/value": "attn1.to_v",
-  "blocks/attention/out": "attn1.to_out.0",
-  "blocks/attention/query_norm": "attn1.norm_q",
-  "blocks/attention/key_norm": "attn1.norm_k",
-  "blocks/mlp_norm/modulation": "norm2.linear",
-  "blocks/mlp_norm/norm": "norm2.norm",
-  "blocks/mlp_in": "ff.net.0.proj",
-  "blocks/mlp_out": "ff.net.2",
-}
-
-
-def _torch_model(config, text_dim, device="cpu"):
-  torch = pytest.importorskip("torch")
-  diffusers = pytest.importorskip("diffusers")
-  channels, (time, space, _) = config.get("out_channels", 16), config.get("patch", (1, 2, 2))
-  frames, rows, columns = config.get("grid") or (13, 30, 45)
-  positions = config.get("positions", "rotary")
-  with torch.device(device):
-    return diffusers.CogVideoXTransformer3DModel(
-      num_attention_heads=config["heads"],
-      attention_head_dim=config["head_dim"],
-      in_channels=channels * (2 if config.get("takes_image") else 1),
-      out_channels=channels,
-      time_embed_dim=config.get("time_dim", 512),
-      ofs_embed_dim=config.get("time_dim", 512) if config.get("offset") else None,
-      text_embed_dim=text_dim,
-      num_layers=config["depth"],
-      sample_frames=4 * (frames - 1) + 1,
-      sample_height=rows * space,
-      sample_width=columns * space,
-      patch_size=space,
-      patch_size_t=time if time > 1 else None,
-      max_text_seq_length=config.get("text_length", 226),
-      use_rotary_positional_embeddings=positions != "sine",
-      use_learned_positional_embeddings=positions == "learned",
-      patch_bias=time == 1,
-    ).eval()
-
-
-def _parameters(values, config):
-  """Our tree of the named arrays of a PyTorch model: its weights or their gradients."""
-  tree = {}
-  patch, channels = config.get("patch", (1, 2, 2)), config["out_channels"]
-
-  def put(path, leaf, value):
-    functools.reduce(lambda t, key: t.setdefault(key, {}), path.split("/"), tree)[leaf] = value
-
-  for ours, theirs in NAMES.items():
-    stacked = ours.startswith("blocks/")
-    for theirs_leaf in ("weight", "bias"):
-      layers = [f"transformer_blocks.{i}." for i in range(config["depth"])] if stacked else [""]
-      names = [f"{layer}{theirs}.{theirs_leaf}" for layer in layers]
-      if names[0] not in values:
-        continue
-      leaf = {"weight": "scale" if values[names[0]].ndim == 1 else "kernel"}.get(
-        theirs_leaf, theirs_leaf
-      )
-      value = [values[name] for name in names]
-      if ours == "patch_embedding" and leaf == "kernel":
-        in_channels = channels * (2 if config.get("takes_image") else 1)
-        kernel = value[0].reshape(-1, in_channels, *patch)
-        value = [np.moveaxis(kernel, (0, 1), (-1, -2))]
-      elif leaf == "kernel":
-        value = [v.T for v in value]
-      put(ours, leaf, np.stack(value) if stacked else value[0])
-  if "patch_embed.pos_embedding" in values:
-    table, length = values["patch_embed.pos_embedding"][0], config["text_length"]
-    put("positions", "text", table[:length])
-    put("positions", "video", table[length:].reshape(*config["grid"], -1))
-  return tree
-
-
-def _rotary(config, frames, rows, columns):
-  """What the pipelines of diffusers give the model."""
-  torch = pytest.importorskip("torch")
-  embeddings = pytest.importorskip("diffusers.models.embeddings")
-  pipelines = pytest.importorskip("diffusers.pipelines.cogvideo.pipeline_cogvideox")
-  common = dict(embed_dim=config["head_dim"], temporal_size=frames, device=torch.device("cpu"))
-  if config.get("positions") == "sine":
-    return None
-  if config.get("grid") is None:
-    return embeddings.get_3d_rotary_pos_embed(
-      crops_coords=None, grid_size=(rows, columns), grid_type="slice", max_size=(99, 99), **common
-    )
-  height, width = config["grid"][1:]
-  crop = pipelines.get_resize_crop_region_for_grid((rows, columns), width, height)
-  return embeddings.get_3d_rotary_pos_embed(crops_coords=crop, grid_size=(rows, columns), **common)
-
-
-def _channel_last(x):
-  return np.moveaxis(x.detach().numpy(), 2, -1)
 
 
 @functools.cache
@@ -144,7 +43,7 @@ def _case(variant):
   torch = pytest.importorskip("torch")
   torch.manual_seed(0)
   config = SMALL | VARIANTS[variant]
-  model = _torch_model(config, text_dim=20)
+  model = torch_transformer(config, text_dim=20)
   for name, parameter in model.named_parameters():
     if "norm" in name and "linear" not in name:
       torch.nn.init.normal_(parameter, float(name.endswith("weight")), 0.3)
@@ -153,7 +52,7 @@ def _case(variant):
   frames = 4 if config.get("patch") else 3
   latents = torch.randn(2, frames, 8 if config.get("takes_image") else 4, 4, 6)
   text, time = torch.randn(2, 7, 20), torch.tensor([900.0, 17.0])
-  params = _parameters({n: v.numpy() for n, v in model.state_dict().items()}, config)
+  params = transformer_parameters({n: v.numpy() for n, v in model.state_dict().items()}, config)
   return torch, config, model, params, latents, text, time
 
 
@@ -163,7 +62,7 @@ def test_values_and_gradients_equal_diffusers(variant):
   torch, config, model, params, latents, text, time = _case(variant)
   module = CogVideoXTransformer(**config)
   shapes = jax.eval_shape(
-    module.init, jax.random.key(0), _channel_last(latents), time.numpy(), text.numpy()
+    module.init, jax.random.key(0), channel_last(latents), time.numpy(), text.numpy()
   )
   assert jax.tree.map(jnp.shape, nn.unbox(shapes)["params"]) == jax.tree.map(jnp.shape, params)
 
@@ -175,7 +74,7 @@ def test_values_and_gradients_equal_diffusers(variant):
     text,
     time,
     ofs=torch.full((1,), 2.0) if config.get("offset") else None,
-    image_rotary_emb=_rotary(config, frames, 2, 3),
+    image_rotary_emb=rotary(config, frames, 2, 3),
   ).sample
   weights = torch.randn_like(velocity)
   (velocity * weights).sum().backward()
@@ -184,17 +83,17 @@ def test_values_and_gradients_equal_diffusers(variant):
   def ours(params, latents, text):
     def objective(params, latents, text):
       got = module.apply({"params": params}, latents, jnp.asarray(time.numpy()), text)
-      return jnp.sum(got * _channel_last(weights)), got
+      return jnp.sum(got * channel_last(weights)), got
 
     return jax.value_and_grad(objective, (0, 1, 2), has_aux=True)(params, latents, text)
 
-  (_, got), gradients = ours(params, _channel_last(latents), text.detach().numpy())
+  (_, got), gradients = ours(params, channel_last(latents), text.detach().numpy())
   # 1e-5: float32 sums in another order.
-  np.testing.assert_allclose(got, _channel_last(velocity), atol=1e-5)
+  np.testing.assert_allclose(got, channel_last(velocity), atol=1e-5)
   gradients[0].pop("positions", None)  # A buffer there.
   wanted = (
-    _parameters({n: p.grad.numpy() for n, p in model.named_parameters()}, config),
-    _channel_last(latents.grad),
+    transformer_parameters({n: p.grad.numpy() for n, p in model.named_parameters()}, config),
+    channel_last(latents.grad),
     text.grad.numpy(),
   )
   for (path, a), b in zip(
@@ -208,7 +107,7 @@ def test_values_and_gradients_equal_diffusers(variant):
 @pytest.mark.parametrize("grid", [(1, 1, 1), (3, 30, 45), (2, 16, 16), (5, 9, 33), (2, 48, 20)])
 def test_rotary_positions_equal_diffusers_at_every_shape(grid):
   for trained in (None, (13, 30, 45)):
-    cos, sin = _rotary(dict(head_dim=64, grid=trained), *grid)
+    cos, sin = rotary(dict(head_dim=64, grid=trained), *grid)
     axes = grid_positions(*grid, None if trained is None else trained[1:])
     got = rotary_positions(axes, 64)
     # 1e-5: diffusers computes positions and angles in float32.
@@ -332,7 +231,7 @@ def _full(variant):
 @pytest.mark.parametrize("variant", FULL)
 def test_full_sizes_have_the_parameter_count_of_diffusers(variant):
   ours = sum(x.size for x in jax.tree.leaves(_full(variant)))
-  model = _torch_model(FULL[variant], 4096, "meta")
+  model = torch_transformer(FULL[variant], 4096, "meta")
   # The learnt positions are a buffer there.
   theirs = [*model.parameters(), *(v for n, v in model.state_dict().items() if "pos_emb" in n)]
   assert ours == sum(p.numel() for p in theirs)

@@ -1,0 +1,137 @@
+"""The complete loop, from a photograph and noise to latents and video, against diffusers."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from d4s_jax.diffusion.guidance import guidance
+from d4s_jax.diffusion.sampler import sample
+from d4s_jax.models.backbone import Text, build
+from tests.models.cogvideox_oracle import (
+  autoencoder_parameters,
+  channel_last,
+  torch_autoencoder,
+  torch_transformer,
+  transformer_parameters,
+)
+
+# Compiled without LLVM's optimiser: these networks run once.
+jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+STEPS, SCALE, LENGTH, WIDTH = 5, 3.0, 7, 16
+# Transformer, SNR shift, frames; pictures are 32 x 48.
+VARIANTS = {
+  "2b": (dict(positions="sine"), 3.0, 9),
+  "5b": (dict(grid=(3, 3, 5)), 1.0, 9),
+  "5b-i2v": (dict(positions="learned", grid=(3, 2, 3), takes_image=True), 1.0, 9),
+  "1.5-5b-i2v": (
+    dict(patch=(2, 2, 2), takes_image=True, offset=True, image_scale=0.7**-2),
+    *(1.0, 13),
+  ),
+}
+
+
+def _backbone(transformer, snr_shift):
+  return build(
+    dict(
+      family="cogvideox",
+      text_length=LENGTH,
+      camera_channels=6,
+      schedule=dict(snr_shift=snr_shift),
+      autoencoder=dict(widths=(4, 4, 4, 4), z_dim=4, num_res_blocks=1, groups=2, scale=0.7),
+      text_encoder=dict(
+        vocabulary=384, dim=WIDTH, depth=1, heads=2, head_dim=8, ffn_dim=16, per_layer_bias=False
+      ),
+      transformer=dict(heads=2, head_dim=16, depth=2, time_dim=24) | transformer,
+    )
+  )
+
+
+def _pipeline(backbone, snr_shift):
+  """Theirs, with random weights."""
+  torch = pytest.importorskip("torch")
+  diffusers = pytest.importorskip("diffusers")
+  torch.manual_seed(0)
+  fields = {name: getattr(backbone.transformer, name) for name in ("heads", "head_dim", "depth")}
+  fields |= {
+    name: getattr(backbone.transformer, name)
+    for name in ("time_dim", "patch", "positions", "grid", "takes_image", "offset", "text_length")
+  }
+  fields["out_channels"] = 4
+  transformer = torch_transformer(fields, WIDTH)
+  if fields["positions"] == "learned":
+    torch.nn.init.normal_(transformer.patch_embed.pos_embedding)
+  autoencoder = backbone.autoencoder
+  vae = torch_autoencoder(
+    {name: getattr(autoencoder, name) for name in ("widths", "z_dim", "num_res_blocks", "groups")}
+    | {"scale": autoencoder.scale},
+    inverted=backbone.transformer.image_scale != 1.0,
+  )
+  # No variance: they sample the latents of the image, and we take the mean.
+  last = vae.encoder.conv_out.conv
+  last.weight.data[4:], last.bias.data[4:] = 0.0, -100.0
+  scheduler = diffusers.CogVideoXDDIMScheduler(
+    prediction_type="v_prediction",
+    rescale_betas_zero_snr=True,
+    timestep_spacing="trailing",
+    snr_shift_scale=snr_shift,
+  )
+  name = "CogVideoXImageToVideoPipeline" if fields["takes_image"] else "CogVideoXPipeline"
+  pipeline = getattr(diffusers, name)(
+    tokenizer=None, text_encoder=None, vae=vae, transformer=transformer, scheduler=scheduler
+  )
+  pipeline.set_progress_bar_config(disable=True)
+  params = {
+    "transformer": transformer_parameters(_arrays(transformer), fields),
+    "autoencoder": autoencoder_parameters(_arrays(vae)),
+  }
+  return torch, pipeline, params
+
+
+def _arrays(model):
+  return {name: value.numpy() for name, value in model.state_dict().items()}
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_sampling_with_guidance_equals_the_pipeline_of_diffusers(variant):
+  transformer, snr_shift, frames = VARIANTS[variant]
+  backbone = _backbone(transformer, snr_shift)
+  torch, pipeline, params = _pipeline(backbone, snr_shift)
+  noise = torch.randn(1, 1 + (frames - 1) // 4, 4, 4, 6)
+  prompt, empty = torch.randn(2, 1, LENGTH, WIDTH)
+  image = torch.rand(1, 3, 32, 48)
+  given = {"image": image} if backbone.transformer.takes_image else {}
+  (want,) = pipeline(
+    **given,
+    prompt_embeds=prompt,
+    negative_prompt_embeds=empty,
+    latents=noise,
+    height=32,
+    width=48,
+    num_frames=frames,
+    num_inference_steps=STEPS,
+    guidance_scale=SCALE,
+    output_type="latent",
+    return_dict=False,
+    max_sequence_length=LENGTH,
+  )
+
+  @jit
+  def ours(params, noise, image, prompt, empty):
+    first = backbone.encode(params, image[:, None]) if given else None
+
+    def denoise(text):
+      text = Text(text, jnp.ones(text.shape[:2], bool))
+      return lambda latents, sigma: backbone.denoise(params, latents, sigma, text, None, first)
+
+    weights = guidance("constant", STEPS, SCALE)
+    return sample(denoise(prompt), denoise(empty), noise, backbone.schedule, weights)
+
+  inputs = channel_last(noise), channel_last(image, 1), prompt.numpy(), empty.numpy()
+  got = ours(params, *(jnp.asarray(x) for x in inputs))
+  want = channel_last(want)
+  # 1e-4 of the largest: ten float32 passes, their differences enlarged by guidance.
+  np.testing.assert_allclose(got, want, atol=1e-4 * np.abs(want).max())
