@@ -137,9 +137,10 @@ def test_vmap_equals_leading_axis():
 
 def test_other_types_are_refused():
   scene, cameras = scenes.gaussians(coefficients=1), scenes.cameras()
-  half = dataclasses.replace(scene, scales=scene.scales.astype(jnp.bfloat16))
-  with pytest.raises(ValueError, match="float32 arrays; one is bfloat16"):
-    render(half, cameras, backend="cuda")
+  with jax.enable_x64(True):
+    double = dataclasses.replace(scene, scales=scene.scales.astype(jnp.float64))
+    with pytest.raises(ValueError, match="float32 arrays; one is float64"):
+      render(double, cameras, backend="cuda")
 
 
 def test_more_than_the_kernels_can_count_is_refused():

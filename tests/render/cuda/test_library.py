@@ -31,7 +31,7 @@ def draw():
 
 
 def test_no_gpu(fresh):
-  with pytest.raises(ValueError, match=r"no NVIDIA GPU, it runs on 'cpu'.*pip install 'd4s_jax"):
+  with pytest.raises(ValueError, match=r"no NVIDIA GPU, it runs on 'cpu'.*pip install -e"):
     draw()
 
 
