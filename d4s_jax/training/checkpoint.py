@@ -92,7 +92,9 @@ def _check_room(folder: pathlib.Path, tree: Any) -> None:
     probe.unlink(missing_ok=True)
 
 
-def _restore(manager: ocp.CheckpointManager, step: int, args: ocp.args.Composite) -> Any:
+@contextlib.contextmanager
+def _reading(place: pathlib.Path) -> Iterator[None]:
+  """Whatever goes wrong in reading a step's folder is one CheckpointError."""
   shown = sys.unraisablehook
 
   def without_late_reads(unraisable: Any) -> None:
@@ -103,14 +105,13 @@ def _restore(manager: ocp.CheckpointManager, step: int, args: ocp.args.Composite
 
   sys.unraisablehook = without_late_reads
   try:
-    restored = manager.restore(step, args=args)
+    yield
   except Exception as error:  # Orbax raises bare Exception for unreadable arrays.
     raise CheckpointError(
-      f"Checkpoint {manager.directory / str(step)} can't be read ({_reason(error)}). It is damaged"
-      " or of another configuration; remove this folder to go on from the step before it."
+      f"Checkpoint {place} can't be read ({_reason(error)}). It is damaged or of another"
+      " configuration; remove this folder to go on from the step before it."
     ) from error
   sys.unraisablehook = shown
-  return restored
 
 
 class Checkpoints:
@@ -147,14 +148,12 @@ class Checkpoints:
     """Reads the newest step into the shapes and shardings of `like`, which may be abstract."""
     step = self.latest
     assert step is not None
-    restored = _restore(
-      self._manager,
-      step,
-      ocp.args.Composite(
-        model=ocp.args.StandardRestore(_abstract(averaged_params(like))),
-        training=ocp.args.StandardRestore(_abstract(_training_part(like))),
-      ),
+    args = ocp.args.Composite(
+      model=ocp.args.StandardRestore(_abstract(averaged_params(like))),
+      training=ocp.args.StandardRestore(_abstract(_training_part(like))),
     )
+    with _reading(pathlib.Path(self._manager.directory) / str(step)):
+      restored = self._manager.restore(step, args=args)
     model = flatten(restored.model)
     return TrainState(
       frozen={path: model[path] for path in like.frozen},
@@ -261,26 +260,37 @@ def read_system(folder: pathlib.Path) -> tuple[dict[str, Any], System]:
     ) from error
 
 
-def read_model(folder: pathlib.Path, like: Any) -> tuple[Any, int]:
-  """Reads the parameters of the newest checkpoint of a run.
+def read_model(folder: pathlib.Path, like: Mapping[str, Any]) -> tuple[Any, int]:
+  """Reads parameters of the newest checkpoint of a run.
 
   Args:
     folder: the run's folder.
-    like: nested parameters, or their abstract shapes, as the configuration builds them.
+    like: nested parameters, or their abstract shapes, as the configuration builds them. Only the
+      parts it has are read, in its types and, where it has some, its shardings.
 
   Returns:
     Nested parameters and the step they come from.
   """
   if not (folder / "checkpoints").is_dir():
     raise CheckpointError(f"{folder} holds no checkpoints yet; train it first or name another run.")
-  manager = _manager(folder, read_only=True)
-  step = manager.latest_step()
+  step = _manager(folder, read_only=True).latest_step()
   if step is None:
     raise CheckpointError(f"{folder} holds no complete checkpoint yet; train it for longer.")
-  restored = _restore(
-    manager, step, ocp.args.Composite(model=ocp.args.StandardRestore(_abstract(like)))
-  )
-  return restored.model, step
+  place, like = folder.absolute() / "checkpoints" / str(step) / "model", _abstract(dict(like))
+  with _reading(place.parent), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+    stored: Any = reader.metadata(place)
+    _check_same(flatten(like), flatten({x: stored.item_metadata[x] for x in like}))
+    types = ocp.checkpoint_utils.construct_restore_args(like)
+    wanted = ocp.args.PyTreeRestore(like, restore_args=types, partial_restore=True)
+    return reader.restore(place, args=wanted), step
+
+
+def _check_same(like: Mapping[str, Any], stored: Mapping[str, Any]) -> None:
+  """Raises ValueError where names or shapes differ; Orbax would leave out what isn't asked for."""
+  for path in sorted(like.keys() | stored.keys()):
+    shapes = [tuple(x[path].shape) if path in x else None for x in (stored, like)]
+    if shapes[0] != shapes[1]:
+      raise ValueError(f"{path}: {shapes[0]} there, {shapes[1]} here")
 
 
 def _leaves(tree: Any, prefix: str = "") -> dict[str, Any]:

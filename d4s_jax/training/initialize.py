@@ -113,7 +113,7 @@ def _from_run(folder: pathlib.Path, name: str, like: Any) -> Any:
       " converted weights."
     )
   _, system = checkpoint.read_system(folder)
-  params, _ = checkpoint.read_model(folder, system.abstract())
+  params, _ = checkpoint.read_model(folder, {name: system.abstract()[name]})
   ours, theirs = state.flatten(like), state.flatten(params[name])
   wrong = [
     f"{path}: {getattr(theirs.get(path), 'shape', None)} there, "
