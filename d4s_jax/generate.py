@@ -5,20 +5,20 @@ Example:
       --prompt="a cat on a wall turns its head"
 
 Leaves a folder: scene.safetensors and scene.json (the scene), video.mp4, depth.mp4, preview.png.
+
+--checkpoint is a training run, or a published pipeline that d4s_jax.convert made ours. The latter,
+and a run of the diffusion stage, are video models alone: they leave video.mp4, preview.png and
+video.json (--result=video asks any checkpoint for these).
 """
 
-import hashlib
-import json
 import pathlib
 
-import jax.numpy as jnp
 from absl import flags, logging
 
-import d4s_jax
 from d4s_jax import errors
-from d4s_jax.formats import images, scene
-from d4s_jax.pipeline import PROMPT, Pipeline, preview, progress, shot
-from d4s_jax.training import checkpoint
+from d4s_jax.formats import images
+from d4s_jax.pipeline import PROMPT, Pipeline, progress, results, shot
+from d4s_jax.training import compilation, inference
 
 _IMAGE = flags.DEFINE_string("image", None, "Photograph of any size.", required=True)
 _TRAJECTORY = flags.DEFINE_string(
@@ -26,8 +26,12 @@ _TRAJECTORY = flags.DEFINE_string(
 )
 _OUTPUT = flags.DEFINE_string("output", None, "Folder of the scene.", required=True)
 _PROMPT = flags.DEFINE_string("prompt", PROMPT, "What is seen, and what happens.")
-_CHECKPOINT = flags.DEFINE_string("checkpoint", "runs/joint-tiny", "Folder of a training run.")
+_CHECKPOINT = flags.DEFINE_string("checkpoint", "runs/joint-tiny", "A run or converted weights.")
+_RESULT = flags.DEFINE_enum("result", None, results.RESULTS, "Else what the checkpoint can make.")
 _SEED = flags.DEFINE_integer("seed", 0, "Of the noise.")
+_FRAMES = flags.DEFINE_integer("frames", None, "Of the video; else the checkpoint's.")
+_HEIGHT = flags.DEFINE_integer("height", None, "Pixels; else the checkpoint's.")
+_WIDTH = flags.DEFINE_integer("width", None, "Pixels; else the checkpoint's.")
 _FOV = flags.DEFINE_float(
   "fov", None, "Horizontal degrees that the photograph sees; 60, or what the camera file says."
 )
@@ -39,36 +43,31 @@ _SCALE = flags.DEFINE_float("scale", None, "Guidance scale; else the checkpoint'
 
 
 def main(argv: list[str]) -> None:
-  """Generates one scene."""
+  """Generates one scene, or one video."""
   del argv
   logging.set_verbosity(logging.ERROR)
   with errors.one_line():
-    output, run = pathlib.Path(_OUTPUT.value), pathlib.Path(_CHECKPOINT.value)
-    scene.check_output(output)
-    config, system = checkpoint.read_system(run)
-    clip = config["clip"]
+    output = pathlib.Path(_OUTPUT.value)
+    trained = inference.open_checkpoint(pathlib.Path(_CHECKPOINT.value), progress.timed)
+    kind = results.kind(_RESULT.value, trained.reconstructs)
+    results.check_output(output, kind)
+    frames, height, width = (
+      trained.config["clip"][flag.name] if flag.value is None else flag.value
+      for flag in (_FRAMES, _HEIGHT, _WIDTH)
+    )
+    trained.system.check_size(frames, height, width)
     path = shot.camera_path(
-      _TRAJECTORY.value, clip["frames"], distance=_DISTANCE.value, pivot=_PIVOT.value
+      _TRAJECTORY.value, frames, distance=_DISTANCE.value, pivot=_PIVOT.value
     )
     photo = images.read_image(_IMAGE.value)
-    image, cameras = shot.photograph(photo, path, clip["height"], clip["width"], _FOV.value)
-    chosen = {"steps": _STEPS.value, "guidance": _GUIDANCE.value, "scale": _SCALE.value}
-    sampling = config["sampling"] | {k: x for k, x in chosen.items() if x is not None}
-    with progress.timed(f"load {run}"):
-      params, step = checkpoint.read_model(run, system.abstract())
-    dynamic = Pipeline(system, params, **sampling)(image, cameras, _PROMPT.value, _SEED.value)
-    metadata = scene.SceneMetadata(
-      cameras=cameras,
-      times=jnp.asarray(path.times),
-      prompt=_PROMPT.value,
-      package_version=d4s_jax.__version__,
-      seed=_SEED.value,
-      checkpoint=f"{run.resolve().name}, step {step}",
-      config_hash=hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest(),
-    )
-    with scene.replacing(output, dynamic, metadata) as staged:
-      preview.write_views(staged, image, dynamic, cameras, path.times)
-    print(f"Scene: {output}   Look at: {output / 'preview.png'}, {output / 'video.mp4'}")
+    image, cameras = shot.photograph(photo, path, height, width, _FOV.value)
+    chosen = {flag.name: flag.value for flag in (_STEPS, _GUIDANCE, _SCALE)}
+    sampling = trained.config["sampling"] | {k: x for k, x in chosen.items() if x is not None}
+    compilation.cache()
+    pipeline = Pipeline(trained.system, trained.parts, **sampling)
+    latents = pipeline.sample(image, cameras, _PROMPT.value, _SEED.value)
+    metadata = results.metadata(trained, cameras, path.times, _PROMPT.value, _SEED.value)
+    results.WRITE[kind](output, pipeline, latents, image, metadata, trained.fps)
 
 
 if __name__ == "__main__":

@@ -128,10 +128,14 @@ def open_part(folder: pathlib.Path, part: str) -> tuple[Description, shards.Shar
   return description, stored
 
 
+def numbers(stored: shards.Shards, name: str) -> np.ndarray:
+  """The numbers of one tensor, in the type they are stored in."""
+  return stored.read(name).view(jnp.dtype(_FLOATS[stored.specs[name].dtype]))
+
+
 def as_float32(stored: shards.Shards, name: str) -> np.ndarray:
   """The numbers of one tensor."""
-  kind = jnp.dtype(_FLOATS[stored.specs[name].dtype])
-  return stored.read(name).view(kind).astype(np.float32)
+  return numbers(stored, name).astype(np.float32)
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:

@@ -115,7 +115,7 @@ def replacing(
   arrays = {name: np.asarray(getattr(dynamic, name), np.float32) for name in _SHAPES}
   _check_shapes({name: array.shape for name, array in arrays.items()}, str(folder))
   _check_values(arrays, str(folder))
-  description = _encode(metadata)
+  description = encode_metadata(metadata)
   _decode(description, DESCRIPTION)
   folder.parent.mkdir(parents=True, exist_ok=True)
   staged = atomic.sibling(folder)
@@ -230,7 +230,8 @@ def _check_values(arrays: dict[str, np.ndarray], where: str) -> None:
     raise ValueError(f"{where}: {'; '.join(problems)}.")
 
 
-def _encode(metadata: SceneMetadata) -> dict[str, Any]:
+def encode_metadata(metadata: SceneMetadata) -> dict[str, Any]:
+  """The contents of scene.json."""
   provenance = ("package_version", "seed", "checkpoint", "config_hash")
   return {
     "version": VERSION,

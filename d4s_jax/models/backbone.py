@@ -183,9 +183,8 @@ def _apply(module: nn.Module, params: Any, *args: Any, method: str | None = None
 
 def _build_wan(config: Mapping[str, Any]) -> Backbone:
   autoencoder = WanAutoencoder(**config["autoencoder"])
-  transformer = WanTransformer(
-    **config["transformer"], out_channels=autoencoder.z_dim, strides=autoencoder.strides
-  )
+  sizes = {"out_channels": autoencoder.z_dim, "strides": autoencoder.strides}
+  transformer = WanTransformer(**dict(config["transformer"]) | sizes)
   return Backbone(
     autoencoder=autoencoder,
     text_encoder=T5Encoder(**config["text_encoder"]),
@@ -201,12 +200,9 @@ def _build_wan(config: Mapping[str, Any]) -> Backbone:
 
 def _build_cogvideox(config: Mapping[str, Any]) -> Backbone:
   autoencoder = CogVideoXAutoencoder(**config["autoencoder"])
-  transformer = CogVideoXTransformer(
-    **config["transformer"],
-    out_channels=autoencoder.z_dim,
-    strides=autoencoder.strides,
-    text_length=config["text_length"],
-  )
+  sizes = {"out_channels": autoencoder.z_dim, "strides": autoencoder.strides}
+  sizes |= {"text_length": config["text_length"]}
+  transformer = CogVideoXTransformer(**dict(config["transformer"]) | sizes)
   return Backbone(
     autoencoder=autoencoder,
     text_encoder=T5Encoder(**config["text_encoder"]),

@@ -1,6 +1,7 @@
 """From a photograph, a camera path and a prompt to a dynamic scene (Diff4Splat, inference)."""
 
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from d4s_jax.diffusion.guidance import guidance as guidance_weights
 from d4s_jax.diffusion.sampler import sample, unconditional_passes
+from d4s_jax.models.backbone import Text
 from d4s_jax.models.system import System
 from d4s_jax.pipeline import progress
 from d4s_jax.types import Cameras, DynamicGaussians
@@ -27,14 +29,18 @@ _LARGEST_SEED = 2**32 - 1
 class Pipeline:
   """The one place where all models meet at inference.
 
-  encode the photograph -> sample latents -> reconstruct Gaussians. Pixels of the generated video
-  are never decoded: the latents go straight to the LDRM.
+  encode prompt and photograph -> sample latents -> reconstruct Gaussians. Pixels of the generated
+  video are never decoded: the latents go straight to the LDRM. `video` decodes them for people who
+  want to see what the video model alone makes.
+
+  Each part of the parameters is taken from `params` when its turn comes, and let go after it. A
+  mapping that reads them from disk thus keeps one part in memory at a time; a dictionary keeps all.
   """
 
   def __init__(
     self,
     system: System,
-    params: Any,
+    params: Mapping[str, Any],
     *,
     steps: int = 30,
     guidance: str = "cosine",
@@ -44,7 +50,8 @@ class Pipeline:
 
     Args:
       system: the models.
-      params: their parameters, as a checkpoint holds them.
+      params: their parameters by part. A transformer without conditioning on cameras, as one that
+        was published, follows none.
       steps: N, denoising steps.
       guidance: guidance schedule, "cosine" or "constant".
       scale: gamma_max of the cosine schedule, or the constant weight.
@@ -63,6 +70,10 @@ class Pipeline:
     self._system = system
     self._params = params
     self._weights = weights
+    backbone = system.backbone
+    self._embed = jax.jit(backbone.encode_text)
+    self._encode = jax.jit(backbone.encode)
+    self._decode = jax.jit(backbone.decode)
     self._sample = jax.jit(functools.partial(_sample, system, weights))
     self._reconstruct = jax.jit(functools.partial(_reconstruct, system))
 
@@ -96,25 +107,46 @@ class Pipeline:
       raise ValueError(f"The image has shape {image.shape}; its camera, {(*size, 3)}.")
     if not 0 <= seed <= _LARGEST_SEED:
       raise ValueError(f"The seed is {seed}; expected 0 to {_LARGEST_SEED}.")
-    tokens = self._tokenize(prompt)
+    tokens = jnp.asarray(self._tokenize(prompt))[None]
     steps = len(self._weights)
     passes = steps + unconditional_passes(self._weights)
+    params = self._part("text_encoder")
+    with progress.timed("compile, and embed the prompt"):
+      text = self._embed(params, tokens)
+      # As training drops conditions: prompt and camera go together.
+      no_text = jax.block_until_ready(self._embed(params, tokens, jnp.ones(1, bool)))
+    del params
+    params = self._part("autoencoder")
+    with progress.timed("compile, and encode the photograph"):
+      first = jax.block_until_ready(self._encode(params, jnp.asarray(image)[None, None]))
+    del params
+    params = self._part("transformer")
+    maps = self._system.camera_maps(_batched(cameras))
+    if "camera" not in params["transformer"]:
+      maps = None
+      progress.say("note: these weights know no cameras; the trajectory is not followed.")
+    shape = self._system.backbone.latent_shape(1, len(cameras.world_from_camera), *size)
+    noise = jax.random.normal(jax.random.key(seed), shape)
     with progress.timed(f"compile, and sample in {steps} steps ({passes} passes)"):
-      latents = self._sample(
-        self._params,
-        jnp.asarray(image)[None],
-        _batched(cameras),
-        jnp.asarray(tokens)[None],
-        jax.random.key(seed),
-      )
+      latents = self._sample(params, noise, text, no_text, maps, first)
       return jax.block_until_ready(latents)[0]
 
   def reconstruct(self, latents: Float[Array, "f h w c"], cameras: Cameras) -> DynamicGaussians:
-    """The second half of `__call__`: the scene behind latents."""
+    """The second half of `__call__`: the scene behind latents, in NumPy arrays."""
     count, size = len(cameras.world_from_camera), f"{cameras.height} x {cameras.width}"
+    params = self._part("ldrm")
     with progress.timed(f"compile, and reconstruct from {count} frames of {size} pixels"):
-      scene = self._reconstruct(self._params, latents[None], _batched(cameras))
-      return jax.tree.map(lambda x: x[0], jax.block_until_ready(scene))
+      scene = self._reconstruct(params, latents[None], _batched(cameras))
+      return jax.tree.map(lambda x: np.asarray(x[0]), scene)
+
+  def video(self, latents: Float[Array, "f h w c"]) -> Float[np.ndarray, "F H W 3"]:
+    """The generated video, in [0, 1]: what the video model makes before there is a scene."""
+    params = self._part("autoencoder")
+    with progress.timed("compile, and decode the video"):
+      return np.clip(self._decode(params, latents[None])[0], 0, 1)
+
+  def _part(self, name: str) -> dict[str, Any]:
+    return {name: self._params[name]}
 
   def _tokenize(self, prompt: str) -> Int[np.ndarray, "l"]:
     try:
@@ -140,22 +172,15 @@ def _sample(
   system: System,
   weights: Float[np.ndarray, "steps"],
   params: Any,
-  image: Float[Array, "b h w 3"],
-  cameras: Cameras,
-  tokens: Int[Array, "b l"],
-  key: Array,
+  noise: Float[Array, "b f h w c"],
+  text: Text,
+  no_text: Text,
+  maps: Float[Array, "b F H W m"] | None,
+  first: Float[Array, "b 1 h w c"],
 ) -> Float[Array, "b f h w c"]:
   """Clean latents of the clip; the first is the photograph's own."""
   backbone = system.backbone
-  frames = cameras.world_from_camera.shape[1]
-  text = backbone.encode_text(params, tokens)
-  maps = system.camera_maps(cameras)
-  # As training drops conditions: prompt and camera go together.
-  dropped = jnp.ones(len(tokens), bool)
-  no_text = backbone.encode_text(params, tokens, dropped)
-  no_maps = system.camera_maps(cameras, dropped)
-  first = backbone.encode(params, image[:, None])
-  noise = jax.random.normal(key, backbone.latent_shape(len(image), frames, *image.shape[1:3]))
+  no_maps = None if maps is None else jnp.zeros_like(maps)
 
   def conditional(latents, sigma):
     return backbone.denoise(params, latents, sigma, text, maps, first)

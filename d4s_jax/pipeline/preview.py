@@ -11,8 +11,6 @@ from d4s_jax.pipeline import progress, shot
 from d4s_jax.pipeline.drawing import draw
 from d4s_jax.types import Cameras, DynamicGaussians, Rendering
 
-# Frames per second of a clip; the video models that are built on make 8 or 16.
-FPS = 8
 # Pictures in a row of the contact sheet.
 _COLUMNS = 6
 # Where the other views stand, in axes of the camera they surround, as shares of the distance to
@@ -35,6 +33,7 @@ def write_views(
   dynamic: DynamicGaussians,
   cameras: Cameras,
   times: Float[np.ndarray, "f"],
+  fps: float,
 ) -> None:
   """Writes video.mp4, depth.mp4 and preview.png of a scene.
 
@@ -47,12 +46,13 @@ def write_views(
     dynamic: the scene.
     cameras: the path [f] it was made for.
     times: clip time of each camera.
+    fps: frames a second.
   """
   cameras = shot.enlarged(cameras)
   path = draw(dynamic, cameras, times, "draw the video")
   images, depth = np.asarray(path.image), colorize_depth(np.asarray(path.depth))
-  write_video(folder / "video.mp4", images, FPS)
-  write_video(folder / "depth.mp4", depth, FPS)
+  write_video(folder / "video.mp4", images, fps)
+  write_video(folder / "depth.mp4", depth, fps)
 
   middle = len(times) // 2
   sides = shot.around(cameras, middle, _distance(path, middle), np.array([*_SIDES.values()]))
@@ -70,6 +70,29 @@ def write_views(
   contact_sheet(folder / "preview.png", rows, columns=_COLUMNS)
   covered = float(np.mean(path.alpha))
   progress.say(f"{covered:.0%} of the video is covered by the scene; the rest is black.")
+
+
+def write_clip(
+  folder: pathlib.Path,
+  photo: Float[np.ndarray, "h w 3"],
+  video: Float[np.ndarray, "f h w 3"],
+  fps: float,
+) -> None:
+  """Writes video.mp4 and preview.png of a video that is no scene.
+
+  Args:
+    folder: of the two files.
+    photo: the photograph as the models took it.
+    video: the frames, in [0, 1].
+    fps: frames a second.
+  """
+  write_video(folder / "video.mp4", video, fps)
+  chosen = np.unique(np.linspace(0, len(video) - 1, 2 * _COLUMNS).round().astype(int))
+  rows = {
+    f"photograph as the models see it, {photo.shape[1]} x {photo.shape[0]} pixels": photo[None],
+    f"frames {', '.join(map(str, chosen))} of {len(video)}": video[chosen],
+  }
+  contact_sheet(folder / "preview.png", rows, columns=_COLUMNS)
 
 
 def _distance(path: Rendering, index: int) -> float:

@@ -260,6 +260,16 @@ def read_system(folder: pathlib.Path) -> tuple[dict[str, Any], System]:
     ) from error
 
 
+def latest_step(folder: pathlib.Path) -> int:
+  """The newest complete checkpoint of a run; raises CheckpointError if there is none."""
+  if not (folder / "checkpoints").is_dir():
+    raise CheckpointError(f"{folder} holds no checkpoints yet; train it first or name another run.")
+  step = _manager(folder, read_only=True).latest_step()
+  if step is None:
+    raise CheckpointError(f"{folder} holds no complete checkpoint yet; train it for longer.")
+  return step
+
+
 def read_model(folder: pathlib.Path, like: Mapping[str, Any]) -> tuple[Any, int]:
   """Reads parameters of the newest checkpoint of a run.
 
@@ -271,11 +281,7 @@ def read_model(folder: pathlib.Path, like: Mapping[str, Any]) -> tuple[Any, int]
   Returns:
     Nested parameters and the step they come from.
   """
-  if not (folder / "checkpoints").is_dir():
-    raise CheckpointError(f"{folder} holds no checkpoints yet; train it first or name another run.")
-  step = _manager(folder, read_only=True).latest_step()
-  if step is None:
-    raise CheckpointError(f"{folder} holds no complete checkpoint yet; train it for longer.")
+  step = latest_step(folder)
   place, like = folder.absolute() / "checkpoints" / str(step) / "model", _abstract(dict(like))
   with _reading(place.parent), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
     stored: Any = reader.metadata(place)

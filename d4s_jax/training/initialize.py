@@ -8,6 +8,7 @@ import optax
 
 from d4s_jax.config import Config
 from d4s_jax.formats import parts as parts_on_disk
+from d4s_jax.formats import shards
 from d4s_jax.models import shipped
 from d4s_jax.models.system import System
 from d4s_jax.training import checkpoint, sharding, state
@@ -70,22 +71,42 @@ def _read_parts(system: System, config: Config) -> dict[str, Any]:
     if origin == shipped.ORIGIN:
       parts[name] = shipped.load(config.preset, name, abstract[name])
     elif origin and (folder := parts_on_disk.find(pathlib.Path(origin), name)):
-      module = getattr(system.backbone, name, None)
-      parts[name] = _from_weights(folder, name, module, abstract[name])
+      parts[name] = _from_weights(folder, name, system)
     elif origin:
       parts[name] = _from_run(pathlib.Path(origin), name, abstract[name])
   return parts
 
 
-def _from_weights(folder: pathlib.Path, name: str, module: Any, like: Any) -> Any:
+def _from_weights(folder: pathlib.Path, name: str, system: System) -> Any:
   """One part from published weights, without what they lack."""
   description, stored = parts_on_disk.open_part(folder, name)
+  check_same_model(folder, name, system, description, stored)
+  return state.unflatten({path: parts_on_disk.as_float32(stored, path) for path in stored.specs})
+
+
+def check_same_model(
+  folder: pathlib.Path,
+  name: str,
+  system: System,
+  description: parts_on_disk.Description,
+  stored: shards.Shards,
+) -> None:
+  """Raises CheckpointError unless published weights are those of our model.
+
+  Args:
+    folder: where they lie, for the message.
+    name: which part they are.
+    system: the models.
+    description: what their config.json says.
+    stored: the tensors.
+  """
+  module = getattr(system.backbone, name, None)
   wrong = [
     f"{key} {value} there, {getattr(module, key)} here"
     for key, value in description.fields.items()
     if getattr(module, key) != (tuple(value) if isinstance(value, list) else value)
   ]
-  ours = {path: x.shape for path, x in state.flatten(like).items()}
+  ours = {path: x.shape for path, x in state.flatten(system.abstract()[name]).items()}
   theirs = {path: spec.shape for path, spec in stored.specs.items()}
   wrong += [
     f"{path}: {theirs.get(path)} there, {ours.get(path)} here"
@@ -97,7 +118,6 @@ def _from_weights(folder: pathlib.Path, name: str, module: Any, like: Any) -> An
       f"init.{name}: the weights in {folder} are of another model than this configuration"
       f" ({'; '.join(wrong[:5])}); choose the preset of their size."
     )
-  return state.unflatten({path: parts_on_disk.as_float32(stored, path) for path in theirs})
 
 
 def _is_ours(path: str) -> bool:

@@ -22,6 +22,12 @@ RULES = (
   ("layers", None),
 )
 
+# In generation there is one sample and no gradient: the heads and the inner widths of all layers are
+# cut, so that every device computes its own share and only sums travel.
+GENERATION_RULES = tuple(
+  (axis, "fsdp" if axis in ("heads", "mlp") else None) for axis, _ in RULES
+)
+
 
 def make_mesh(fsdp: int = 1) -> Mesh:
   """All devices as a (data, fsdp) mesh.
@@ -41,7 +47,7 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec(MESH_AXES))
 
 
-def parameter_shardings(mesh: Mesh, boxed: Any) -> Any:
+def parameter_shardings(mesh: Mesh, boxed: Any, rules: Any = RULES) -> Any:
   """The sharding of each parameter, from the logical axis names in its box.
 
   A dimension that the mesh axis does not divide stays whole.
@@ -49,11 +55,12 @@ def parameter_shardings(mesh: Mesh, boxed: Any) -> Any:
   Args:
     mesh: the devices.
     boxed: abstract parameters as the models initialise them, in boxes that name their axes.
+    rules: which logical axis goes along which mesh axis.
   """
 
   def sharding(box: Any) -> NamedSharding:
     value, names = (box.value, box.names) if isinstance(box, nn.LogicallyPartitioned) else (box, ())
-    spec = nn.spmd.logical_to_mesh_axes(names, RULES) or PartitionSpec()
+    spec = nn.spmd.logical_to_mesh_axes(names, rules) or PartitionSpec()
     axes = [
       axis if axis and size % mesh.shape[axis] == 0 else None
       for axis, size in zip(spec, value.shape)

@@ -1,3 +1,4 @@
+import collections
 import types
 
 import jax
@@ -65,6 +66,10 @@ def test_a_scene_follows_from_its_inputs_and_seed(pipeline, system, params, caps
   assert np.abs(other - latents).max(axis=(1, 2, 3)).min() > 1e-3
 
 
+# Parameters that a toy doesn't look at.
+ANY = collections.defaultdict(lambda: {"camera": {}})
+
+
 class ToyBackbone:
   """Encodes an image as its mean; its denoiser points at a latent that tells the conditions."""
 
@@ -78,6 +83,9 @@ class ToyBackbone:
 
   def encode(self, params, video):
     return jnp.mean(video, axis=(2, 3, 4), keepdims=True)
+
+  def decode(self, params, latents):
+    return latents
 
   def encode_text(self, params, tokens, drop=None):
     tokens = tokens if drop is None else jnp.where(drop[:, None], 0, tokens)
@@ -109,7 +117,7 @@ def toy_system(backbone):
 )
 def test_the_unconditional_pass_is_made_only_where_guidance_needs_it(sampling, unguided):
   backbone = ToyBackbone()
-  pipeline = Pipeline(toy_system(backbone), {}, **sampling)
+  pipeline = Pipeline(toy_system(backbone), ANY, **sampling)
   image, cameras = photo_and_cameras()
   with jax.disable_jit():  # lax.scan becomes a loop over concrete values.
     latents = pipeline.sample(image, cameras, "a cat")

@@ -1,0 +1,26 @@
+"""What the published pipelines agree on and their files don't say, by the class of the transformer."""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Published:
+  """A family of published pipelines.
+
+  Attributes:
+    family: a key of `models.backbone.BACKBONES`.
+    text_length: tokens of a prompt.
+    size: frames, rows, columns of a video where nobody says how large.
+    fps: frames a second.
+  """
+
+  family: str
+  text_length: int
+  size: tuple[int, int, int]
+  fps: int
+
+
+PUBLISHED = {
+  "WanTransformer3DModel": Published("wan", 512, (81, 480, 832), 16),
+  "CogVideoXTransformer3DModel": Published("cogvideox", 226, (49, 480, 720), 8),
+}

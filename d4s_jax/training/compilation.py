@@ -1,0 +1,23 @@
+"""Compiled programs kept on disk, so that a command compiles a model once and not each time."""
+
+import os
+import pathlib
+
+import jax
+
+# The folder may not grow beyond this; the programs that were not used for longest go first.
+_MOST_BYTES = 8 * 2**30
+
+
+def cache() -> None:
+  """From here on, programs that took over a second to compile are kept for the next time.
+
+  They lie in ~/.cache/d4s_jax, readable by their owner alone: whoever can write there can have code
+  run. JAX's own variable JAX_COMPILATION_CACHE_DIR names another folder.
+  """
+  if jax.config.jax_compilation_cache_dir is None:
+    home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+    folder = pathlib.Path(home) / "d4s_jax"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+  jax.config.update("jax_compilation_cache_max_size", _MOST_BYTES)

@@ -1,0 +1,167 @@
+"""Checkpoints as inference takes them: the models they describe, and their parts one at a time.
+
+A training run and a folder that `d4s_jax.convert` made are both opened here. A part is read when it
+is asked for, cut over all devices, its matrices in half precision where that is what they were
+stored in or are computed with. So a model needs the memory of its largest part, not of all.
+"""
+
+import dataclasses
+import pathlib
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import traverse_util
+
+from d4s_jax.config import base
+from d4s_jax.formats import checked
+from d4s_jax.formats import parts as parts_on_disk
+from d4s_jax.models.published import PUBLISHED
+from d4s_jax.models.system import System
+from d4s_jax.training import checkpoint, initialize, sharding
+
+# Where nothing says how fast a video is: that of `tiny`'s clips.
+_FPS = 8
+# Paths whose computation is in float32 whatever the compute dtype is.
+_PRECISE = re.compile(r"(^|/)time/")
+_HALF = (jnp.bfloat16, jnp.float16)
+
+# Called with what is being read, around the reading.
+Report = Callable[[str], AbstractContextManager[None]]
+
+
+class Parts(Mapping[str, Any]):
+  """The parts of the parameters by name; each is read from disk whenever it is asked for."""
+
+  def __init__(self, names: tuple[str, ...], read: Callable[[str], Any]):
+    self._names, self._read = names, read
+
+  def __getitem__(self, name: str) -> Any:
+    if name not in self._names:
+      raise KeyError(name)
+    return self._read(name)
+
+  def __iter__(self) -> Iterator[str]:
+    return iter(self._names)
+
+  def __len__(self) -> int:
+    return len(self._names)
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+  """A checkpoint that was opened; no parameters are in memory.
+
+  Attributes:
+    config: a run's configuration; of converted weights, `model`, `clip` and `sampling` of one.
+    system: the models.
+    parts: the parameters.
+    name: where they come from, for provenance.
+    reconstructs: whether its LDRM was trained, so that it makes scenes and not only videos.
+    fps: frames a second of its videos.
+  """
+
+  config: dict[str, Any]
+  system: System
+  parts: Mapping[str, Any]
+  name: str
+  reconstructs: bool
+  fps: int
+
+
+def open_checkpoint(folder: pathlib.Path, report: Report) -> Trained:
+  """Opens a training run, or a pipeline that `d4s_jax.convert` made.
+
+  Args:
+    folder: of either.
+    report: is told what is read, when it is.
+
+  Raises:
+    ValueError: the folder holds neither, or is damaged.
+  """
+  index = folder / "model_index.json"
+  return _of_pipeline(folder, report) if index.is_file() else _of_run(folder, report)
+
+
+def _of_run(folder: pathlib.Path, report: Report) -> Trained:
+  config, system = checkpoint.read_system(folder)
+  step = checkpoint.latest_step(folder)
+
+  def read(name: str) -> Any:
+    with report(f"read the {name} of {folder}"):
+      return checkpoint.read_model(folder, {name: _layout(system, name)})[0][name]
+
+  # The diffusion stage leaves the LDRM as it found it.
+  reconstructs = config["stage"] in ("static", "joint") or bool(config["init"].get("ldrm"))
+  parts = Parts(tuple(system.abstract()), read)
+  return Trained(config, system, parts, f"{folder.resolve().name}, step {step}", reconstructs, _FPS)
+
+
+def _of_pipeline(folder: pathlib.Path, report: Report) -> Trained:
+  opened = {}
+  for name in parts_on_disk.PARTS:
+    place = parts_on_disk.find(folder, name)
+    if place is not None:
+      opened[name] = place, *parts_on_disk.open_part(place, name)
+  transformer = opened["transformer"][1].published if "transformer" in opened else {}
+  published = PUBLISHED.get(transformer.get("_class_name", ""))
+  missing = [name for name in ("transformer", "autoencoder", "text_encoder") if name not in opened]
+  if missing or published is None:
+    raise ValueError(
+      f"{folder} is no pipeline in our layout ({', '.join(missing) or 'transformer'} is missing or"
+      " of another kind); expected what d4s_jax.convert --format=flax made of a whole pipeline."
+    )
+  model = base("wan1.3b").model.to_dict()
+  model["backbone"] = {
+    "family": published.family,
+    "text_length": published.text_length,
+    **{name: dict(description.fields) for name, (_, description, _) in opened.items()},
+  }
+  system = System.build(model)
+  for name, (place, description, stored) in opened.items():
+    initialize.check_same_model(place, name, system, description, stored)
+
+  def read(name: str) -> Any:
+    place, _, stored = opened[name]
+    layout = traverse_util.flatten_dict(_layout(system, name), sep="/")
+
+    def put(path: str, like: jax.ShapeDtypeStruct) -> jax.Array:
+      values = parts_on_disk.numbers(stored, path)
+      half = values.dtype in _HALF and _may_be_half(path, like)
+      return jax.device_put(values if half else values.astype(like.dtype), like.sharding)
+
+    with report(f"read {place}"):
+      flat = {path: put(path, like) for path, like in layout.items() if path in stored.specs}
+      return traverse_util.unflatten_dict(flat, sep="/")
+
+  frames, height, width = published.size
+  config = {
+    "model": model,
+    "clip": {"frames": frames, "height": height, "width": width},
+    "sampling": base("wan1.3b").sampling.to_dict(),
+  }
+  parts = Parts(tuple(opened), read)
+  return Trained(config, system, parts, folder.resolve().name, False, published.fps)
+
+
+def _layout(system: System, name: str) -> Any:
+  """Shape, type and sharding of each parameter of a part."""
+  boxed = system.boxed()[name]
+  mesh = sharding.make_mesh(jax.device_count())
+  cuts = sharding.parameter_shardings(mesh, boxed, sharding.GENERATION_RULES)
+  abstract, dtype = system.abstract()[name], getattr(system.backbone, name, system.ldrm).dtype
+
+  def describe(path: Any, x: Any, cut: Any) -> jax.ShapeDtypeStruct:
+    joined = "/".join(entry.key for entry in path)
+    half = dtype in _HALF and name != "ldrm" and _may_be_half(joined, x)
+    return jax.ShapeDtypeStruct(x.shape, dtype if half else x.dtype, sharding=cut)
+
+  return jax.tree_util.tree_map_with_path(describe, abstract, cuts)
+
+
+def _may_be_half(path: str, like: Any) -> bool:
+  """Whether a parameter is a matrix that is only ever used in the compute dtype."""
+  return path.endswith(("kernel", "embedding")) and like.ndim > 1 and not _PRECISE.search(path)

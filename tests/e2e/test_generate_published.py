@@ -1,0 +1,196 @@
+"""A published pipeline, converted, generates a plain video; on one device and cut over four."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from d4s_jax.formats.images import read_image, write_image
+from d4s_jax.formats.video import read_video
+from d4s_jax.models.system import System
+from d4s_jax.pipeline import Pipeline, progress, shot
+from d4s_jax.training import inference
+from tests.support import random_params, run_command, small_config, write_run
+
+torch = pytest.importorskip("torch")
+diffusers = pytest.importorskip("diffusers")
+transformers = pytest.importorskip("transformers")
+
+FRAMES, SIDE = 5, 16
+SIZE = (f"--frames={FRAMES}", f"--height={SIDE}", f"--width={SIDE}", "--steps=2")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+  """A folder with a photograph and a pipeline in our layout, its transformer in bfloat16."""
+  folder = tmp_path_factory.mktemp("published")
+  torch.manual_seed(0)
+  transformer = diffusers.WanTransformer3DModel(
+    num_attention_heads=4,
+    attention_head_dim=16,
+    in_channels=4,
+    out_channels=4,
+    text_dim=32,
+    freq_dim=16,
+    ffn_dim=64,
+    num_layers=2,
+  )
+  vae = diffusers.AutoencoderKLWan(
+    base_dim=4, z_dim=4, num_res_blocks=1, latents_mean=[0.0] * 4, latents_std=[1.0] * 4
+  )
+  text_encoder = transformers.UMT5EncoderModel(
+    transformers.UMT5Config(
+      vocab_size=384,
+      d_model=32,
+      d_kv=8,
+      d_ff=64,
+      num_layers=2,
+      num_heads=4,
+      feed_forward_proj="gated-gelu",
+    )
+  )
+  published = folder / "published"
+  transformer.to(torch.bfloat16).save_pretrained(published / "transformer")
+  vae.save_pretrained(published / "vae")
+  text_encoder.save_pretrained(published / "text_encoder")
+  index = {
+    "_class_name": "WanPipeline",
+    "transformer": ["diffusers", "WanTransformer3DModel"],
+    "vae": ["diffusers", "AutoencoderKLWan"],
+    "text_encoder": ["transformers", "UMT5EncoderModel"],
+  }
+  (published / "model_index.json").write_text(json.dumps(index))
+  run_command("convert", f"--from={published}", f"--to={folder / 'ours'}", "--format=flax")
+  photo = np.random.default_rng(0).random((40, 30, 3), dtype=np.float32)
+  write_image(folder / "photo.png", photo)
+  return folder
+
+
+def arguments(folder, output, *more):
+  return (
+    f"--image={folder / 'photo.png'}",
+    f"--checkpoint={folder / 'ours'}",
+    f"--output={folder / output}",
+    "--trajectory=spiral",
+    *SIZE,
+    *more,
+  )
+
+
+def quiet(what):
+  del what
+  return progress.timed("read")
+
+
+def test_it_makes_a_video_and_says_what_it_lacks(place, capsys):
+  run_command("generate", *arguments(place, "clip", "--prompt=a cat", "--seed=3"))
+  captured = capsys.readouterr()
+  assert "know no cameras" in captured.err
+  assert "Video:" in captured.out
+  folder = place / "clip"
+  assert {path.name for path in folder.iterdir()} == {"video.mp4", "preview.png", "video.json"}
+  video = read_video(folder / "video.mp4")
+  assert video.shape == (FRAMES, SIDE, SIDE, 3)
+  assert video.std() > 0.01
+  assert read_image(folder / "preview.png").size
+  description = json.loads((folder / "video.json").read_text())
+  assert (description["prompt"], description["provenance"]["seed"]) == ("a cat", 3)
+  assert description["provenance"]["checkpoint"] == "ours"
+
+
+@pytest.mark.parametrize(
+  "more, message",
+  [
+    (["--result=scene"], "video model alone"),
+    (["--frames=6"], r"frames 6 \(legal is 1 \+ 4k, nearest 5 or 9\)"),
+    (["--width=20"], r"width 20 \(legal is 16k, nearest 16 or 32\)"),
+    (["--checkpoint=OURS/transformer"], "is not the configuration of a run"),
+  ],
+)
+def test_what_it_cant_make_is_one_line(place, capsys, more, message):
+  more = [word.replace("OURS", str(place / "ours")) for word in more]
+  with pytest.raises(SystemExit):
+    run_command("generate", *arguments(place, "refused", *more))
+  assert re.search(message, capsys.readouterr().err)
+  assert not (place / "refused").exists()
+
+
+def test_half_precision_stays_half_and_changes_nothing(place):
+  trained = inference.open_checkpoint(place / "ours", quiet)
+  params = trained.parts["transformer"]
+  kernel = params["blocks"]["mlp_in"]["kernel"]
+  assert kernel.dtype == jnp.bfloat16
+  # What is computed in float32 is stored so.
+  assert params["time"]["in"]["kernel"].dtype == jnp.float32
+  assert params["modulation"].dtype == jnp.float32
+  assert "camera" not in params
+  backbone = trained.system.backbone
+  random = np.random.default_rng(0)
+  latents = jnp.asarray(random.standard_normal((1, 2, 2, 2, 4)), jnp.float32)
+  text = backbone.encode_text(
+    {"text_encoder": trained.parts["text_encoder"]}, trained.system.tokenize("a cat")[None]
+  )
+  args = (latents, jnp.full(1, 0.5), text)
+  wide = jax.tree.map(lambda x: x.astype(jnp.float32), params)
+  narrow = backbone.denoise({"transformer": params}, *args)
+  np.testing.assert_array_equal(narrow, backbone.denoise({"transformer": wide}, *args))
+
+
+def test_parts_are_read_in_turn_and_let_go(place):
+  trained = inference.open_checkpoint(place / "ours", quiet)
+  seen = []
+  parts = inference.Parts(tuple(trained.parts), lambda name: seen.append(name) or trained.parts[name])
+  pipeline = Pipeline(trained.system, parts, steps=1)
+  photo = read_image(place / "photo.png")
+  image, cameras = shot.photograph(photo, shot.camera_path("up", FRAMES), SIDE, SIDE)
+  before = len(jax.live_arrays())
+  video = pipeline.video(pipeline.sample(image, cameras, "a cat"))
+  assert seen == ["text_encoder", "autoencoder", "transformer", "autoencoder"]
+  assert video.shape == (FRAMES, SIDE, SIDE, 3)
+  assert len(jax.live_arrays()) - before < 40, "the parameters are gone"
+
+
+def test_a_run_of_the_diffusion_stage_makes_a_video(place):
+  config = small_config()
+  config.stage = "diffusion"
+  run = place / "run"
+  write_run(run, config, random_params(System.build(config.model.to_dict())))
+  options = arguments(place, "of-run")
+  run_command("generate", *options, f"--checkpoint={run}")
+  assert read_video(place / "of-run" / "video.mp4").shape == (FRAMES, SIDE, SIDE, 3)
+
+
+SCRIPT = """
+import jax, json, pathlib, sys
+from tests.support import run_command
+from d4s_jax.training import inference
+from d4s_jax.pipeline import progress
+folder = pathlib.Path(sys.argv[1])
+run_command("generate", *sys.argv[2:])
+parts = inference.open_checkpoint(folder, progress.timed).parts
+share = lambda x: x.addressable_shards[0].data.nbytes / x.nbytes
+kernel = parts["transformer"]["blocks"]["mlp_in"]["kernel"]
+print(json.dumps([jax.device_count(), share(kernel)]))
+"""
+
+
+def test_four_devices_make_the_same_video(place):
+  run_command("generate", *arguments(place, "one"))
+  done = subprocess.run(
+    [sys.executable, "-c", SCRIPT, str(place / "ours"), *arguments(place, "four")],
+    env=os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"},
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert done.returncode == 0, done.stderr[-2000:]
+  assert json.loads(done.stdout.splitlines()[-1]) == [4, 0.25]
+  one, four = (read_video(place / name / "video.mp4") for name in ("one", "four"))
+  # Sums in another order, seen through the rounding of pixels and their compression.
+  np.testing.assert_allclose(one, four, atol=3 / 255)
