@@ -236,8 +236,8 @@ def base(preset: str) -> Config:
       "heldout": {"batches": 2, "every": 100 if tiny else 1000},
       "checkpoint": {"every": 50 if tiny else 1000, "keep": 3},
       "mesh": {"fsdp": 1},
-      # How `generate` samples: N, gamma(t), gamma_max.
-      "sampling": {"steps": 30, "guidance": "cosine", "scale": 7.5},
+      # How `generate` samples: N, gamma(t), gamma_max; diffusion.solvers.
+      "sampling": {"steps": 30, "guidance": "cosine", "scale": 7.5, "solver": "ddim"},
     }
   )
 

@@ -40,6 +40,7 @@ _PIVOT = flags.DEFINE_float("pivot", None, "Metres to what spiral and orbit look
 _STEPS = flags.DEFINE_integer("steps", None, "Denoising steps; else the checkpoint's.")
 _GUIDANCE = flags.DEFINE_string("guidance", None, "cosine or constant; else the checkpoint's.")
 _SCALE = flags.DEFINE_float("scale", None, "Guidance scale; else the checkpoint's.")
+_SOLVER = flags.DEFINE_string("solver", None, "ddim, unipc or dpm; else the checkpoint's.")
 
 
 def main(argv: list[str]) -> None:
@@ -56,12 +57,10 @@ def main(argv: list[str]) -> None:
       for flag in (_FRAMES, _HEIGHT, _WIDTH)
     )
     trained.system.check_size(frames, height, width)
-    path = shot.camera_path(
-      _TRAJECTORY.value, frames, distance=_DISTANCE.value, pivot=_PIVOT.value
-    )
+    path = shot.camera_path(_TRAJECTORY.value, frames, distance=_DISTANCE.value, pivot=_PIVOT.value)
     photo = images.read_image(_IMAGE.value)
     image, cameras = shot.photograph(photo, path, height, width, _FOV.value)
-    chosen = {flag.name: flag.value for flag in (_STEPS, _GUIDANCE, _SCALE)}
+    chosen = {flag.name: flag.value for flag in (_STEPS, _GUIDANCE, _SCALE, _SOLVER)}
     sampling = trained.config["sampling"] | {k: x for k, x in chosen.items() if x is not None}
     compilation.cache()
     pipeline = Pipeline(trained.system, trained.parts, **sampling)

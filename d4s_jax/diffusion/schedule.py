@@ -5,11 +5,16 @@ x_sigma = (1 - sigma) x_0 + sigma eps, velocity = eps - x_0, sigma = 0 data and 
 """
 
 import dataclasses
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
+
+
+# Timesteps that the published models were trained with.
+LEVELS = 1000
+SPACINGS = ("even", "euler", "unipc")
 
 
 def expand(sigma: Float[Array, "b"], like: Float[Array, "b ..."]) -> Float[Array, "b ..."]:
@@ -17,12 +22,28 @@ def expand(sigma: Float[Array, "b"], like: Float[Array, "b ..."]) -> Float[Array
   return sigma.reshape(sigma.shape + (1,) * (like.ndim - sigma.ndim))
 
 
+class Levels(NamedTuple):
+  """The noise levels that a sampling run goes through, float64.
+
+  Attributes:
+    sigma: each level, the last one 0.
+    told: what the model is told of each but the last.
+    signal: weight of the clean latents at each.
+    spread: weight of the noise at each.
+  """
+
+  sigma: Float[np.ndarray, "n"]
+  told: Float[np.ndarray, "n-1"]
+  signal: Float[np.ndarray, "n"]
+  spread: Float[np.ndarray, "n"]
+
+
 @runtime_checkable
 class Schedule(Protocol):
   """A path between data, at level 0, and noise, at level 1."""
 
-  def sigmas(self, steps: int) -> Float[np.ndarray, "{steps}+1"]:
-    """Noise levels of a sampling run, from 1 (noise) down to 0 (data)."""
+  def levels(self, steps: int) -> "Levels":
+    """The noise levels of a sampling run, from noise down to data."""
     ...
 
   def sample_sigma(
@@ -49,16 +70,6 @@ class Schedule(Protocol):
     """The one-step estimate of the clean latents."""
     ...
 
-  def step(
-    self,
-    noisy: Float[Array, "b ..."],
-    velocity: Float[Array, "b ..."],
-    sigma: Float[Array, ""],
-    following: Float[Array, ""],
-  ) -> Float[Array, "b ..."]:
-    """One step from level `sigma` down to level `following`."""
-    ...
-
 
 @dataclasses.dataclass(frozen=True)
 class FlowMatching:
@@ -67,19 +78,41 @@ class FlowMatching:
   Attributes:
     shift: s in sigma = s u / (1 + (s - 1) u); 1 leaves u uniform, larger values spend more of the
       schedule at high noise (larger videos need more).
+    spacing: of the levels of a sampling run: "even" in u; or, to reproduce published pipelines to
+      the last digit, as diffusers spaces them for "euler" (FlowMatchEulerDiscreteScheduler) or
+      "unipc" (UniPCMultistepScheduler, which tells the model the level rounded down to 1 / 1000).
   """
 
   shift: float = 5.0
+  spacing: str = "even"
 
   def shifted(self, u):
     """Maps a uniform level u in [0, 1] to the noise level sigma in [0, 1]."""
     return self.shift * u / (1 + (self.shift - 1) * u)
 
-  def sigmas(self, steps: int) -> Float[np.ndarray, "{steps}+1"]:
-    """Noise levels of a sampling run, from 1 (noise) down to 0 (data)."""
+  def levels(self, steps: int) -> Levels:
+    """The noise levels of a sampling run, from noise down to data."""
     if steps < 1:
       raise ValueError(f"A sampling run needs at least 1 step, got {steps}.")
-    return self.shifted(np.linspace(1.0, 0.0, steps + 1)).astype(np.float32)
+    if self.spacing not in SPACINGS:
+      raise ValueError(f"schedule.spacing is {self.spacing!r}; expected one of {SPACINGS}.")
+    sigma = getattr(self, f"_{self.spacing}")(steps)
+    told = sigma[:-1]
+    if self.spacing == "unipc":
+      told = np.floor(LEVELS * told) / LEVELS
+    return Levels(sigma, told, 1 - sigma, sigma)
+
+  def _even(self, steps: int) -> Float[np.ndarray, "n"]:
+    return self.shifted(np.linspace(1.0, 0.0, steps + 1))
+
+  def _euler(self, steps: int) -> Float[np.ndarray, "n"]:
+    lowest = self.shifted(1 / LEVELS)
+    return np.append(self.shifted(np.linspace(1.0, lowest, steps)), 0.0)
+
+  def _unipc(self, steps: int) -> Float[np.ndarray, "n"]:
+    u = np.linspace(1.0, 1 / LEVELS, steps + 1)[:-1]
+    # Pure noise has no signal to take a logarithm of.
+    return np.append(np.minimum(self.shifted(u), 1 - 1e-6), 0.0)
 
   def sample_sigma(
     self, key: PRNGKeyArray, batch: int, highest: float = 1.0
@@ -113,13 +146,3 @@ class FlowMatching:
   ) -> Float[Array, "b ..."]:
     """The one-step estimate of the clean latents, x_0 = x_sigma - sigma v."""
     return noisy - expand(sigma, noisy) * velocity
-
-  def step(
-    self,
-    noisy: Float[Array, "b ..."],
-    velocity: Float[Array, "b ..."],
-    sigma: Float[Array, ""],
-    following: Float[Array, ""],
-  ) -> Float[Array, "b ..."]:
-    """One Euler step from level `sigma` down to level `following`."""
-    return noisy + (following - sigma) * velocity

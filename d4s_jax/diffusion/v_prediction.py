@@ -15,10 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from d4s_jax.diffusion.schedule import expand
-
-# Timesteps that the published models were trained with.
-LEVELS = 1000
+from d4s_jax.diffusion.schedule import LEVELS, Levels, expand
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,11 +30,17 @@ class VPrediction:
   snr_shift: float = 1.0
   betas: tuple[float, float] = (0.00085, 0.012)
 
-  def sigmas(self, steps: int) -> Float[np.ndarray, "{steps}+1"]:
-    """Noise levels of a sampling run, from 1 (noise) down to 0 (data): "trailing" spacing."""
+  def levels(self, steps: int) -> Levels:
+    """The noise levels of a sampling run, from noise down to data: "trailing" spacing.
+
+    diffusers steps down by 1000 // steps instead of to the next of its levels, which is the same
+    where the number of steps divides 1000.
+    """
     if not 1 <= steps <= LEVELS:
       raise ValueError(f"A sampling run needs 1 to {LEVELS} steps, got {steps}.")
-    return (np.round(np.linspace(LEVELS, 0, steps + 1)) / LEVELS).astype(np.float32)
+    index = np.round(np.linspace(LEVELS, 0, steps + 1)).astype(int)
+    signal, spread = (table[index] for table in _tables(self.snr_shift, *self.betas))
+    return Levels(index / LEVELS, index[:-1] / LEVELS, signal, spread)
 
   def sample_sigma(
     self, key: PRNGKeyArray, batch: int, highest: float = 1.0
@@ -67,27 +70,10 @@ class VPrediction:
     signal, spread = self._weights(expand(sigma, noisy))
     return signal * noisy - spread * velocity
 
-  def step(
-    self,
-    noisy: Float[Array, "b ..."],
-    velocity: Float[Array, "b ..."],
-    sigma: Float[Array, ""],
-    following: Float[Array, ""],
-  ) -> Float[Array, "b ..."]:
-    """One step of DDIM without noise (Song et al. 2021) from level `sigma` down to `following`.
-
-    It goes to the level that the next step starts from. diffusers goes to t - 1000 // steps, which
-    is another one where the number of steps doesn't divide 1000.
-    """
-    signal, spread = self._weights(sigma)
-    clean, noise = signal * noisy - spread * velocity, spread * noisy + signal * velocity
-    signal, spread = self._weights(following)
-    return signal * clean + spread * noise
-
   def _weights(self, sigma: Float[Array, "..."]) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
     """Weights of clean latents and of noise, whose squares add up to 1."""
     level = jnp.round(sigma * LEVELS).astype(jnp.int32)
-    signal, spread = _tables(self.snr_shift, *self.betas)
+    signal, spread = (x.astype(np.float32) for x in _tables(self.snr_shift, *self.betas))
     return jnp.take(signal, level), jnp.take(spread, level)
 
 
@@ -100,4 +86,4 @@ def _tables(
   signal = np.sqrt(product / (snr_shift + (1 - snr_shift) * product))
   signal = (signal - signal[-1]) * signal[0] / (signal[0] - signal[-1])
   signal = np.concatenate([[1.0], signal])
-  return signal.astype(np.float32), np.sqrt(1 - signal**2).astype(np.float32)
+  return signal, np.sqrt(1 - signal**2)

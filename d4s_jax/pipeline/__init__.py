@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from d4s_jax.diffusion import solvers
 from d4s_jax.diffusion.guidance import guidance as guidance_weights
 from d4s_jax.diffusion.sampler import sample, unconditional_passes
-from d4s_jax.models.backbone import Text
 from d4s_jax.models.system import System
 from d4s_jax.pipeline import progress
 from d4s_jax.types import Cameras, DynamicGaussians
@@ -45,6 +45,7 @@ class Pipeline:
     steps: int = 30,
     guidance: str = "cosine",
     scale: float = 7.5,
+    solver: str = "ddim",
   ):
     """Prepares a sampler; the arguments but the first two are the configuration's `sampling`.
 
@@ -55,6 +56,7 @@ class Pipeline:
       steps: N, denoising steps.
       guidance: guidance schedule, "cosine" or "constant".
       scale: gamma_max of the cosine schedule, or the constant weight.
+      solver: of the sampling, a key of `diffusion.solvers.SOLVERS`.
 
     Raises:
       ValueError: a setting is unknown or out of range.
@@ -70,11 +72,13 @@ class Pipeline:
     self._system = system
     self._params = params
     self._weights = weights
+    self._solver = solver
+    solvers.solver(solver)
     backbone = system.backbone
     self._embed = jax.jit(backbone.encode_text)
     self._encode = jax.jit(backbone.encode)
     self._decode = jax.jit(backbone.decode)
-    self._sample = jax.jit(functools.partial(_sample, system, weights))
+    self._denoise = jax.jit(backbone.denoise)
     self._reconstruct = jax.jit(functools.partial(_reconstruct, system))
 
   def __call__(
@@ -108,12 +112,9 @@ class Pipeline:
     if not 0 <= seed <= _LARGEST_SEED:
       raise ValueError(f"The seed is {seed}; expected 0 to {_LARGEST_SEED}.")
     tokens = jnp.asarray(self._tokenize(prompt))[None]
-    steps = len(self._weights)
-    passes = steps + unconditional_passes(self._weights)
     params = self._part("text_encoder")
     with progress.timed("compile, and embed the prompt"):
       text = self._embed(params, tokens)
-      # As training drops conditions: prompt and camera go together.
       no_text = jax.block_until_ready(self._embed(params, tokens, jnp.ones(1, bool)))
     del params
     params = self._part("autoencoder")
@@ -126,10 +127,27 @@ class Pipeline:
       maps = None
       progress.say("note: these weights know no cameras; the trajectory is not followed.")
     shape = self._system.backbone.latent_shape(1, len(cameras.world_from_camera), *size)
-    noise = jax.random.normal(jax.random.key(seed), shape)
-    with progress.timed(f"compile, and sample in {steps} steps ({passes} passes)"):
-      latents = self._sample(params, noise, text, no_text, maps, first)
-      return jax.block_until_ready(latents)[0]
+    # As training drops conditions: prompt and camera go together.
+    conditions = (text, maps, first), (no_text, None if maps is None else 0 * maps, first)
+
+    def denoise(conditions):
+      return lambda latents, level: self._denoise(params, latents, level, *conditions)
+
+    passes = len(self._weights) + unconditional_passes(self._weights)
+    noise_key, solver_key = jax.random.split(jax.random.key(seed))
+    noise = jax.random.normal(noise_key, shape)
+    with progress.bar(f"sample ({passes} passes)", len(self._weights), "step") as bar:
+      latents = sample(
+        *map(denoise, conditions),
+        noise,
+        self._system.backbone.schedule,
+        self._weights,
+        solver=self._solver,
+        key=solver_key,
+        report=bar.update,
+      )
+    # The first latent is the photograph's own.
+    return jnp.concatenate([first, latents[:, 1:]], axis=1)[0]
 
   def reconstruct(self, latents: Float[Array, "f h w c"], cameras: Cameras) -> DynamicGaussians:
     """The second half of `__call__`: the scene behind latents, in NumPy arrays."""
@@ -166,30 +184,6 @@ class Pipeline:
 
 def _batched(cameras: Cameras) -> Cameras:
   return jax.tree.map(lambda x: jnp.asarray(x)[None], cameras)
-
-
-def _sample(
-  system: System,
-  weights: Float[np.ndarray, "steps"],
-  params: Any,
-  noise: Float[Array, "b f h w c"],
-  text: Text,
-  no_text: Text,
-  maps: Float[Array, "b F H W m"] | None,
-  first: Float[Array, "b 1 h w c"],
-) -> Float[Array, "b f h w c"]:
-  """Clean latents of the clip; the first is the photograph's own."""
-  backbone = system.backbone
-  no_maps = None if maps is None else jnp.zeros_like(maps)
-
-  def conditional(latents, sigma):
-    return backbone.denoise(params, latents, sigma, text, maps, first)
-
-  def unconditional(latents, sigma):
-    return backbone.denoise(params, latents, sigma, no_text, no_maps, first)
-
-  latents = sample(conditional, unconditional, noise, backbone.schedule, weights)
-  return jnp.concatenate([first, latents[:, 1:]], axis=1)
 
 
 def _reconstruct(

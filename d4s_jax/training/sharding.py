@@ -24,9 +24,7 @@ RULES = (
 
 # In generation there is one sample and no gradient: the heads and the inner widths of all layers are
 # cut, so that every device computes its own share and only sums travel.
-GENERATION_RULES = tuple(
-  (axis, "fsdp" if axis in ("heads", "mlp") else None) for axis, _ in RULES
-)
+GENERATION_RULES = tuple((axis, "fsdp" if axis in ("heads", "mlp") else None) for axis, _ in RULES)
 
 
 def make_mesh(fsdp: int = 1) -> Mesh:

@@ -1,4 +1,4 @@
-"""Schedule, guidance and sampler against closed forms and diffusers."""
+"""Schedule, guidance and sampler against closed forms."""
 
 import jax
 import jax.numpy as jnp
@@ -40,32 +40,6 @@ def test_training_levels_stay_below_the_limit_and_reach_it(key):
   assert abs(float(jnp.median(whole)) - 5 / 6) < 0.02
 
 
-@pytest.mark.parity
-@pytest.mark.parametrize("shift", [1.0, 5.0])
-def test_sampling_levels_and_steps_match_diffusers(shift):
-  import torch
-  from diffusers import FlowMatchEulerDiscreteScheduler
-
-  steps = 7
-  theirs = FlowMatchEulerDiscreteScheduler(shift=shift)
-  theirs.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps))
-  ours = FlowMatching(shift=shift)
-  np.testing.assert_allclose(ours.sigmas(steps), theirs.sigmas.numpy(), atol=1e-6)
-
-  rng = np.random.default_rng(1)
-  matrix = rng.normal(size=(6, 6)).astype(np.float32) / 6
-  start = rng.normal(size=(2, 6)).astype(np.float32)
-  x = torch.from_numpy(start)
-  for t in theirs.timesteps:
-    x = theirs.step(torch.tanh(x @ torch.from_numpy(matrix)), t, x).prev_sample
-
-  def model(x, sigma):
-    return jnp.tanh(x @ matrix)
-
-  latents = sample(model, model, jnp.asarray(start), ours, np.ones(steps))
-  np.testing.assert_allclose(latents, x.numpy(), atol=1e-5)  # seven float32 steps
-
-
 def test_cosine_guidance_of_the_supplement():
   weights = cosine(30, 7.5)
   # Equation 1 by hand at t = 0, 1, 5, 15.
@@ -82,12 +56,11 @@ def test_guidance_is_skipped_where_it_is_negligible():
     return x
 
   def unconditional(x, sigma):
-    jax.debug.callback(lambda: calls.append(1))
+    calls.append(1)
     return 0.5 * x
 
   weights = np.array([3.0, 2.0, 1.01, 1.0])
   latents = sample(conditional, unconditional, jnp.ones((1, 2)), FlowMatching(1.0), weights)
-  jax.effects_barrier()
   assert len(calls) == 2 == unconditional_passes(weights)
   # v = .5x + w (x - .5x) for two steps, then v = x for two, dt = -1/4.
   expected = (1 - 0.25 * 2.0) * (1 - 0.25 * 1.5) * 0.75**2

@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from d4s_jax.diffusion.sampler import sample
 from d4s_jax.diffusion.schedule import FlowMatching, Schedule
 from d4s_jax.diffusion.v_prediction import VPrediction
 
@@ -42,17 +41,15 @@ def test_path_ends_at_data_and_noise(key, snr_shift):
   np.testing.assert_array_equal(schedule.velocity(clean, noise, one), -clean)
 
 
-@given(level=st.integers(0, 1000), following=st.integers(0, 1000), shift=st.floats(1, 5))
-def test_the_true_velocity_leads_to_the_clean_latents_and_along_the_path(level, following, shift):
+@given(level=st.integers(0, 1000), shift=st.floats(1, 5))
+def test_the_true_velocity_leads_to_the_clean_latents(level, shift):
   schedule = VPrediction(snr_shift=shift)
   rng = np.random.default_rng(0)
   clean, noise = jnp.asarray(rng.normal(size=(2, 1, 8)), jnp.float32)
-  sigma, after = jnp.array([level / 1000]), jnp.array([following / 1000])
+  sigma = jnp.array([level / 1000])
   noisy, velocity = (f(clean, noise, sigma) for f in (schedule.add_noise, schedule.velocity))
   # 1e-5: float32 rounding of O(1) values.
   np.testing.assert_allclose(schedule.to_clean(noisy, velocity, sigma), clean, atol=1e-5)
-  moved = schedule.step(noisy, velocity, sigma[0], after[0])
-  np.testing.assert_allclose(moved, schedule.add_noise(clean, noise, after), atol=1e-5)
 
 
 def test_training_levels_are_those_of_a_timestep_up_to_the_limit(key):
@@ -64,7 +61,7 @@ def test_training_levels_are_those_of_a_timestep_up_to_the_limit(key):
 @pytest.mark.parametrize("steps", [0, 1001])
 def test_illegal_numbers_of_steps_are_refused(steps):
   with pytest.raises(ValueError, match=f"1 to 1000 steps, got {steps}"):
-    VPrediction().sigmas(steps)
+    VPrediction().levels(steps)
 
 
 @pytest.mark.parity
@@ -79,29 +76,3 @@ def test_noise_and_target_equal_diffusers_at_every_timestep(snr_shift):
   np.testing.assert_allclose(ours.add_noise(*args), want, atol=1e-4)
   want = theirs.get_velocity(clean, noise, time).numpy()
   np.testing.assert_allclose(ours.velocity(*args), want, atol=1e-4)
-
-
-@pytest.mark.parity
-@pytest.mark.parametrize("snr_shift", [1.0, 3.0])
-@pytest.mark.parametrize("steps", [1, 8, 50])
-def test_sampling_equals_diffusers(snr_shift, steps):
-  torch = pytest.importorskip("torch")
-  theirs, ours = _scheduler(snr_shift), VPrediction(snr_shift)
-  theirs.set_timesteps(steps)
-  np.testing.assert_array_equal(np.round(1000 * ours.sigmas(steps)[:-1]) - 1, theirs.timesteps)
-
-  rng = np.random.default_rng(1)
-  matrices = rng.normal(size=(2, 6, 6)).astype(np.float32) / 6
-  start = rng.normal(size=(2, 6)).astype(np.float32)
-  weights = np.linspace(5.0, 1.5, steps)
-  x = torch.from_numpy(start)
-  for t, weight in zip(theirs.timesteps, weights, strict=True):
-    v, base = (torch.tanh(x @ torch.from_numpy(m)) + t / 1000 for m in matrices)
-    x = theirs.step(base + weight * (v - base), t, x).prev_sample
-
-  def model(matrix):
-    return lambda x, sigma: jnp.tanh(x @ matrix) + (sigma - 0.001)[:, None]
-
-  latents = sample(model(matrices[0]), model(matrices[1]), jnp.asarray(start), ours, weights)
-  # 1e-5 of the largest: up to fifty float32 steps.
-  np.testing.assert_allclose(latents, x.numpy(), atol=1e-5 * np.abs(x.numpy()).max())

@@ -145,7 +145,9 @@ def test_half_precision_stays_half_and_changes_nothing(place):
 def test_parts_are_read_in_turn_and_let_go(place):
   trained = inference.open_checkpoint(place / "ours", quiet)
   seen = []
-  parts = inference.Parts(tuple(trained.parts), lambda name: seen.append(name) or trained.parts[name])
+  parts = inference.Parts(
+    tuple(trained.parts), lambda name: seen.append(name) or trained.parts[name]
+  )
   pipeline = Pipeline(trained.system, parts, steps=1)
   photo = read_image(place / "photo.png")
   image, cameras = shot.photograph(photo, shot.camera_path("up", FRAMES), SIDE, SIDE)

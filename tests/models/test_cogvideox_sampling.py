@@ -119,19 +119,20 @@ def test_sampling_with_guidance_equals_the_pipeline_of_diffusers(variant):
     max_sequence_length=LENGTH,
   )
 
-  @jit
-  def ours(params, noise, image, prompt, empty):
-    first = backbone.encode(params, image[:, None]) if given else None
+  encode, denoise = jit(backbone.encode), jit(backbone.denoise)
 
-    def denoise(text):
+  def ours(noise, image, prompt, empty):
+    first = encode(params, image[:, None]) if given else None
+
+    def velocity(text):
       text = Text(text, jnp.ones(text.shape[:2], bool))
-      return lambda latents, sigma: backbone.denoise(params, latents, sigma, text, None, first)
+      return lambda latents, sigma: denoise(params, latents, sigma, text, None, first)
 
     weights = guidance("constant", STEPS, SCALE)
-    return sample(denoise(prompt), denoise(empty), noise, backbone.schedule, weights)
+    return sample(velocity(prompt), velocity(empty), noise, backbone.schedule, weights)
 
   inputs = channel_last(noise), channel_last(image, 1), prompt.numpy(), empty.numpy()
-  got = ours(params, *(jnp.asarray(x) for x in inputs))
+  got = ours(*(jnp.asarray(x) for x in inputs))
   want = channel_last(want)
   # 1e-4 of the largest: ten float32 passes, their differences enlarged by guidance.
   np.testing.assert_allclose(got, want, atol=1e-4 * np.abs(want).max())

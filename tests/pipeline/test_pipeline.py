@@ -43,7 +43,7 @@ def same(a, b):
 def test_a_scene_follows_from_its_inputs_and_seed(pipeline, system, params, capsys):
   image, cameras = photo_and_cameras()
   dynamic = pipeline(image, cameras, "a cat", seed=3)
-  assert "sample in 3 steps (5 passes)" in capsys.readouterr().err
+  assert "sample (5 passes)" in capsys.readouterr().err
   assert dynamic.means.shape == (128, 3)
   assert dynamic.deformation.shape == (FRAMES, 128, 10)
   np.testing.assert_allclose(dynamic.times, np.linspace(0, 1, FRAMES), atol=1e-6)
@@ -119,12 +119,12 @@ def test_the_unconditional_pass_is_made_only_where_guidance_needs_it(sampling, u
   backbone = ToyBackbone()
   pipeline = Pipeline(toy_system(backbone), ANY, **sampling)
   image, cameras = photo_and_cameras()
-  with jax.disable_jit():  # lax.scan becomes a loop over concrete values.
+  with jax.disable_jit():  # The toy looks at concrete values.
     latents = pipeline.sample(image, cameras, "a cat")
   steps = sampling["steps"]
   conditional = [level for flag, level, _ in backbone.calls if flag]
   unconditional = [level for flag, level, _ in backbone.calls if not flag]
-  np.testing.assert_allclose(conditional, backbone.schedule.sigmas(steps)[:-1], rtol=1e-6)
+  np.testing.assert_allclose(conditional, backbone.schedule.levels(steps).sigma[:-1], rtol=1e-6)
   # Guidance falls, so the passes that are saved are the last ones.
   assert unconditional == conditional[: steps - unguided]
   assert all(np.allclose(first, image.mean(), atol=1e-5) for _, _, first in backbone.calls)
