@@ -11,7 +11,6 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
-
 # Timesteps that the published models were trained with.
 LEVELS = 1000
 SPACINGS = ("even", "euler", "unipc")

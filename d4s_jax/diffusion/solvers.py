@@ -6,8 +6,8 @@ thus a table of weights, one row a step, worked out beforehand in float64. The w
 schedule through the signal a and the spread b at each level alone (x = a clean + b noise), so that
 each solver goes with each schedule. l = log(a / b) below, and h its growth over a step.
 
-  ddim   DDIM without noise (Song et al. 2021); on the straight path of flow matching it is Euler's.
-  unipc  UniPC of second order with B2(h) (Zhao et al. 2023): what the Wan models were published with.
+  ddim   DDIM without noise (Song et al. 2021); on the path of flow matching it is Euler's.
+  unipc  UniPC of second order with B2(h) (Zhao et al. 2023): what Wan was published with.
   dpm    SDE-DPM-Solver++(2M) (Lu et al. 2022), which adds noise: CogVideoX 5B.
 """
 

@@ -1,4 +1,4 @@
-"""What the published pipelines agree on and their files don't say, by the class of the transformer."""
+"""What published pipelines agree on and their files don't say, by class of the transformer."""
 
 import dataclasses
 

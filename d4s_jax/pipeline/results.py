@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 import d4s_jax
 from d4s_jax.formats import atomic, parts, scene
 from d4s_jax.formats.scene import SceneMetadata
-from d4s_jax.pipeline import Pipeline, preview, progress
+from d4s_jax.pipeline import Pipeline, preview
 from d4s_jax.types import Cameras
 
 RESULTS = ("scene", "video")

@@ -17,7 +17,6 @@ import jax.numpy as jnp
 from flax import traverse_util
 
 from d4s_jax.config import base
-from d4s_jax.formats import checked
 from d4s_jax.formats import parts as parts_on_disk
 from d4s_jax.models.published import PUBLISHED
 from d4s_jax.models.system import System
