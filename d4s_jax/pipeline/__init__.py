@@ -154,17 +154,17 @@ def _sample(
   dropped = jnp.ones(len(tokens), bool)
   no_text = backbone.encode_text(params, tokens, dropped)
   no_maps = system.camera_maps(cameras, dropped)
-  first = backbone.encode(params, image[:, None])
+  condition = backbone.condition(params, image, frames)
   noise = jax.random.normal(key, backbone.latent_shape(len(image), frames, *image.shape[1:3]))
 
   def conditional(latents, sigma):
-    return backbone.denoise(params, latents, sigma, text, maps, first)
+    return backbone.denoise(params, latents, sigma, text, maps, condition)
 
   def unconditional(latents, sigma):
-    return backbone.denoise(params, latents, sigma, no_text, no_maps, first)
+    return backbone.denoise(params, latents, sigma, no_text, no_maps, condition)
 
   latents = sample(conditional, unconditional, noise, backbone.schedule, weights)
-  return jnp.concatenate([first, latents[:, 1:]], axis=1)
+  return jnp.concatenate([condition.first, latents[:, 1:]], axis=1)
 
 
 def _reconstruct(

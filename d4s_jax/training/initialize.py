@@ -86,7 +86,11 @@ def _from_weights(folder: pathlib.Path, name: str, module: Any, like: Any) -> An
     if getattr(module, key) != (tuple(value) if isinstance(value, list) else value)
   ]
   ours = {path: x.shape for path, x in state.flatten(like).items()}
-  theirs = {path: spec.shape for path, spec in stored.specs.items()}
+  theirs = {
+    path: spec.shape
+    for path, spec in stored.specs.items()
+    if not path.startswith(parts_on_disk.UNREAD)
+  }
   wrong += [
     f"{path}: {theirs.get(path)} there, {ours.get(path)} here"
     for path in sorted(ours.keys() | theirs.keys())

@@ -121,11 +121,11 @@ def test_sampling_with_guidance_equals_the_pipeline_of_diffusers(variant):
 
   @jit
   def ours(params, noise, image, prompt, empty):
-    first = backbone.encode(params, image[:, None]) if given else None
+    condition = backbone.condition(params, image, frames) if given else None
 
     def denoise(text):
       text = Text(text, jnp.ones(text.shape[:2], bool))
-      return lambda latents, sigma: backbone.denoise(params, latents, sigma, text, None, first)
+      return lambda latents, sigma: backbone.denoise(params, latents, sigma, text, None, condition)
 
     weights = guidance("constant", STEPS, SCALE)
     return sample(denoise(prompt), denoise(empty), noise, backbone.schedule, weights)
