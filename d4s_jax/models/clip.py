@@ -72,6 +72,11 @@ class CLIPVision(nn.Module):
       The tokens before the last block, class token first, which say the most about the picture's
       parts; and one embedding of the picture as a whole, projected if the model does that.
     """
+    if self.size % self.patch:
+      raise ValueError(
+        f"An image of {self.size} pixels a side has no whole patches of {self.patch}; choose a size"
+        " that the patch divides."
+      )
     pixels = preprocess(image, self.size)[:, None]
     shape = (1, self.patch, self.patch)
     patches = PatchConv3d(self.dim, shape, self.dtype, use_bias=False, name="patch_embedding")

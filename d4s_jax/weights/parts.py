@@ -165,9 +165,7 @@ def _unread(
 
 
 def _unread_rules(component: Component) -> list[Rule]:
-  return [
-    Rule(name, f"{parts.UNREAD}{name.replace(f'{LAYER}.', '')}") for name in component.unread
-  ]
+  return [Rule(name, f"{parts.UNREAD}{name.replace(f'{LAYER}.', '')}") for name in component.unread]
 
 
 def _check(

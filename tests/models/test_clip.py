@@ -71,9 +71,7 @@ def test_both_outputs_equal_transformers(projected):
 
 @pytest.mark.parity
 @settings(max_examples=15, phases=(Phase.generate,))
-@given(
-  height=st.integers(20, 300), width=st.integers(20, 300), size=st.sampled_from([224, 56, 33])
-)
+@given(height=st.integers(20, 300), width=st.integers(20, 300), size=st.sampled_from([224, 56, 33]))
 def test_preprocessing_equals_transformers(height, width, size):
   transformers = pytest.importorskip("transformers")
   image = pytest.importorskip("PIL.Image")

@@ -59,7 +59,7 @@ class WanTransformer(nn.Module):
     timestep: Float[Array, "b"] | Float[Array, "b k"],
     text: Float[Array, "b l t"],
     camera_maps: Float[Array, "b F H W m"] | None = None,
-    image: Float[Array, "b m i"] | None = None,
+    image: Float[Array, "b p i"] | None = None,
   ) -> Float[Array, "b f h w {self.out_channels}"]:
     """Predicts the velocity.
 
@@ -142,6 +142,7 @@ class WanTransformer(nn.Module):
       later = jnp.arange(latents.shape[1]) > 0
       timestep = timestep[:, None] * later[None, :]
     return self(latents, timestep, text, camera_maps)
+
 
 class WanBlock(nn.Module):
   """Self-attention and a feed-forward network, both modulated by time; cross-attention between.
