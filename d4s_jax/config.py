@@ -40,6 +40,9 @@ _WAN_AUTOENCODER = {
   ),
 }
 
+# ViT-H/14 of OpenCLIP.
+_CLIP = {"dim": 1280, "ffn_dim": 5120, "heads": 16, "depth": 32, "size": 224, "patch": 14}
+
 _FULL_LDRM = {
   "gaussians": 50_000,
   "width": 1024,
@@ -58,6 +61,13 @@ def _wan(**transformer: int) -> dict[str, Any]:
     "text_encoder": _UMT5_XXL,
     "transformer": {"remat": True, **transformer},
     "text_length": 512,
+  }
+
+
+def _wan_i2v(shift: float, **transformer: int) -> dict[str, Any]:
+  return _wan(**transformer) | {
+    "image_encoder": _CLIP,
+    "schedule": {"shift": shift},
   }
 
 
@@ -124,6 +134,15 @@ PRESETS: dict[str, dict[str, Any]] = {
   },
   "wan14b": {
     "backbone": _wan(dim=5120, ffn_dim=13824, heads=40, depth=40),
+    "ldrm": _FULL_LDRM,
+  },
+  # Two sets of weights of one size, published with another shift of the noise level each.
+  "wan14b-i2v-480p": {
+    "backbone": _wan_i2v(3.0, dim=5120, ffn_dim=13824, heads=40, depth=40),
+    "ldrm": _FULL_LDRM,
+  },
+  "wan14b-i2v-720p": {
+    "backbone": _wan_i2v(5.0, dim=5120, ffn_dim=13824, heads=40, depth=40),
     "ldrm": _FULL_LDRM,
   },
   "paper": {
@@ -231,6 +250,7 @@ def base(preset: str) -> Config:
         "text_encoder": "",
         "transformer": "",
         "ldrm": "",
+        **({"image_encoder": ""} if "image_encoder" in PRESETS[preset]["backbone"] else {}),
       },
       "data": {"source": "synthetic", "workers": 0},
       "heldout": {"batches": 2, "every": 100 if tiny else 1000},

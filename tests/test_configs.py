@@ -22,6 +22,7 @@ CASES = [
   *((file.stem, "tiny") for file in FILES),
   *((file.stem, "wan1.3b") for file in FILES),
   ("joint", "wan14b"),
+  ("joint", "wan14b-i2v-480p"),
   ("joint", "paper"),
   *(("joint", preset) for preset in PRESETS if preset.startswith("cogvideox")),
   ("static", "paper,256"),

@@ -5,10 +5,12 @@ parameters under their Flax paths ("blocks/mlp_in/kernel"; blocks are stacked al
 the type that they were published in. `config.json` is data:
 
   format, version   "d4s_jax part", 1
-  part              "autoencoder", "text_encoder" or "transformer"
+  part              "autoencoder", "text_encoder", "image_encoder" or "transformer"
   fields            constructor arguments of the class in `models`
   published         the config.json that the weights came with, unchanged
   names             names of the file it came from that are not in the table, else empty
+
+Under "unread/" are tensors that the file it came from had and no model reads.
 """
 
 import dataclasses
@@ -24,7 +26,8 @@ from d4s_jax.formats import checked, shards
 
 FORMAT = "d4s_jax part"
 VERSION = 1
-PARTS = ("autoencoder", "text_encoder", "transformer")
+PARTS = ("autoencoder", "text_encoder", "image_encoder", "transformer")
+UNREAD = "unread/"
 STEM = "model"
 CONFIG = "config.json"
 

@@ -11,8 +11,10 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from d4s_jax.diffusion.schedule import FlowMatching, Schedule
 from d4s_jax.diffusion.v_prediction import VPrediction
+from d4s_jax.models.clip import CLIPVision
 from d4s_jax.models.cogvideox.autoencoder import CogVideoXAutoencoder
 from d4s_jax.models.cogvideox.transformer import CogVideoXTransformer
+from d4s_jax.models.condition import Condition
 from d4s_jax.models.t5 import T5Encoder
 from d4s_jax.models.tokenizer import PAD, ByteTokenizer
 from d4s_jax.models.wan.autoencoder import WanAutoencoder
@@ -37,8 +39,8 @@ class Text(NamedTuple):
 class Backbone:
   """A pre-trainable image-to-video model: autoencoder, text encoder, transformer, schedule.
 
-  It holds no parameters: every method takes the tree
-  {"autoencoder": .., "text_encoder": .., "transformer": ..} of `init`.
+  It holds no parameters: every method takes the tree {"autoencoder": .., "text_encoder": ..,
+  "transformer": ..} of `init`, which has an "image_encoder" too where the model has one.
 
   A condition is dropped, for classifier-free guidance, as follows: text becomes the empty prompt
   (`drop` of `encode_text`), cameras become None or, for single samples of a batch, maps of zeros;
@@ -56,6 +58,8 @@ class Backbone:
     camera_channels: channels of the camera maps: 6 for Plücker, 12 for flat poses.
     reads_padding: whether padding of the prompt is embedded and attended to like text, as the
       published CogVideoX models were trained.
+    image_encoder: maps images in [0, 1] to tokens, which the transformer attends to, and to one
+      embedding; None for models that read the photograph from latents alone.
   """
 
   autoencoder: nn.Module
@@ -68,6 +72,7 @@ class Backbone:
   patch: tuple[int, int, int]
   camera_channels: int
   reads_padding: bool = False
+  image_encoder: nn.Module | None = None
 
   def boxed(self, key: PRNGKeyArray) -> dict[str, Any]:
     """New parameters in boxes that name their logical axes; use under `jax.eval_shape`."""
@@ -82,14 +87,17 @@ class Backbone:
     text_encoder = self.text_encoder.init(keys[1], tokens, tokens == PAD)
     text = jax.eval_shape(self.text_encoder.apply, text_encoder, tokens, tokens == PAD)
     text = jnp.zeros(text.shape)
-    inputs = (latents, jnp.zeros(1), text, maps, None)
-    transformer = self.transformer.init(keys[2], *inputs, method="denoise")
-    parts = {
-      "autoencoder": self.autoencoder.init(keys[0], video),
-      "text_encoder": text_encoder,
-      "transformer": transformer,
-    }
-    return {name: part["params"] for name, part in parts.items()}
+    parts = {"autoencoder": self.autoencoder.init(keys[0], video), "text_encoder": text_encoder}
+    if self.image_encoder is not None:
+      parts["image_encoder"] = self.image_encoder.init(jax.random.fold_in(key, 3), video[:, 0])
+    params = {name: part["params"] for name, part in parts.items()}
+    condition = jax.eval_shape(
+      lambda params: self.condition(params, video[:, 0], frames), nn.unbox(params)
+    )
+    condition = jax.tree.map(lambda x: jnp.zeros(x.shape), condition)
+    inputs = (latents, jnp.zeros(1), text, maps, condition)
+    params["transformer"] = self.transformer.init(keys[2], *inputs, method="denoise")["params"]
+    return params
 
   def init(self, key: PRNGKeyArray) -> dict[str, Any]:
     """New parameters, float32, as plain nested dictionaries."""
@@ -151,6 +159,22 @@ class Backbone:
     embeddings = _apply(self.text_encoder, params["text_encoder"], tokens, mask)
     return Text(embeddings * mask[:, :, None], mask)
 
+  def condition(self, params: Params, image: Float[Array, "b h w 3"], frames: int) -> Condition:
+    """What `denoise` is told of a photograph.
+
+    Args:
+      params: the parameters.
+      image: the first frame of the video, in [0, 1].
+      frames: of the video.
+    """
+    if self.image_encoder is None:
+      return Condition(self.encode(params, image[:, None]))
+    # Mid-grey stands for the frames that are not known.
+    video = jnp.pad(image[:, None], ((0, 0), (0, frames - 1), *3 * ((0, 0),)), constant_values=0.5)
+    latents = self.encode(params, video)
+    tokens, _ = _apply(self.image_encoder, params["image_encoder"], image)
+    return Condition(latents[:, :1], latents, tokens)
+
   def denoise(
     self,
     params: Params,
@@ -158,7 +182,7 @@ class Backbone:
     sigma: Float[Array, "b"],
     text: Text,
     camera_maps: Float[Array, "b F H W m"] | None = None,
-    first: Float[Array, "b 1 h w c"] | None = None,
+    condition: Condition | None = None,
   ) -> Float[Array, "b f h w c"]:
     """Predicts the velocity of noisy latents.
 
@@ -168,12 +192,13 @@ class Backbone:
       sigma: noise level in [0, 1] of each sample.
       text: of `encode_text`.
       camera_maps: Plücker or flat maps of every frame; None, or zeros for a sample, for no camera.
-      first: clean latents of the first frame, which condition the others; None for text-to-video.
+      condition: of `condition`, on the photograph that the video starts with; None for
+        text-to-video, which not every model can do.
 
     Returns:
-      The velocity, float32. With `first`, that of the first frame means nothing.
+      The velocity, float32. With a condition, that of the first frame need not mean anything.
     """
-    args = (latents, sigma, text.embeddings, camera_maps, first)
+    args = (latents, sigma, text.embeddings, camera_maps, condition)
     return _apply(self.transformer, params["transformer"], *args, method="denoise")
 
 
@@ -184,6 +209,7 @@ def _apply(module: nn.Module, params: Any, *args: Any, method: str | None = None
 def _build_wan(config: Mapping[str, Any]) -> Backbone:
   autoencoder = WanAutoencoder(**config["autoencoder"])
   sizes = {"out_channels": autoencoder.z_dim, "strides": autoencoder.strides}
+  sizes |= {"takes_image": "image_encoder" in config}
   transformer = WanTransformer(**dict(config["transformer"]) | sizes)
   return Backbone(
     autoencoder=autoencoder,
@@ -195,6 +221,7 @@ def _build_wan(config: Mapping[str, Any]) -> Backbone:
     strides=autoencoder.strides,
     patch=transformer.patch,
     camera_channels=config["camera_channels"],
+    image_encoder=CLIPVision(**config["image_encoder"]) if "image_encoder" in config else None,
   )
 
 
@@ -228,8 +255,8 @@ def build(config: Mapping[str, Any]) -> Backbone:
 
   Args:
     config: `family` (a key of `BACKBONES`), `text_length` in tokens, `camera_channels`, and the
-      sections `autoencoder`, `text_encoder`, `transformer`, `schedule`, whose keys are the fields
-      of the classes they build.
+      sections `autoencoder`, `text_encoder`, `transformer`, `schedule` and, for Wan2.1-I2V,
+      `image_encoder`, whose keys are the fields of the classes they build.
 
   Raises:
     ValueError: the family is unknown.

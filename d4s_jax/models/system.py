@@ -21,8 +21,8 @@ from d4s_jax.types import Cameras, DynamicGaussians
 class System:
   """What training and inference see of the models; parameters are kept apart.
 
-  Parameters are a nested dictionary with the parts "autoencoder", "text_encoder", "transformer"
-  and "ldrm".
+  Parameters are a nested dictionary with the parts "autoencoder", "text_encoder", "transformer",
+  "ldrm" and, for backbones that have one, "image_encoder".
 
   Attributes:
     backbone: the video model.
@@ -47,7 +47,8 @@ class System:
       raise ValueError(f"model.encoding is {encoding!r}; expected one of {sorted(CHANNELS)}.")
     modules = {
       name: _fields(config["backbone"][name]) | {"dtype": dtype}
-      for name in ("autoencoder", "text_encoder", "transformer")
+      for name in ("autoencoder", "text_encoder", "image_encoder", "transformer")
+      if name in config["backbone"]
     }
     video = backbone.build(
       dict(config["backbone"]) | modules | {"camera_channels": CHANNELS[encoding]}

@@ -76,7 +76,7 @@ class Pipeline:
     solvers.solver(solver)
     backbone = system.backbone
     self._embed = jax.jit(backbone.encode_text)
-    self._encode = jax.jit(backbone.encode)
+    self._condition = jax.jit(backbone.condition, static_argnums=2)
     self._decode = jax.jit(backbone.decode)
     self._denoise = jax.jit(backbone.denoise)
     self._reconstruct = jax.jit(functools.partial(_reconstruct, system))
@@ -105,8 +105,8 @@ class Pipeline:
     self, image: Float[np.ndarray, "h w 3"], cameras: Cameras, prompt: str, seed: int = 0
   ) -> Float[Array, "f h w c"]:
     """The first half of `__call__`: normalised latents of the clip, the first the photograph's."""
-    size = cameras.height, cameras.width
-    self._system.check_size(len(cameras.world_from_camera), *size)
+    size, frames = (cameras.height, cameras.width), len(cameras.world_from_camera)
+    self._system.check_size(frames, *size)
     if image.shape != (*size, 3):
       raise ValueError(f"The image has shape {image.shape}; its camera, {(*size, 3)}.")
     if not 0 <= seed <= _LARGEST_SEED:
@@ -117,18 +117,21 @@ class Pipeline:
       text = self._embed(params, tokens)
       no_text = jax.block_until_ready(self._embed(params, tokens, jnp.ones(1, bool)))
     del params
-    params = self._part("autoencoder")
+    encoders = {"autoencoder", "image_encoder"} & set(self._params)
+    params = {name: self._params[name] for name in sorted(encoders)}
     with progress.timed("compile, and encode the photograph"):
-      first = jax.block_until_ready(self._encode(params, jnp.asarray(image)[None, None]))
+      condition = self._condition(params, jnp.asarray(image)[None], frames)
+      jax.block_until_ready(condition)
     del params
     params = self._part("transformer")
     maps = self._system.camera_maps(_batched(cameras))
     if "camera" not in params["transformer"]:
       maps = None
       progress.say("note: these weights know no cameras; the trajectory is not followed.")
-    shape = self._system.backbone.latent_shape(1, len(cameras.world_from_camera), *size)
+    shape = self._system.backbone.latent_shape(1, frames, *size)
     # As training drops conditions: prompt and camera go together.
-    conditions = (text, maps, first), (no_text, None if maps is None else 0 * maps, first)
+    no_maps = None if maps is None else 0 * maps
+    conditions = (text, maps, condition), (no_text, no_maps, condition)
 
     def denoise(conditions):
       return lambda latents, level: self._denoise(params, latents, level, *conditions)
@@ -147,7 +150,7 @@ class Pipeline:
         report=bar.update,
       )
     # The first latent is the photograph's own.
-    return jnp.concatenate([first, latents[:, 1:]], axis=1)[0]
+    return jnp.concatenate([condition.first, latents[:, 1:]], axis=1)[0]
 
   def reconstruct(self, latents: Float[Array, "f h w c"], cameras: Cameras) -> DynamicGaussians:
     """The second half of `__call__`: the scene behind latents, in NumPy arrays."""

@@ -107,7 +107,11 @@ def check_same_model(
     if getattr(module, key) != (tuple(value) if isinstance(value, list) else value)
   ]
   ours = {path: x.shape for path, x in state.flatten(system.abstract()[name]).items()}
-  theirs = {path: spec.shape for path, spec in stored.specs.items()}
+  theirs = {
+    path: spec.shape
+    for path, spec in stored.specs.items()
+    if not path.startswith(parts_on_disk.UNREAD)
+  }
   wrong += [
     f"{path}: {theirs.get(path)} there, {ours.get(path)} here"
     for path in sorted(ours.keys() | theirs.keys())

@@ -138,12 +138,14 @@ def diffusion(
   )
   noise = jax.random.normal(noise_key, clean.shape)
   noisy = schedule.add_noise(clean, noise, sigma)
-  first = clean[:, :1]
+  images = clip.source.images
+  # Of the encoders nothing is trained here.
+  condition = jax.lax.stop_gradient(backbone.condition(params, images[:, 0], images.shape[1]))
 
   dropped = jax.random.bernoulli(drop_key, settings.condition_dropout, (batch,))
   text = backbone.encode_text(params, clip.text, dropped)
   velocity = backbone.denoise(
-    params, noisy, sigma, text, system.camera_maps(clip.source.cameras, dropped), first
+    params, noisy, sigma, text, system.camera_maps(clip.source.cameras, dropped), condition
   )
   target = schedule.velocity(clean, noise, sigma)
   # The first frame is given clean: there is nothing to predict.
@@ -151,7 +153,7 @@ def diffusion(
   terms = {"flow_matching": losses.flow_matching(velocity, target, mask=predicted)}
 
   estimate = schedule.to_clean(noisy, velocity, sigma)
-  estimate = jnp.concatenate([first, estimate[:, 1:]], axis=1)
+  estimate = jnp.concatenate([clean[:, :1], estimate[:, 1:]], axis=1)
   estimate = _scale_gradient(estimate, settings.render_gradient)
   chosen = estimated.reshape(-1, 1, 1, 1, 1)
   return terms, jnp.where(chosen, estimate, clean), jnp.where(estimated, sigma, 0.0)

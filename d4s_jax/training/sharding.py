@@ -22,7 +22,7 @@ RULES = (
   ("layers", None),
 )
 
-# In generation there is one sample and no gradient: heads and inner widths of all layers are cut, so
+# In generation there is one sample and no gradient: heads and inner widths of layers are cut, so
 # that every device computes its own share and only sums travel.
 GENERATION_RULES = tuple((axis, "fsdp" if axis in ("heads", "mlp") else None) for axis, _ in RULES)
 

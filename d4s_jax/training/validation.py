@@ -91,7 +91,9 @@ def denoised(
   noisy = schedule.add_noise(latents, noise, sigma)
   text = backbone.encode_text(params, clip.text)
   maps = system.camera_maps(clip.source.cameras)
-  velocity = backbone.denoise(params, noisy, sigma, text, maps, latents[:, :1])
+  images = clip.source.images
+  condition = backbone.condition(params, images[:, 0], images.shape[1])
+  velocity = backbone.denoise(params, noisy, sigma, text, maps, condition)
   predicted = jnp.broadcast_to(jnp.arange(latents.shape[1]) > 0, latents.shape[:2])
   loss = losses.flow_matching(velocity, schedule.velocity(latents, noise, sigma), mask=predicted)
   estimate = schedule.to_clean(noisy, velocity, sigma)

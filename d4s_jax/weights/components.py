@@ -9,10 +9,11 @@ import jax
 import jax.numpy as jnp
 from flax import traverse_util
 
+from d4s_jax.models.clip import CLIPVision
 from d4s_jax.models.t5 import T5Encoder
 from d4s_jax.models.wan.autoencoder import WanAutoencoder
 from d4s_jax.models.wan.transformer import WanTransformer
-from d4s_jax.weights import t5, wan
+from d4s_jax.weights import clip, t5, wan
 from d4s_jax.weights.rules import Rule
 
 Fields = dict[str, Any]
@@ -31,6 +32,9 @@ class Component:
     module: our class.
     inputs: shapes of inputs that fix the shapes of all parameters, from config.json and fields.
     aliases: other names of tensors that files may use.
+    prefix: beginning of names that files may leave out, of all of them together.
+    unread: patterns of names of tensors that files may have and no model reads, and the parameter
+      whose shape they have.
   """
 
   part: str
@@ -41,6 +45,8 @@ class Component:
   module: type[nn.Module]
   inputs: Callable[[Mapping[str, Any], Fields], tuple[Any, ...]]
   aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  prefix: str = ""
+  unread: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
   def shapes(self, config: Mapping[str, Any], fields: Fields) -> dict[str, tuple[int, ...]]:
     """Shape of each of our parameters, by path; nothing is computed.
@@ -60,7 +66,8 @@ class Component:
 
 def _transformer_inputs(config: Mapping[str, Any], fields: Fields) -> tuple[Any, ...]:
   latents = _float(1, *fields["patch"], config["in_channels"])
-  return latents, _float(1), _float(1, 1, config["text_dim"])
+  image = _float(1, 1, config["image_dim"]) if fields["takes_image"] else None
+  return latents, _float(1), _float(1, 1, config["text_dim"]), None, image
 
 
 def _autoencoder_inputs(config: Mapping[str, Any], fields: Fields) -> tuple[Any, ...]:
@@ -72,6 +79,11 @@ def _autoencoder_inputs(config: Mapping[str, Any], fields: Fields) -> tuple[Any,
 def _encoder_inputs(config: Mapping[str, Any], fields: Fields) -> tuple[Any, ...]:
   del config, fields
   return jax.ShapeDtypeStruct((1, 1), jnp.int32), jax.ShapeDtypeStruct((1, 1), jnp.bool_)
+
+
+def _image_inputs(config: Mapping[str, Any], fields: Fields) -> tuple[Any, ...]:
+  del config
+  return (_float(1, fields["size"], fields["size"], 3),)
 
 
 def _float(*shape: int) -> jax.ShapeDtypeStruct:
@@ -88,6 +100,16 @@ _ENCODER = Component(
   inputs=_encoder_inputs,
   aliases=t5.ALIASES,
 )
+_IMAGE_ENCODER = Component(
+  part="image_encoder",
+  stem="model",
+  rules=clip.ENCODER,
+  fields=clip.encoder_fields,
+  config=clip.encoder_config,
+  module=CLIPVision,
+  inputs=_image_inputs,
+  prefix=clip.PREFIX,
+)
 COMPONENTS = {
   "WanTransformer3DModel": Component(
     part="transformer",
@@ -97,6 +119,7 @@ COMPONENTS = {
     config=wan.transformer_config,
     module=WanTransformer,
     inputs=_transformer_inputs,
+    unread=wan.UNREAD,
   ),
   "AutoencoderKLWan": Component(
     part="autoencoder",
@@ -109,6 +132,8 @@ COMPONENTS = {
   ),
   "T5EncoderModel": _ENCODER,
   "UMT5EncoderModel": _ENCODER,
+  "CLIPVisionModel": _IMAGE_ENCODER,
+  "CLIPVisionModelWithProjection": _IMAGE_ENCODER,
 }
 
 

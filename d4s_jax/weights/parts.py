@@ -14,7 +14,7 @@ from d4s_jax.formats import parts, shards
 from d4s_jax.formats.tensors import Spec
 from d4s_jax.weights import components
 from d4s_jax.weights.components import Component
-from d4s_jax.weights.rules import Pair, pairs
+from d4s_jax.weights.rules import LAYER, Pair, Rule, pairs
 
 # More lines help nobody, and a hostile file may have millions of names.
 _MOST_LISTED = 2000
@@ -65,9 +65,11 @@ def to_flax(folder: pathlib.Path) -> Conversion:
   config = parts.read_config(folder)
   if parts.is_description(config):
     raise ValueError(f"{folder} is in our layout already; --format=torch takes it back.")
-  component, fields, shapes, table = _table(config, folder)
+  component, fields, shapes = _model(config, folder)
   stored = shards.Shards(folder, component.stem)
-  names = _resolve_aliases(stored, component.aliases, folder)
+  names = _other_names(stored, component, folder)
+  shapes |= _unread(component, shapes, lambda pair: pair.torch in stored.specs)
+  table = _table(component, shapes, names)
   place = {pair.torch: names.get(pair.torch, [pair.torch])[0] for pair in table}
   unused = {alias for aliases in names.values() for alias in aliases[1:]}
   found = {name: spec for name, spec in stored.specs.items() if name not in unused}
@@ -102,11 +104,13 @@ def to_torch(folder: pathlib.Path) -> Conversion:
     raise ValueError(f"{folder} is not in our layout; --format=flax makes it so.")
   where = str(folder / parts.CONFIG)
   description = parts.decode(config, where)
-  component, fields, shapes, table = _table(description.published, folder)
+  component, fields, shapes = _model(description.published, folder)
   if (component.part, fields) != (description.part, description.fields):
     raise ValueError(f"{where}: part and fields are not those of `published`; restore the file.")
-  names = _check_names(description.names, component.aliases, where)
+  names = _check_names(description.names, component, where)
   stored = shards.Shards(folder, parts.STEM)
+  shapes |= _unread(component, shapes, lambda pair: pair.flax in stored.specs)
+  table = _table(component, shapes, names)
   _check(folder, shapes, stored.specs)
 
   sources = {name: pair for pair in table for name in names.get(pair.torch, [pair.torch])}
@@ -122,17 +126,46 @@ def to_torch(folder: pathlib.Path) -> Conversion:
   return Conversion(description.published, component.stem, {"format": "pt"}, specs, pieces)
 
 
-def _table(
+def _model(
   config: Mapping[str, Any], folder: pathlib.Path
-) -> tuple[Component, dict[str, Any], dict[str, tuple[int, ...]], list[Pair]]:
-  """The kind of model, its fields as JSON has them, our shapes, and all its tensors."""
+) -> tuple[Component, dict[str, Any], dict[str, tuple[int, ...]]]:
+  """The kind of model, its fields as JSON has them, and our shapes."""
   try:
     component = components.of(config)
     fields = component.fields(config)
     shapes = component.shapes(config, fields)
   except ValueError as error:
     raise ValueError(f"{folder / parts.CONFIG}: {error}") from error
-  return component, json.loads(json.dumps(fields)), shapes, pairs(component.rules, shapes)
+  return component, json.loads(json.dumps(fields)), shapes
+
+
+def _table(
+  component: Component, shapes: Mapping[str, tuple[int, ...]], names: Mapping[str, list[str]]
+) -> list[Pair]:
+  """All tensors of a model, whose names begin as in the file."""
+  rules = [*component.rules, *_unread_rules(component)]
+  if component.prefix in names:
+    rules = [
+      dataclasses.replace(rule, torch=rule.torch.removeprefix(component.prefix)) for rule in rules
+    ]
+  return pairs(rules, shapes)
+
+
+def _unread(
+  component: Component, shapes: Mapping[str, tuple[int, ...]], is_there: Callable[[Pair], bool]
+) -> dict[str, tuple[int, ...]]:
+  """Shapes of the tensors that no model reads, by their paths in our layout, if any is there."""
+  rules = _unread_rules(component)
+  found = {
+    rule.flax: shapes[like]
+    for rule, like in zip(rules, component.unread.values(), strict=True)
+    if like in shapes
+  }
+  return found if any(is_there(pair) for pair in pairs(rules, found)) else {}
+
+
+def _unread_rules(component: Component) -> list[Rule]:
+  return [Rule(name, f"{parts.UNREAD}{name.replace(f'{LAYER}.', '')}") for name in component.unread]
 
 
 def _check(
@@ -152,12 +185,18 @@ def _check(
     raise ValueError(f"{folder}: {len(problems)} tensors don't fit its config.json: {listed}.")
 
 
-def _resolve_aliases(
-  stored: shards.Shards, aliases: Mapping[str, str], folder: pathlib.Path
+def _other_names(
+  stored: shards.Shards, component: Component, folder: pathlib.Path
 ) -> dict[str, list[str]]:
-  """For a tensor that the file has under other names than the table's: those names."""
+  """For a tensor that the file has under other names than the table's: those names.
+
+  For the prefix of all names, if the file leaves it out: nothing.
+  """
+  prefix = component.prefix
+  if prefix and not any(name.startswith(prefix) for name in stored.specs):
+    return {prefix: [""]}
   names: dict[str, list[str]] = {}
-  for alias, name in aliases.items():
+  for alias, name in component.aliases.items():
     if alias in stored.specs and name not in stored.specs:
       names[name] = [alias]
     elif alias in stored.specs:
@@ -173,9 +212,11 @@ def _hash(stored: shards.Shards, name: str) -> bytes:
 
 
 def _check_names(
-  names: Mapping[str, Any], aliases: Mapping[str, str], where: str
+  names: Mapping[str, Any], component: Component, where: str
 ) -> Mapping[str, list[str]]:
+  aliases, prefix = component.aliases, component.prefix
   legal = [{name: used} for alias, name in aliases.items() for used in ([alias], [name, alias])]
+  legal += [{prefix: [""]}] if prefix else []
   if names and names not in legal:
     raise ValueError(f"{where}: names; expected nothing, or one of {legal}.")
   return names

@@ -28,12 +28,17 @@ _FIELDS = (
   *("scene_scale", "initial_depth", "opacity_bias"),
 )
 # As in published pipelines.
-_FOLDERS = {"transformer": "transformer", "autoencoder": "vae", "text_encoder": "text_encoder"}
+_FOLDERS = {
+  "transformer": "transformer",
+  "autoencoder": "vae",
+  "text_encoder": "text_encoder",
+  "image_encoder": "image_encoder",
+}
 _TORCH = {"format": "pt"}
 
 
 def export(system: System, params: Mapping[str, Any]) -> Job:
-  """What a run becomes: transformer, vae, text_encoder and diff4splat, in float32.
+  """What a run becomes: transformer, vae, encoders and diff4splat, in float32.
 
   Args:
     system: the models.
@@ -45,6 +50,7 @@ def export(system: System, params: Mapping[str, Any]) -> Job:
   models = {
     folder: _published(getattr(system.backbone, part), flat[part])
     for part, folder in _FOLDERS.items()
+    if part in flat
   }
   models[_OURS] = _ours(system.ldrm, flat["ldrm"], camera)
   return Job(models, {f"{_OURS}/{_CODE.name}": _CODE.read_bytes()})

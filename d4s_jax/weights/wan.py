@@ -24,6 +24,9 @@ def _attention(torch: str, flax: str) -> list[Rule]:
   ]
 
 
+_IMAGE, _CROSS = "condition_embedder.image_embedder", "blocks.{layer}.attn2"
+
+
 TRANSFORMER = (
   Rule("patch_embedding.weight", "patch_embedding/kernel", _CONV3D),
   Rule("patch_embedding.bias", "patch_embedding/bias"),
@@ -32,16 +35,28 @@ TRANSFORMER = (
   *dense("condition_embedder.time_proj", "time/modulation"),
   *dense("condition_embedder.text_embedder.linear_1", "text/in"),
   *dense("condition_embedder.text_embedder.linear_2", "text/out"),
+  Rule(f"{_IMAGE}.norm1.weight", "image/norm_in/scale"),
+  Rule(f"{_IMAGE}.norm1.bias", "image/norm_in/bias"),
+  *dense(f"{_IMAGE}.ff.net.0.proj", "image/in"),
+  *dense(f"{_IMAGE}.ff.net.2", "image/out"),
+  Rule(f"{_IMAGE}.norm2.weight", "image/norm_out/scale"),
+  Rule(f"{_IMAGE}.norm2.bias", "image/norm_out/bias"),
   Rule("blocks.{layer}.scale_shift_table", "blocks/modulation", "1 s d -> s d"),
   *_attention("blocks.{layer}.attn1", "blocks/self_attention"),
   Rule("blocks.{layer}.norm2.weight", "blocks/cross_norm/scale"),
   Rule("blocks.{layer}.norm2.bias", "blocks/cross_norm/bias"),
-  *_attention("blocks.{layer}.attn2", "blocks/cross_attention"),
+  *_attention(_CROSS, "blocks/cross_attention"),
+  *dense(f"{_CROSS}.add_k_proj", "blocks/cross_attention/image_key"),
+  *dense(f"{_CROSS}.add_v_proj", "blocks/cross_attention/image_value"),
+  Rule(f"{_CROSS}.norm_added_k.weight", "blocks/cross_attention/image_key_norm/scale"),
   *dense("blocks.{layer}.ffn.net.0.proj", "blocks/mlp_in"),
   *dense("blocks.{layer}.ffn.net.2", "blocks/mlp_out"),
   Rule("scale_shift_table", "modulation", "1 s d -> s d"),
   *dense("proj_out", "head"),
 )
+
+# The published I2V files have these too: as many zeros as the norm of the keys has numbers.
+UNREAD = {f"{_CROSS}.norm_added_q.weight": "blocks/cross_attention/image_key_norm/scale"}
 
 
 def _convolution(torch: str, flax: str, layout: str = _CONV3D) -> list[Rule]:
@@ -104,9 +119,11 @@ def transformer_fields(config: Mapping[str, Any]) -> dict[str, Any]:
   read.only("qk_norm", "rms_norm_across_heads")
   read.only("cross_attn_norm", True)
   read.only("eps", 1e-6)
-  # The image branch of Wan2.1-I2V.
-  read.only("image_dim", None)
-  read.only("added_kv_proj_dim", None)
+  takes_image = config.get("image_dim") is not None
+  if takes_image:
+    read.size("image_dim", WIDE)
+  # The embeddings of the image reach the blocks at the width of the model.
+  read.only("added_kv_proj_dim", heads * head_dim if takes_image else None)
   read.only("pos_embed_seq_len", None)
   fields = {
     "dim": heads * head_dim,
@@ -116,6 +133,7 @@ def transformer_fields(config: Mapping[str, Any]) -> dict[str, Any]:
     "out_channels": read.size("out_channels"),
     "patch": read.sizes("patch_size", 3),
     "freq_dim": read.size("freq_dim"),
+    "takes_image": takes_image,
   }
   for name in ("in_channels", "text_dim"):
     read.size(name)
@@ -152,6 +170,7 @@ def transformer_config(
   transformer: WanTransformer, shapes: Mapping[str, tuple[int, ...]]
 ) -> dict[str, Any]:
   """The config.json of a WanTransformer3DModel for our `WanTransformer`."""
+  image = shapes.get("image/in/kernel")
   return {
     "_class_name": "WanTransformer3DModel",
     "num_attention_heads": transformer.heads,
@@ -163,6 +182,8 @@ def transformer_config(
     "patch_size": list(transformer.patch),
     "freq_dim": transformer.freq_dim,
     "text_dim": shapes["text/in/kernel"][0],
+    "image_dim": image and image[0],
+    "added_kv_proj_dim": image and transformer.dim,
     "qk_norm": "rms_norm_across_heads",
     "cross_attn_norm": True,
     "eps": 1e-6,

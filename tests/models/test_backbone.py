@@ -8,6 +8,7 @@ import pytest
 
 from d4s_jax.config import PRESETS
 from d4s_jax.models.backbone import BACKBONES, build
+from d4s_jax.models.condition import Condition
 
 # Compiled without LLVM's optimiser: these networks run once.
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
@@ -96,19 +97,19 @@ def test_denoise_hears_every_condition_once_it_is_trained(backbone, params, key)
   noisy = jax.tree.map(lambda p: np.asarray(p) + 0.2 * draw(p.shape, np.float32), params)
   denoise = jit(backbone.denoise)
   sigma, first = jnp.full(1, 0.5), latents[:, :1]
-  velocity = denoise(noisy, latents, sigma, text, maps, first)
+  velocity = denoise(noisy, latents, sigma, text, maps, Condition(first))
   assert velocity.shape == latents.shape
   silent = type(text)(jnp.zeros_like(text.embeddings), text.mask)
   others = (
-    denoise(noisy, latents, sigma, text, jnp.zeros_like(maps), first),
-    denoise(noisy, latents, sigma, text, maps, first + 1.0),
-    denoise(noisy, latents, sigma, silent, maps, first),
-    denoise(noisy, latents, sigma + 0.1, text, maps, first),
+    denoise(noisy, latents, sigma, text, jnp.zeros_like(maps), Condition(first)),
+    denoise(noisy, latents, sigma, text, maps, Condition(first + 1.0)),
+    denoise(noisy, latents, sigma, silent, maps, Condition(first)),
+    denoise(noisy, latents, sigma + 0.1, text, maps, Condition(first)),
   )
   for other in others:
     assert np.abs(velocity - other)[:, 1:].max() > 1e-3
   # The noisy latents of the first frame are not looked at.
-  ignored = denoise(noisy, latents.at[:, 0].set(9.0), sigma, text, maps, first)
+  ignored = denoise(noisy, latents.at[:, 0].set(9.0), sigma, text, maps, Condition(first))
   np.testing.assert_array_equal(velocity, ignored)
 
 
@@ -152,6 +153,6 @@ def test_full_sizes_fit_together(preset):
 
   def velocity(params, latents, sigma, tokens, maps):
     text = backbone.encode_text(params, tokens)
-    return backbone.denoise(params, latents, sigma, text, maps, latents[:, :1])
+    return backbone.denoise(params, latents, sigma, text, maps, Condition(latents[:, :1]))
 
   assert jax.eval_shape(velocity, params, latents, sigma, tokens, maps).shape == latents.shape

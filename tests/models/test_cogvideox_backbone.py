@@ -7,6 +7,7 @@ import pytest
 
 from d4s_jax.config import PRESETS
 from d4s_jax.models.backbone import build
+from d4s_jax.models.condition import Condition
 
 # Compiled without LLVM's optimiser: these networks run once.
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
@@ -80,15 +81,15 @@ def test_denoise_hears_every_condition(mode, key):
   text = jit(backbone.encode_text)(params, jnp.asarray(backbone.tokenizer("a cat"))[None])
   denoise = jit(backbone.denoise)
   sigma, first = jnp.full(1, 0.5), latents[:, :1]
-  velocity = denoise(params, latents, sigma, text, maps, first)
+  velocity = denoise(params, latents, sigma, text, maps, Condition(first))
   assert velocity.shape == latents.shape
   silent = type(text)(jnp.zeros_like(text.embeddings), text.mask)
   others = (
-    denoise(params, latents, sigma, text, jnp.zeros_like(maps), first),
-    denoise(params, latents, sigma, text, maps, first + 1.0),
+    denoise(params, latents, sigma, text, jnp.zeros_like(maps), Condition(first)),
+    denoise(params, latents, sigma, text, maps, Condition(first + 1.0)),
     denoise(params, latents, sigma, text, maps, None),
-    denoise(params, latents, sigma, silent, maps, first),
-    denoise(params, latents, sigma + 0.1, text, maps, first),
+    denoise(params, latents, sigma, silent, maps, Condition(first)),
+    denoise(params, latents, sigma + 0.1, text, maps, Condition(first)),
   )
   for other in others:
     assert np.abs(velocity - other)[:, 1:].max() > 1e-4
@@ -115,7 +116,7 @@ def test_full_sizes_fit_together(preset):
 
   def velocity(params, latents, sigma, tokens, maps):
     text = backbone.encode_text(params, tokens)
-    return backbone.denoise(params, latents, sigma, text, maps, latents[:, :1])
+    return backbone.denoise(params, latents, sigma, text, maps, Condition(latents[:, :1]))
 
   assert jax.eval_shape(velocity, params, latents, sigma, tokens, maps).shape == latents.shape
   video = jax.eval_shape(backbone.decode, params, latents)

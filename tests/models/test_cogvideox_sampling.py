@@ -119,14 +119,15 @@ def test_sampling_with_guidance_equals_the_pipeline_of_diffusers(variant):
     max_sequence_length=LENGTH,
   )
 
-  encode, denoise = jit(backbone.encode), jit(backbone.denoise)
+  condition = jit(backbone.condition, static_argnums=2)
+  denoise = jit(backbone.denoise)
 
   def ours(noise, image, prompt, empty):
-    first = encode(params, image[:, None]) if given else None
+    known = condition(params, image, frames) if given else None
 
     def velocity(text):
       text = Text(text, jnp.ones(text.shape[:2], bool))
-      return lambda latents, sigma: denoise(params, latents, sigma, text, None, first)
+      return lambda latents, sigma: denoise(params, latents, sigma, text, None, known)
 
     weights = guidance("constant", STEPS, SCALE)
     return sample(velocity(prompt), velocity(empty), noise, backbone.schedule, weights)

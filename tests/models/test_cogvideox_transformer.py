@@ -10,6 +10,7 @@ import pytest
 from d4s_jax.config import PRESETS
 from d4s_jax.models.cogvideox.positions import grid_positions, rotary_positions, sine_positions
 from d4s_jax.models.cogvideox.transformer import CogVideoXTransformer
+from d4s_jax.models.condition import Condition
 from tests.models.cogvideox_oracle import (
   channel_last,
   rotary,
@@ -170,7 +171,7 @@ def test_denoise_of_text_to_video_puts_the_clean_first_frame_at_time_zero():
   module = CogVideoXTransformer(**(SMALL | VARIANTS["5b"]))
   denoise = jit(lambda *a: module.apply({"params": params}, *a, method="denoise"))
   first, sigma = 3.0 + latents[:, :1], jnp.array([0.3, 0.8])
-  got = denoise(latents, sigma, text, maps, first)
+  got = denoise(latents, sigma, text, maps, Condition(first))
   replaced = jnp.concatenate([first, latents[:, 1:]], axis=1)
   times = jnp.array([[0.0, 299.0, 299.0], [0.0, 799.0, 799.0]])
   want = _forward("5b")(params, replaced, times, text, maps)
@@ -186,7 +187,7 @@ def test_denoise_of_image_to_video_takes_the_image_beside_the_noise(scale):
   module = CogVideoXTransformer(**(SMALL | VARIANTS["1.5-5b-i2v"]), image_scale=scale)
   denoise = jit(lambda *a: module.apply({"params": params}, *a, method="denoise"))
   noisy, first, sigma = latents[..., :4], latents[:, :1, :, :, 4:], jnp.array([0.3, 0.8])
-  got = denoise(noisy, sigma, text, maps, first)
+  got = denoise(noisy, sigma, text, maps, Condition(first))
   image = jnp.zeros_like(noisy).at[:, :1].set(scale * first)
   both = jnp.concatenate([noisy, image], axis=-1)
   want = _forward("1.5-5b-i2v")(params, both, jnp.array([299.0, 799.0]), text, maps)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from d4s_jax.config import PRESETS
+from d4s_jax.models.condition import Condition
 from d4s_jax.models.wan.transformer import WanTransformer
 from d4s_jax.weights.wan import TRANSFORMER
 from tests.support import from_torch
@@ -157,7 +158,7 @@ def test_denoise_puts_the_clean_first_frame_at_time_zero(trained):
   sigma = jnp.array([0.3, 0.8])
   module = WanTransformer(**SMALL)
   denoise = jit(lambda *a: module.apply({"params": params}, *a, method="denoise"))
-  got = denoise(latents, sigma, text, maps, first)
+  got = denoise(latents, sigma, text, maps, Condition(first))
   replaced = jnp.concatenate([first, latents[:, 1:]], axis=1)
   times = 1000 * sigma[:, None] * jnp.array([[0.0, 1.0, 1.0]])
   want = _forward()(params, replaced, times, text, maps)

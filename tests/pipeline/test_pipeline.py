@@ -8,6 +8,7 @@ import pytest
 
 from d4s_jax.diffusion.schedule import FlowMatching
 from d4s_jax.models.backbone import Text
+from d4s_jax.models.condition import Condition
 from d4s_jax.models.system import System
 from d4s_jax.models.tokenizer import ByteTokenizer
 from d4s_jax.pipeline import PROMPT, Pipeline, shot
@@ -91,10 +92,13 @@ class ToyBackbone:
     tokens = tokens if drop is None else jnp.where(drop[:, None], 0, tokens)
     return Text(tokens[..., None].astype(jnp.float32), tokens > 0)
 
-  def denoise(self, params, latents, sigma, text, maps, first):
+  def condition(self, params, image, frames):
+    return Condition(self.encode(params, image[:, None]))
+
+  def denoise(self, params, latents, sigma, text, maps, condition):
     conditional = bool(text.mask.any())
     assert conditional == bool(jnp.any(maps != 0)), "prompt and camera are dropped together"
-    self.calls.append((conditional, float(sigma[0]), np.asarray(first)))
+    self.calls.append((conditional, float(sigma[0]), np.asarray(condition.first)))
     return (latents - (2.0 if conditional else 1.0)) / sigma.reshape(-1, 1, 1, 1, 1)
 
 

@@ -22,6 +22,7 @@ from d4s_jax.models.cogvideox.positions import (
   rotary_positions,
   sine_positions,
 )
+from d4s_jax.models.condition import Condition
 
 # The second scalar condition of 1.5-5B-I2V; published as "ofs" and never anything else.
 _OFFSET = 2.0
@@ -153,23 +154,23 @@ class CogVideoXTransformer(nn.Module):
     sigma: Float[Array, "b"],
     text: Float[Array, "b l t"],
     camera_maps: Float[Array, "b F H W m"] | None,
-    first: Float[Array, "b 1 h w c"] | None,
+    condition: Condition | None,
   ) -> Float[Array, "b f h w {self.out_channels}"]:
-    """Velocity at noise level `sigma`, given the clean `first` frame.
+    """Velocity at noise level `sigma`, given clean latents of the first frame.
 
-    An image-to-video model takes it beside the noisy latents, zeros standing for later frames. In a
-    text-to-video model it replaces the noisy first frame, whose tokens then are at timestep 0; a
+    An image-to-video model takes them beside the noisy latents, zeros standing for later frames. In a
+    text-to-video model they replace the noisy first frame, whose tokens then are at timestep 0; a
     token that spans a later frame too keeps the timestep of that one.
     """
     # Level 0 has no timestep of its own.
     timestep = jnp.maximum(jnp.round(LEVELS * sigma) - 1.0, 0.0)
     if self.takes_image:
       image = jnp.zeros_like(latents)
-      if first is not None:
-        image = image.at[:, :1].set(self.image_scale * first.astype(latents.dtype))
+      if condition is not None:
+        image = image.at[:, :1].set(self.image_scale * condition.first.astype(latents.dtype))
       latents = jnp.concatenate([latents, image], axis=-1)
-    elif first is not None:
-      latents = jnp.concatenate([first.astype(latents.dtype), latents[:, 1:]], axis=1)
+    elif condition is not None:
+      latents = jnp.concatenate([condition.first.astype(latents.dtype), latents[:, 1:]], axis=1)
       last_frame = self.patch[0] * (1 + jnp.arange(latents.shape[1] // self.patch[0])) - 1
       timestep = timestep[:, None] * (last_frame > 0)[None, :]
     return self(latents, timestep, text, camera_maps)

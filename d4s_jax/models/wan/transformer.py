@@ -1,4 +1,4 @@
-"""The video transformer of Wan: latents at a noise level, text and cameras to a velocity."""
+"""The video transformer of Wan: latents at a noise level, text, image and cameras to a velocity."""
 
 import flax.linen as nn
 import jax
@@ -9,12 +9,14 @@ from jaxtyping import Array, Float
 
 from d4s_jax.layers.attention import attention
 from d4s_jax.layers.convolution import PatchConv3d
-from d4s_jax.layers.embeddings import apply_rotary, rotary_3d, sinusoidal
+from d4s_jax.layers.embeddings import apply_rotary, rotary_3d
 from d4s_jax.layers.linear import dense
 from d4s_jax.layers.normalization import LayerNorm, RMSNorm, layer_norm, modulate, over_tokens
 from d4s_jax.layers.partitioning import constrain, partitioned
 from d4s_jax.layers.transformer import scan_blocks
 from d4s_jax.models.camera_adapter import CameraEmbedding
+from d4s_jax.models.condition import Condition
+from d4s_jax.models.wan.embeddings import ImageEmbedding, TextEmbedding, TimeEmbedding
 
 # The timestep that noise level 1 was published as.
 TIMESTEPS = 1000.0
@@ -31,6 +33,8 @@ class WanTransformer(nn.Module):
     out_channels: channels of the velocity.
     patch: frames, rows, columns of latents a token.
     freq_dim: width of the sinusoidal embedding of the timestep.
+    takes_image: whether blocks attend to embeddings of the image and latents of it lie beside the
+      noisy ones (Wan2.1-I2V).
     strides: frames, rows, columns of camera map a latent.
     dtype: compute dtype.
     remat: recompute the inside of a block in the backward pass instead of storing it.
@@ -43,6 +47,7 @@ class WanTransformer(nn.Module):
   out_channels: int = 16
   patch: tuple[int, int, int] = (1, 2, 2)
   freq_dim: int = 256
+  takes_image: bool = False
   strides: tuple[int, int, int] = (4, 8, 8)
   dtype: DTypeLike = jnp.float32
   remat: bool = False
@@ -54,15 +59,17 @@ class WanTransformer(nn.Module):
     timestep: Float[Array, "b"] | Float[Array, "b k"],
     text: Float[Array, "b l t"],
     camera_maps: Float[Array, "b F H W m"] | None = None,
+    image: Float[Array, "b p i"] | None = None,
   ) -> Float[Array, "b f h w {self.out_channels}"]:
     """Predicts the velocity.
 
     Args:
-      latents: noisy latents.
+      latents: noisy latents; with `takes_image`, a mask and the image's beside them.
       timestep: 1000 times the noise level: one a sample, or k a sample, each for n / k consecutive
         tokens (k = the latent frames, or k = n, one a token, as in Wan2.2-TI2V).
       text: embeddings of the prompt, zero beyond its end.
       camera_maps: Plücker or flat maps of every frame; None for no camera.
+      image: embeddings of the image; only with `takes_image`.
 
     Returns:
       The velocity in float32.
@@ -78,11 +85,13 @@ class WanTransformer(nn.Module):
     timestep = timestep if timestep.ndim == 2 else timestep[:, None]
     time, modulation = TimeEmbedding(self.dim, self.freq_dim, self.dtype, name="time")(timestep)
     text = TextEmbedding(self.dim, self.dtype, name="text")(text)
+    if image is not None:
+      image = ImageEmbedding(self.dim, self.dtype, name="image")(image)
     rotary = rotary_3d(f, h, w, self.dim // self.heads)
 
-    stack = scan_blocks(WanBlock, self.depth, inputs=3, remat=self.remat)
+    stack = scan_blocks(WanBlock, self.depth, inputs=4, remat=self.remat)
     stack = stack(self.heads, self.ffn_dim, self.dtype, name="blocks")
-    x, _ = stack(x, text, modulation, rotary)
+    x, _ = stack(x, text, image, modulation, rotary)
 
     table = modulation_table(self, 2, self.dim)
     shift, scale = rearrange(time[:, :, None] + table, "b k s d -> s b k d")
@@ -108,12 +117,28 @@ class WanTransformer(nn.Module):
     sigma: Float[Array, "b"],
     text: Float[Array, "b l t"],
     camera_maps: Float[Array, "b F H W m"] | None,
-    first: Float[Array, "b 1 h w c"] | None,
+    condition: Condition | None,
   ) -> Float[Array, "b f h w {self.out_channels}"]:
-    """Velocity at noise level `sigma`; a clean `first` frame replaces its latents, at level 0."""
+    """Velocity at noise level `sigma`, given a photograph.
+
+    An image-to-video model attends to its embeddings and takes its latents beside the noisy ones.
+    In the others it replaces the noisy first frame, whose tokens then are at timestep 0.
+
+    Raises:
+      ValueError: an image-to-video model is given no photograph, or without embeddings.
+    """
     timestep = TIMESTEPS * sigma
-    if first is not None:
-      latents = jnp.concatenate([first.astype(latents.dtype), latents[:, 1:]], axis=1)
+    if self.takes_image:
+      if condition is None or condition.video is None or condition.image is None:
+        raise ValueError(
+          "This model generates from a photograph, and got"
+          f" {'none' if condition is None else 'only its latents'}; `Backbone.condition` makes what"
+          " it takes."
+        )
+      latents = beside(latents, condition.video, self.strides[0])
+      return self(latents, timestep, text, camera_maps, condition.image)
+    if condition is not None:
+      latents = jnp.concatenate([condition.first.astype(latents.dtype), latents[:, 1:]], axis=1)
       later = jnp.arange(latents.shape[1]) > 0
       timestep = timestep[:, None] * later[None, :]
     return self(latents, timestep, text, camera_maps)
@@ -137,6 +162,7 @@ class WanBlock(nn.Module):
     self,
     x: Float[Array, "b n d"],
     text: Float[Array, "b l d"],
+    image: Float[Array, "b m d"] | None,
     modulation: Float[Array, "b k 6 d"],
     rotary: tuple[Float[Array, "n r"], Float[Array, "n r"]],
   ) -> tuple[Float[Array, "b n d"], None]:
@@ -150,7 +176,7 @@ class WanBlock(nn.Module):
     x = (x + y * over_tokens(gate, x)).astype(self.dtype)
 
     y = LayerNorm(name="cross_norm")(x)
-    x = x + WanAttention(self.heads, self.dtype, name="cross_attention")(y, text)
+    x = x + WanAttention(self.heads, self.dtype, name="cross_attention")(y, text, image=image)
 
     y = modulate(layer_norm(x), mlp_shift, mlp_scale).astype(self.dtype)
     y = jax.nn.gelu(dense(self.ffn_dim, "embed", "mlp", dtype=self.dtype, name="mlp_in")(y))
@@ -169,57 +195,51 @@ class WanAttention(nn.Module):
   def __call__(
     self,
     x: Float[Array, "b n d"],
-    context: Float[Array, "b m d"],
+    context: Float[Array, "b l d"],
     rotary: tuple[Float[Array, "n r"], Float[Array, "n r"]] | None = None,
+    image: Float[Array, "b m d"] | None = None,
   ) -> Float[Array, "b n d"]:
-    """Attends from `x` to `context`; `rotary` turns queries and keys by their grid positions."""
+    """Attends from `x` to `context`, and by the same queries but on its own to `image`.
+
+    `rotary` turns queries and keys by their grid positions.
+    """
     dim = x.shape[-1]
 
     def project(tokens, name):
       return dense(dim, "embed", "heads", dtype=self.dtype, name=name)(tokens)
 
-    q = RMSNorm(axis_name="heads", name="query_norm")(project(x, "query"))
-    k = RMSNorm(axis_name="heads", name="key_norm")(project(context, "key"))
-    v = project(context, "value")
-    q, k, v = (rearrange(a, "b n (h d) -> b n h d", h=self.heads) for a in (q, k, v))
+    def normalised(tokens, name):
+      return split(RMSNorm(axis_name="heads", name=f"{name}_norm")(project(tokens, name)))
+
+    def split(tokens):
+      return rearrange(tokens, "b n (h d) -> b n h d", h=self.heads)
+
+    q, k = normalised(x, "query"), normalised(context, "key")
     if rotary is not None:
       q, k = apply_rotary(q, *rotary), apply_rotary(k, *rotary)
-    y = rearrange(attention(q, k, v), "b n h d -> b n (h d)")
-    return dense(dim, "heads", "embed", dtype=self.dtype, name="out")(y)
-
-
-class TimeEmbedding(nn.Module):
-  """Timesteps to an embedding and to the six modulations of every block."""
-
-  dim: int
-  freq_dim: int
-  dtype: DTypeLike
-
-  @nn.compact
-  def __call__(
-    self, timestep: Float[Array, "b k"]
-  ) -> tuple[Float[Array, "b k d"], Float[Array, "b k 6 d"]]:
-    """Embeds in float32: bfloat16 can't tell neighbouring timesteps apart."""
-    x = dense(self.dim, None, "embed", name="in")(sinusoidal(timestep, self.freq_dim))
-    x = dense(self.dim, "embed", None, name="out")(jax.nn.silu(x))
-    modulation = dense(6 * self.dim, "embed", None, dtype=self.dtype, name="modulation")
-    return x, rearrange(modulation(jax.nn.silu(x)), "b k (s d) -> b k s d", s=6)
-
-
-class TextEmbedding(nn.Module):
-  """Text embeddings to the width of the transformer."""
-
-  dim: int
-  dtype: DTypeLike
-
-  @nn.compact
-  def __call__(self, text: Float[Array, "b l t"]) -> Float[Array, "b l {self.dim}"]:
-    """Two dense layers around a tanh GELU."""
-    x = dense(self.dim, None, "embed", dtype=self.dtype, name="in")(text)
-    return dense(self.dim, "embed", None, dtype=self.dtype, name="out")(jax.nn.gelu(x))
+    y = attention(q, k, split(project(context, "value")))
+    if image is not None:
+      value = split(project(image, "image_value"))
+      y = y + attention(q, normalised(image, "image_key"), value)
+    return dense(dim, "heads", "embed", dtype=self.dtype, name="out")(
+      rearrange(y, "b n h d -> b n (h d)")
+    )
 
 
 def modulation_table(module: nn.Module, rows: int, dim: int) -> Float[Array, "1 1 rows dim"]:
   """The learnt offset that a module adds to its modulations."""
   init = partitioned(nn.initializers.normal(dim**-0.5), None, "embed")
   return module.param("modulation", init, (rows, dim)).reshape(1, 1, rows, dim)
+
+
+def beside(
+  latents: Float[Array, "b f h w c"], video: Float[Array, "b f h w d"], stride: int
+) -> Float[Array, "b f h w e"]:
+  """Noisy latents, a mask, and those of the photograph followed by grey frames, as channels.
+
+  The mask is 1 where a frame of the video, `stride` of them a latent, is the photograph; the first
+  latent, which stands for one frame, counts as that frame repeated.
+  """
+  known = jnp.arange(latents.shape[1]) == 0
+  mask = jnp.broadcast_to(known.reshape(1, -1, 1, 1, 1), (*latents.shape[:-1], stride))
+  return jnp.concatenate([latents, mask.astype(latents.dtype), video.astype(latents.dtype)], -1)
