@@ -267,7 +267,13 @@ def _model(preset: str) -> dict[str, Any]:
   return {
     "dtype": "auto",
     "encoding": "plucker",
-    "backbone": {"family": "wan", "schedule": {"shift": 5.0}, **model["backbone"]},
+    # tokenizer: the folder of a published one, which a run copies; "" reads prompts byte by byte.
+    "backbone": {
+      "family": "wan",
+      "tokenizer": "",
+      "schedule": {"shift": 5.0},
+      **model["backbone"],
+    },
     "ldrm": {
       **model["ldrm"],
       "canonical": "source",

@@ -16,7 +16,8 @@ from d4s_jax.models.cogvideox.autoencoder import CogVideoXAutoencoder
 from d4s_jax.models.cogvideox.transformer import CogVideoXTransformer
 from d4s_jax.models.condition import Condition
 from d4s_jax.models.t5 import T5Encoder
-from d4s_jax.models.tokenizer import PAD, ByteTokenizer
+from d4s_jax.models.tokenizer import PAD, Tokenizer, make_tokenizer
+from d4s_jax.models.wan import prompts
 from d4s_jax.models.wan.autoencoder import WanAutoencoder
 from d4s_jax.models.wan.transformer import WanTransformer
 
@@ -66,7 +67,7 @@ class Backbone:
   text_encoder: nn.Module
   transformer: nn.Module
   schedule: Schedule
-  tokenizer: ByteTokenizer
+  tokenizer: Tokenizer
   latent_channels: int
   strides: tuple[int, int, int]
   patch: tuple[int, int, int]
@@ -206,6 +207,12 @@ def _apply(module: nn.Module, params: Any, *args: Any, method: str | None = None
   return module.apply({"params": params}, *args, method=method)
 
 
+def _tokenizer(config: Mapping[str, Any], clean: Callable[[str], str] = str) -> Tokenizer:
+  """That of the given files, whose prompts the family's published pipeline cleans."""
+  files, vocabulary = config.get("tokenizer_files", {}), config["text_encoder"]["vocabulary"]
+  return make_tokenizer(config["text_length"], files, vocabulary, clean)
+
+
 def _build_wan(config: Mapping[str, Any]) -> Backbone:
   autoencoder = WanAutoencoder(**config["autoencoder"])
   sizes = {"out_channels": autoencoder.z_dim, "strides": autoencoder.strides}
@@ -216,7 +223,7 @@ def _build_wan(config: Mapping[str, Any]) -> Backbone:
     text_encoder=T5Encoder(**config["text_encoder"]),
     transformer=transformer,
     schedule=FlowMatching(**config.get("schedule", {})),
-    tokenizer=ByteTokenizer(config["text_length"]),
+    tokenizer=_tokenizer(config, prompts.clean),
     latent_channels=autoencoder.z_dim,
     strides=autoencoder.strides,
     patch=transformer.patch,
@@ -235,7 +242,7 @@ def _build_cogvideox(config: Mapping[str, Any]) -> Backbone:
     text_encoder=T5Encoder(**config["text_encoder"]),
     transformer=transformer,
     schedule=VPrediction(**config.get("schedule", {})),
-    tokenizer=ByteTokenizer(config["text_length"]),
+    tokenizer=_tokenizer(config),
     latent_channels=autoencoder.z_dim,
     strides=autoencoder.strides,
     patch=transformer.patch,
@@ -254,9 +261,10 @@ def build(config: Mapping[str, Any]) -> Backbone:
   """The backbone that a configuration describes.
 
   Args:
-    config: `family` (a key of `BACKBONES`), `text_length` in tokens, `camera_channels`, and the
-      sections `autoencoder`, `text_encoder`, `transformer`, `schedule` and, for Wan2.1-I2V,
-      `image_encoder`, whose keys are the fields of the classes they build.
+    config: `family` (a key of `BACKBONES`), `text_length` in tokens, `tokenizer_files` (`files` of
+      `make_tokenizer`; may be missing), `camera_channels`, and the sections `autoencoder`,
+      `text_encoder`, `transformer`, `schedule` and, for Wan2.1-I2V, `image_encoder`, whose keys are
+      the fields of the classes they build.
 
   Raises:
     ValueError: the family is unknown.

@@ -35,13 +35,18 @@ class System:
   encoding: str
 
   @classmethod
-  def build(cls, config: Mapping[str, Any]) -> "System":
+  def build(
+    cls, config: Mapping[str, Any], tokenizer_files: Mapping[str, bytes] | None = None
+  ) -> "System":
     """Builds the models from the `model` section of a configuration.
 
     Args:
       config: `backbone` (see `models.backbone.build`), `ldrm` (fields of `LDRM`), `encoding` of
         the cameras and `dtype`, the compute dtype.
+      tokenizer_files: of a published tokenizer, by name, if `backbone.tokenizer` names one.
     """
+    if (named := config["backbone"].get("tokenizer", "")) and not tokenizer_files:
+      raise ValueError(f"model.backbone.tokenizer is {named!r}, but its files were not read.")
     dtype, encoding = compute_dtype(config["dtype"]), config["encoding"]
     if encoding not in CHANNELS:
       raise ValueError(f"model.encoding is {encoding!r}; expected one of {sorted(CHANNELS)}.")
@@ -51,7 +56,9 @@ class System:
       if name in config["backbone"]
     }
     video = backbone.build(
-      dict(config["backbone"]) | modules | {"camera_channels": CHANNELS[encoding]}
+      dict(config["backbone"])
+      | modules
+      | {"camera_channels": CHANNELS[encoding], "tokenizer_files": tokenizer_files or {}}
     )
     ldrm = LDRM(**_fields(config["ldrm"]), strides=video.strides, encoding=encoding, dtype=dtype)
     return cls(video, ldrm, encoding)

@@ -3,6 +3,7 @@
 Layout of a run's folder::
 
   config.json            the run's configuration, enough to rebuild the model
+  tokenizer/             a copy of the tokenizer's files, if it is not that of bytes
   checkpoints/STEP/
     model/               all parameters, the moving average in place of the trained ones
     training/            what only training needs: step, trained parameters, optimizer moments
@@ -22,6 +23,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
+from d4s_jax.formats import tokenizer_files
 from d4s_jax.models.system import System
 from d4s_jax.training.state import TrainState, averaged_params, flatten
 
@@ -193,8 +195,7 @@ def write_config(folder: pathlib.Path, config: Mapping) -> None:
   """
   path = folder / "config.json"
   text = json.dumps(config, indent=2, sort_keys=True)
-  # Orbax names complete steps by their number, incomplete ones otherwise.
-  if any(entry.name.isdigit() for entry in folder.glob("checkpoints/*")):
+  if _is_resumed(folder):
     saved, current = _leaves(_read_json(folder)), _leaves(json.loads(text))
     differences = [
       f"{key}: saved {saved.get(key)!r}, now {current.get(key)!r}"
@@ -210,6 +211,32 @@ def write_config(folder: pathlib.Path, config: Mapping) -> None:
   temporary = path.with_suffix(".json.tmp")
   temporary.write_text(text + "\n")
   temporary.replace(path)
+
+
+def _is_resumed(folder: pathlib.Path) -> bool:
+  """Whether a run in this folder goes on; Orbax names only complete steps by their number."""
+  return any(entry.name.isdigit() for entry in folder.glob("checkpoints/*"))
+
+
+def read_tokenizer(folder: pathlib.Path, model: Mapping[str, Any]) -> dict[str, bytes]:
+  """The files of the tokenizer of a run that starts or goes on in `folder`; none for bytes.
+
+  A run that goes on has its own copy: the folder that `model.backbone.tokenizer` names may be gone.
+  """
+  named = model["backbone"].get("tokenizer", "")
+  if not named:
+    return {}
+  own = _is_resumed(folder) and _tokenizer(folder).is_dir()
+  return tokenizer_files.read(_tokenizer(folder) if own else pathlib.Path(named))
+
+
+def write_tokenizer(folder: pathlib.Path, files: Mapping[str, bytes]) -> None:
+  """Leaves the copy of the tokenizer in the folder of a run."""
+  tokenizer_files.write(_tokenizer(folder), files)
+
+
+def _tokenizer(folder: pathlib.Path) -> pathlib.Path:
+  return folder / "tokenizer"
 
 
 def is_run(folder: pathlib.Path) -> bool:
@@ -252,7 +279,9 @@ def read_system(folder: pathlib.Path) -> tuple[dict[str, Any], System]:
   """The configuration of the run in `folder`, and the models it describes."""
   config = read_config(folder)
   try:
-    return config, System.build(config["model"])
+    own = config["model"]["backbone"].get("tokenizer", "")
+    files = tokenizer_files.read(_tokenizer(folder)) if own else {}
+    return config, System.build(config["model"], files)
   except (KeyError, TypeError, ValueError, AttributeError) as error:
     raise CheckpointError(
       f"The model section of {folder / 'config.json'} describes no model"

@@ -37,7 +37,8 @@ def run(config: Config, folder: pathlib.Path) -> None:
     with _explained():
       _check(config)
       chosen = stage(config.stage)
-      system = System.build(config.model.to_dict())
+      tokenizer = checkpoint.read_tokenizer(folder, config.model.to_dict())
+      system = System.build(config.model.to_dict(), tokenizer)
       system.check_size(config.clip.frames, config.clip.height, config.clip.width)
       patterns = tuple(config.trainable) or chosen.trainable
       optimizer = make_optimizer(steps=config.steps, **config.optimizer.to_dict())
@@ -59,6 +60,7 @@ def run(config: Config, folder: pathlib.Path) -> None:
       )
       step.eval_shape(like, heldout[0])
     checkpoint.write_config(folder, config.to_dict())
+    checkpoint.write_tokenizer(folder, tokenizer)
 
     # The state: new, or where the folder's newest checkpoint left off.
     saved = checkpoint.Checkpoints(folder, config.checkpoint.keep)

@@ -14,6 +14,7 @@ from flax import traverse_util
 from d4s_jax.formats.tensors import Spec
 from d4s_jax.models.ldrm import LDRM
 from d4s_jax.models.system import System
+from d4s_jax.models.tokenizer import PublishedTokenizer
 from d4s_jax.weights.components import COMPONENTS
 from d4s_jax.weights.folders import Job
 from d4s_jax.weights.parts import Conversion
@@ -40,6 +41,8 @@ _TORCH = {"format": "pt"}
 def export(system: System, params: Mapping[str, Any]) -> Job:
   """What a run becomes: transformer, vae, encoders and diff4splat, in float32.
 
+  A published tokenizer travels along as it is.
+
   Args:
     system: the models.
     params: all parameters, nested.
@@ -53,7 +56,10 @@ def export(system: System, params: Mapping[str, Any]) -> Job:
     if part in flat
   }
   models[_OURS] = _ours(system.ldrm, flat["ldrm"], camera)
-  return Job(models, {f"{_OURS}/{_CODE.name}": _CODE.read_bytes()})
+  tokenizer = system.backbone.tokenizer
+  files = tokenizer.files if isinstance(tokenizer, PublishedTokenizer) else {}
+  files = {f"tokenizer/{name}": contents for name, contents in files.items()}
+  return Job(models, {f"{_OURS}/{_CODE.name}": _CODE.read_bytes()} | files)
 
 
 def _published(module: Any, arrays: Mapping[str, np.ndarray]) -> Conversion:
