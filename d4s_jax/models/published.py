@@ -12,15 +12,17 @@ class Published:
     text_length: tokens of a prompt.
     size: frames, rows, columns of a video where nobody says how large.
     fps: frames a second.
+    scale: of the constant guidance.
   """
 
   family: str
   text_length: int
   size: tuple[int, int, int]
   fps: int
+  scale: float
 
 
 PUBLISHED = {
-  "WanTransformer3DModel": Published("wan", 512, (81, 480, 832), 16),
-  "CogVideoXTransformer3DModel": Published("cogvideox", 226, (49, 480, 720), 8),
+  "WanTransformer3DModel": Published("wan", 512, (81, 480, 832), 16, 5.0),
+  "CogVideoXTransformer3DModel": Published("cogvideox", 226, (49, 480, 720), 8, 6.0),
 }

@@ -18,12 +18,15 @@ from flax import traverse_util
 
 from d4s_jax.config import base
 from d4s_jax.formats import parts as parts_on_disk
+from d4s_jax.formats import schedulers, tokenizer_files
 from d4s_jax.models.published import PUBLISHED
 from d4s_jax.models.system import System
 from d4s_jax.training import checkpoint, initialize, sharding
 
 # Where nothing says how fast a video is: that of `tiny`'s clips.
 _FPS = 8
+# Denoising steps of all published pipelines.
+_STEPS = 50
 # Paths whose computation is in float32 whatever the compute dtype is.
 _PRECISE = re.compile(r"(^|/)time/")
 _HALF = (jnp.bfloat16, jnp.float16)
@@ -117,9 +120,12 @@ def _of_pipeline(folder: pathlib.Path, report: Report) -> Trained:
   model["backbone"] = {
     "family": published.family,
     "text_length": published.text_length,
+    "tokenizer": "tokenizer",
     **{name: dict(description.fields) for name, (_, description, _) in opened.items()},
   }
-  system = System.build(model)
+  sampling = {"steps": _STEPS, "guidance": "constant", "scale": published.scale}
+  model["backbone"]["schedule"], sampling["solver"] = schedulers.read(folder / "scheduler")
+  system = System.build(model, tokenizer_files.read(folder / "tokenizer"))
   for name, (place, description, stored) in opened.items():
     initialize.check_same_model(place, name, system, description, stored)
 
@@ -140,7 +146,7 @@ def _of_pipeline(folder: pathlib.Path, report: Report) -> Trained:
   config = {
     "model": model,
     "clip": {"frames": frames, "height": height, "width": width},
-    "sampling": base("wan1.3b").sampling.to_dict(),
+    "sampling": sampling,
   }
   parts = Parts(tuple(opened), read)
   return Trained(config, system, parts, folder.resolve().name, False, published.fps)

@@ -16,6 +16,7 @@ from d4s_jax.formats.video import read_video
 from d4s_jax.models.system import System
 from d4s_jax.pipeline import Pipeline, progress, shot
 from d4s_jax.training import inference
+from tests import published_tokenizers
 from tests.support import random_params, run_command, small_config, write_run
 
 torch = pytest.importorskip("torch")
@@ -59,11 +60,17 @@ def place(tmp_path_factory):
   transformer.to(torch.bfloat16).save_pretrained(published / "transformer")
   vae.save_pretrained(published / "vae")
   text_encoder.save_pretrained(published / "text_encoder")
+  published_tokenizers.write_umt5(published / "tokenizer")
+  diffusers.UniPCMultistepScheduler(
+    prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
+  ).save_pretrained(published / "scheduler")
   index = {
     "_class_name": "WanPipeline",
     "transformer": ["diffusers", "WanTransformer3DModel"],
     "vae": ["diffusers", "AutoencoderKLWan"],
     "text_encoder": ["transformers", "UMT5EncoderModel"],
+    "tokenizer": ["transformers", "T5TokenizerFast"],
+    "scheduler": ["diffusers", "UniPCMultistepScheduler"],
   }
   (published / "model_index.json").write_text(json.dumps(index))
   run_command("convert", f"--from={published}", f"--to={folder / 'ours'}", "--format=flax")
@@ -130,6 +137,7 @@ def test_half_precision_stays_half_and_changes_nothing(place):
   assert params["time"]["in"]["kernel"].dtype == jnp.float32
   assert params["modulation"].dtype == jnp.float32
   assert "camera" not in params
+  assert trained.config["sampling"]["solver"] == "unipc"
   backbone = trained.system.backbone
   random = np.random.default_rng(0)
   latents = jnp.asarray(random.standard_normal((1, 2, 2, 2, 4)), jnp.float32)

@@ -1,0 +1,105 @@
+"""The scheduler_config.json of a published pipeline: the schedule it means, and the solver."""
+
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from d4s_jax.formats import checked
+
+NAME = "scheduler_config.json"
+_LONGEST = 2**20
+
+# What the published schedulers share, and all that is built in here. A missing key has the first
+# value.
+_FLOW = {
+  "num_train_timesteps": (1000,),
+  "use_karras_sigmas": (False, None),
+  "use_exponential_sigmas": (False, None),
+  "use_beta_sigmas": (False, None),
+  "use_dynamic_shifting": (False,),
+  "shift_terminal": (None, False),
+}
+_EULER = _FLOW | {"invert_sigmas": (False,), "stochastic_sampling": (False,)}
+_UNIPC = _FLOW | {
+  "prediction_type": ("epsilon", "flow_prediction"),
+  "use_flow_sigmas": (False, True),
+  "solver_order": (2,),
+  "solver_type": ("bh2",),
+  "predict_x0": (True,),
+  "lower_order_final": (True,),
+  "final_sigmas_type": ("zero",),
+  "thresholding": (False,),
+  "disable_corrector": ([],),
+  "solver_p": (None,),
+}
+_COGVIDEOX = {
+  "num_train_timesteps": (1000,),
+  "beta_start": (0.00085,),
+  "beta_end": (0.012,),
+  "beta_schedule": ("scaled_linear",),
+  "prediction_type": ("epsilon", "v_prediction"),
+  "rescale_betas_zero_snr": (False, True),
+  "timestep_spacing": ("leading", "trailing"),
+  "set_alpha_to_one": (True,),
+  "clip_sample": (True, False),
+  "trained_betas": (None,),
+}
+# A published value that has to be there: the class's own default is another.
+_NEEDED = {
+  "prediction_type": ("flow_prediction", "v_prediction"),
+  "use_flow_sigmas": (True,),
+  "rescale_betas_zero_snr": (True,),
+  "timestep_spacing": ("trailing",),
+  "clip_sample": (False,),
+}
+
+
+def _flow(name: str, spacing: str) -> Callable[[Mapping[str, Any], str], dict[str, Any]]:
+  def fields(config: Mapping[str, Any], where: str) -> dict[str, Any]:
+    shift = checked.number(config.get(name, 1.0), f"{where}: {name}", 0.01, 100)
+    return {"shift": shift, "spacing": spacing}
+
+  return fields
+
+
+def _v_prediction(config: Mapping[str, Any], where: str) -> dict[str, Any]:
+  name = "snr_shift_scale"
+  return {"snr_shift": checked.number(config.get(name, 3.0), f"{where}: {name}", 0.01, 100)}
+
+
+# Class of diffusers: what it must say, the fields of our schedule, our solver.
+SCHEDULERS = {
+  "FlowMatchEulerDiscreteScheduler": (_EULER, _flow("shift", "euler"), "ddim"),
+  "UniPCMultistepScheduler": (_UNIPC, _flow("flow_shift", "unipc"), "unipc"),
+  "CogVideoXDDIMScheduler": (_COGVIDEOX, _v_prediction, "ddim"),
+  "CogVideoXDPMScheduler": (_COGVIDEOX, _v_prediction, "dpm"),
+}
+
+
+def read(folder: pathlib.Path) -> tuple[dict[str, Any], str]:
+  """The fields of our schedule and the name of our solver.
+
+  Args:
+    folder: with the scheduler_config.json.
+
+  Raises:
+    FileNotFoundError: there is none.
+    ValueError: it is damaged, or of a scheduler that we have no counterpart of; lists everything.
+  """
+  path = checked.within(folder, NAME)
+  config = checked.parse(checked.read_bytes(path, _LONGEST, "scheduler"), str(path))
+  if not isinstance(config, dict):
+    raise ValueError(f"{path}: expected an object.")
+  name = config.get("_class_name")
+  if not isinstance(name, str) or name not in SCHEDULERS:
+    raise ValueError(f"{path} is of a {name!r:.60}; expected one of {', '.join(SCHEDULERS)}.")
+  rules, fields, solver = SCHEDULERS[name]
+  wrong = []
+  for key, values in rules.items():
+    value, wanted = config.get(key, values[0]), _NEEDED.get(key, values)
+    if value not in wanted:
+      choices = " or ".join(repr(x) for x in wanted if x in values)
+      wrong.append(f"{key} is {value!r:.60}, and we have only {choices}")
+  if wrong:
+    raise ValueError(f"{path}: {'; '.join(wrong)}.")
+  return fields(config, str(path)), solver
