@@ -1,4 +1,4 @@
-"""What only image-to-video models have: the CLIP encoder, and a transformer with an image branch."""
+"""What only image-to-video models have: the CLIP encoder, a transformer with an image branch."""
 
 import functools
 import json

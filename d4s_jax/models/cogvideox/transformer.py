@@ -158,8 +158,8 @@ class CogVideoXTransformer(nn.Module):
   ) -> Float[Array, "b f h w {self.out_channels}"]:
     """Velocity at noise level `sigma`, given clean latents of the first frame.
 
-    An image-to-video model takes them beside the noisy latents, zeros standing for later frames. In a
-    text-to-video model they replace the noisy first frame, whose tokens then are at timestep 0; a
+    An image-to-video model takes them beside the noisy latents, zeros standing for later frames. In
+    a text-to-video model they replace the noisy first frame, whose tokens then are at timestep 0; a
     token that spans a later frame too keeps the timestep of that one.
     """
     # Level 0 has no timestep of its own.
