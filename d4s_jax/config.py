@@ -194,6 +194,8 @@ def base(preset: str) -> Config:
       "model": _model(preset),
       # Patterns of parameter paths to train instead of the stage's own; empty for the stage's own.
       "trainable": (),
+      # Type of the kernels and embeddings that are not trained, "float32" or "bfloat16".
+      "frozen_dtype": "float32",
       "loss": {
         "weights": {
           "flow_matching": 1.0,
@@ -230,6 +232,7 @@ def base(preset: str) -> Config:
         "autoencoder": "shipped" if tiny else "",
         "text_encoder": "",
         "transformer": "",
+        "adapter": "",
         "ldrm": "",
       },
       "data": {"source": "synthetic", "workers": 0},
@@ -248,6 +251,13 @@ def _model(preset: str) -> dict[str, Any]:
     "dtype": "auto",
     "encoding": "plucker",
     "backbone": {"family": "wan", "schedule": {"shift": 5.0}, **model["backbone"]},
+    # rank > 0: the transformer is tuned by low-rank adapters (models/adapter.py) of these layers, by
+    # default attention and feed-forward network of every block, and keeps its own weights.
+    "lora": {
+      "rank": 0,
+      "scale": 1.0,
+      "targets": ("^blocks/.*attention/(query|key|value|out)$", "^blocks/mlp_(in|out)$"),
+    },
     "ldrm": {
       **model["ldrm"],
       "canonical": "source",

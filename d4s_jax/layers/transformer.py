@@ -10,7 +10,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from d4s_jax.layers.attention import attention
-from d4s_jax.layers.linear import dense
+from d4s_jax.layers.linear import ADAPTER, dense
 from d4s_jax.layers.normalization import LayerNorm, RMSNorm
 from d4s_jax.layers.partitioning import constrain
 
@@ -31,7 +31,7 @@ def scan_blocks(block: type[nn.Module], depth: int, inputs: int, remat: bool) ->
     block = nn.remat(block, prevent_cse=False)
   return nn.scan(
     block,
-    variable_axes={"params": 0},
+    variable_axes={"params": 0, ADAPTER: 0},
     split_rngs={"params": True},
     in_axes=every_copy,
     length=depth,

@@ -11,6 +11,8 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from d4s_jax.diffusion.schedule import FlowMatching, Schedule
 from d4s_jax.diffusion.v_prediction import VPrediction
+from d4s_jax.layers.linear import ADAPTER
+from d4s_jax.models.adapter import LoRA
 from d4s_jax.models.cogvideox.autoencoder import CogVideoXAutoencoder
 from d4s_jax.models.cogvideox.transformer import CogVideoXTransformer
 from d4s_jax.models.t5 import T5Encoder
@@ -38,7 +40,7 @@ class Backbone:
   """A pre-trainable image-to-video model: autoencoder, text encoder, transformer, schedule.
 
   It holds no parameters: every method takes the tree
-  {"autoencoder": .., "text_encoder": .., "transformer": ..} of `init`.
+  {"autoencoder": .., "text_encoder": .., "transformer": ..} of `init`, with "adapter" if there is one.
 
   A condition is dropped, for classifier-free guidance, as follows: text becomes the empty prompt
   (`drop` of `encode_text`), cameras become None or, for single samples of a batch, maps of zeros;
@@ -56,6 +58,7 @@ class Backbone:
     camera_channels: channels of the camera maps: 6 for Plücker, 12 for flat poses.
     reads_padding: whether padding of the prompt is embedded and attended to like text, as the
       published CogVideoX models were trained.
+    adapter: low-rank adapters of the transformer.
   """
 
   autoencoder: nn.Module
@@ -68,6 +71,7 @@ class Backbone:
   patch: tuple[int, int, int]
   camera_channels: int
   reads_padding: bool = False
+  adapter: LoRA = LoRA()
 
   def boxed(self, key: PRNGKeyArray) -> dict[str, Any]:
     """New parameters in boxes that name their logical axes; use under `jax.eval_shape`."""
@@ -89,7 +93,10 @@ class Backbone:
       "text_encoder": text_encoder,
       "transformer": transformer,
     }
-    return {name: part["params"] for name, part in parts.items()}
+    params = {name: part["params"] for name, part in parts.items()}
+    if self.adapter.rank:
+      params[ADAPTER] = self.adapter.boxed(jax.random.fold_in(key, 3), params["transformer"])
+    return params
 
   def init(self, key: PRNGKeyArray) -> dict[str, Any]:
     """New parameters, float32, as plain nested dictionaries."""
@@ -174,7 +181,10 @@ class Backbone:
       The velocity, float32. With `first`, that of the first frame means nothing.
     """
     args = (latents, sigma, text.embeddings, camera_maps, first)
-    return _apply(self.transformer, params["transformer"], *args, method="denoise")
+    variables = {"params": params["transformer"]}
+    if self.adapter.rank:
+      variables[ADAPTER] = self.adapter.scaled(params[ADAPTER])
+    return self.transformer.apply(variables, *args, method="denoise")
 
 
 def _apply(module: nn.Module, params: Any, *args: Any, method: str | None = None) -> Any:
@@ -231,8 +241,8 @@ def build(config: Mapping[str, Any]) -> Backbone:
   """The backbone that a configuration describes.
 
   Args:
-    config: `family` (a key of `BACKBONES`), `text_length` in tokens, `camera_channels`, and the
-      sections `autoencoder`, `text_encoder`, `transformer`, `schedule`, whose keys are the fields
+    config: `family` (a key of `BACKBONES`), `text_length` in tokens, `camera_channels`, `lora`
+      (fields of `LoRA`; none if it is left out), and the sections `autoencoder`, `text_encoder`, `transformer`, `schedule`, whose keys are the fields
       of the classes they build.
 
   Raises:
@@ -242,4 +252,5 @@ def build(config: Mapping[str, Any]) -> Backbone:
     raise ValueError(
       f"Unknown backbone family {config['family']!r}; choose one of {sorted(BACKBONES)}."
     )
-  return BACKBONES[config["family"]](config)
+  adapter = LoRA(**config.get("lora", {}))
+  return dataclasses.replace(BACKBONES[config["family"]](config), adapter=adapter)

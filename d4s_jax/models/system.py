@@ -21,8 +21,8 @@ from d4s_jax.types import Cameras, DynamicGaussians
 class System:
   """What training and inference see of the models; parameters are kept apart.
 
-  Parameters are a nested dictionary with the parts "autoencoder", "text_encoder", "transformer"
-  and "ldrm".
+  Parameters are a nested dictionary with the parts "autoencoder", "text_encoder", "transformer",
+  "ldrm" and, if the transformer has one, "adapter".
 
   Attributes:
     backbone: the video model.
@@ -39,8 +39,8 @@ class System:
     """Builds the models from the `model` section of a configuration.
 
     Args:
-      config: `backbone` (see `models.backbone.build`), `ldrm` (fields of `LDRM`), `encoding` of
-        the cameras and `dtype`, the compute dtype.
+      config: `backbone` (see `models.backbone.build`), `lora` (fields of `LoRA`), `ldrm` (fields
+        of `LDRM`), `encoding` of the cameras and `dtype`, the compute dtype.
     """
     dtype, encoding = compute_dtype(config["dtype"]), config["encoding"]
     if encoding not in CHANNELS:
@@ -49,6 +49,7 @@ class System:
       name: _fields(config["backbone"][name]) | {"dtype": dtype}
       for name in ("autoencoder", "text_encoder", "transformer")
     }
+    modules["lora"] = _fields(config.get("lora", {}))
     video = backbone.build(
       dict(config["backbone"]) | modules | {"camera_channels": CHANNELS[encoding]}
     )
