@@ -251,8 +251,8 @@ def _model(preset: str) -> dict[str, Any]:
     "dtype": "auto",
     "encoding": "plucker",
     "backbone": {"family": "wan", "schedule": {"shift": 5.0}, **model["backbone"]},
-    # rank > 0: the transformer is tuned by low-rank adapters (models/adapter.py) of these layers, by
-    # default attention and feed-forward network of every block, and keeps its own weights.
+    # rank > 0: low-rank adapters of these layers (models/adapter.py) are trained in place of the
+    # transformer's own weights; by default of attention and feed-forward network in every block.
     "lora": {
       "rank": 0,
       "scale": 1.0,

@@ -10,9 +10,12 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from d4s_jax.layers.attention import attention
-from d4s_jax.layers.linear import ADAPTER, dense
+from d4s_jax.layers.linear import dense
 from d4s_jax.layers.normalization import LayerNorm, RMSNorm
 from d4s_jax.layers.partitioning import constrain
+
+# Collection of the low-rank adapters, beside "params"; see `models.adapter`.
+ADAPTER = "adapter"
 
 
 def scan_blocks(block: type[nn.Module], depth: int, inputs: int, remat: bool) -> type[nn.Module]:

@@ -14,6 +14,7 @@ beside them in this way, 288 MB in the other.)
 
 import dataclasses
 import re
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -21,6 +22,8 @@ import jax
 import jax.numpy as jnp
 from flax import traverse_util
 from jaxtyping import PRNGKeyArray
+
+from d4s_jax.layers.transformer import ADAPTER
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,3 +98,13 @@ class LoRA:
     if other:
       raise ValueError(f"model.lora.targets match {', '.join(other)}; expected dense layers only.")
     return found
+
+
+def add_adapter(layer: Callable, args: Any, kwargs: Any, context: nn.module.InterceptorContext):
+  """Adds its adapter, if it has one, to what a dense layer returns: see `nn.intercept_methods`."""
+  y, module = layer(*args, **kwargs), context.module
+  dense = isinstance(module, nn.Dense) and context.method_name == "__call__"
+  if not dense or not module.has_variable(ADAPTER, "down"):
+    return y
+  down, up = (module.get_variable(ADAPTER, name).astype(y.dtype) for name in ("down", "up"))
+  return y + args[0].astype(y.dtype) @ down @ up

@@ -11,8 +11,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from d4s_jax.diffusion.schedule import FlowMatching, Schedule
 from d4s_jax.diffusion.v_prediction import VPrediction
-from d4s_jax.layers.linear import ADAPTER
-from d4s_jax.models.adapter import LoRA
+from d4s_jax.models.adapter import ADAPTER, LoRA, add_adapter
 from d4s_jax.models.cogvideox.autoencoder import CogVideoXAutoencoder
 from d4s_jax.models.cogvideox.transformer import CogVideoXTransformer
 from d4s_jax.models.t5 import T5Encoder
@@ -39,8 +38,8 @@ class Text(NamedTuple):
 class Backbone:
   """A pre-trainable image-to-video model: autoencoder, text encoder, transformer, schedule.
 
-  It holds no parameters: every method takes the tree
-  {"autoencoder": .., "text_encoder": .., "transformer": ..} of `init`, with "adapter" if there is one.
+  It holds no parameters: every method takes the tree {"autoencoder": .., "text_encoder": ..,
+  "transformer": ..} of `init`, which has "adapter" too if the transformer has one.
 
   A condition is dropped, for classifier-free guidance, as follows: text becomes the empty prompt
   (`drop` of `encode_text`), cameras become None or, for single samples of a batch, maps of zeros;
@@ -181,14 +180,15 @@ class Backbone:
       The velocity, float32. With `first`, that of the first frame means nothing.
     """
     args = (latents, sigma, text.embeddings, camera_maps, first)
-    variables = {"params": params["transformer"]}
-    if self.adapter.rank:
-      variables[ADAPTER] = self.adapter.scaled(params[ADAPTER])
-    return self.transformer.apply(variables, *args, method="denoise")
+    beside = {ADAPTER: self.adapter.scaled(params[ADAPTER])} if self.adapter.rank else {}
+    with nn.intercept_methods(add_adapter):
+      return _apply(self.transformer, params["transformer"], *args, method="denoise", **beside)
 
 
-def _apply(module: nn.Module, params: Any, *args: Any, method: str | None = None) -> Any:
-  return module.apply({"params": params}, *args, method=method)
+def _apply(
+  module: nn.Module, params: Any, *args: Any, method: str | None = None, **collections: Any
+) -> Any:
+  return module.apply({"params": params, **collections}, *args, method=method)
 
 
 def _build_wan(config: Mapping[str, Any]) -> Backbone:
@@ -242,8 +242,8 @@ def build(config: Mapping[str, Any]) -> Backbone:
 
   Args:
     config: `family` (a key of `BACKBONES`), `text_length` in tokens, `camera_channels`, `lora`
-      (fields of `LoRA`; none if it is left out), and the sections `autoencoder`, `text_encoder`, `transformer`, `schedule`, whose keys are the fields
-      of the classes they build.
+      (fields of `LoRA`; no adapter without it), and the sections `autoencoder`, `text_encoder`,
+      `transformer`, `schedule`, whose keys are the fields of the classes they build.
 
   Raises:
     ValueError: the family is unknown.

@@ -8,8 +8,8 @@ import optax
 
 from d4s_jax.config import Config
 from d4s_jax.formats import parts as parts_on_disk
-from d4s_jax.layers.linear import ADAPTER
 from d4s_jax.models import shipped
+from d4s_jax.models.adapter import ADAPTER
 from d4s_jax.models.system import System
 from d4s_jax.training import checkpoint, sharding, state
 

@@ -43,9 +43,7 @@ def run(config: Config, folder: pathlib.Path) -> None:
         tuple(config.trainable) or chosen.trainable, adapted=system.backbone.adapter.rank > 0
       )
       optimizer = make_optimizer(steps=config.steps, **config.optimizer.to_dict())
-      like = initialize.abstract_state(
-        system, patterns, optimizer, mesh, config.frozen_dtype
-      )
+      like = initialize.abstract_state(system, patterns, optimizer, mesh, config.frozen_dtype)
       check_groups(sorted(like.trainable | like.frozen), config.optimizer.groups)
       settings = objectives.Settings(**config.loss.to_dict())
       step = make_step(
