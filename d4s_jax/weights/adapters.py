@@ -290,4 +290,4 @@ def _sizes(file: TensorFile, names: Iterable[str], axis: int) -> list[int]:
 
 def _commonest(values: list[int]) -> int:
   """What most of them are, so that the others are reported; 1 of none."""
-  return collections.Counter(values).most_common(1)[0][0] if values else 1
+  return collections.Counter(sorted(values, reverse=True)).most_common(1)[0][0] if values else 1
