@@ -52,14 +52,12 @@ def small_config() -> ConfigDict:
 
 
 def lora_config() -> ConfigDict:
-  """The small configuration of a joint run of four steps that trains adapters of rank 2."""
+  """The small configuration of a run of four steps that trains adapters of rank 2 and cameras."""
   config = small_config()
-  config.stage, config.steps = "joint", 4
+  config.stage, config.steps = "diffusion", 4
   config.model.lora.rank, config.model.lora.scale = 2, 0.5
   config.frozen_dtype = "bfloat16"
-  # LPIPS needs 31 pixels.
-  config.clip.height = config.clip.width = 32
-  config.optimizer.warmup = 1
+  config.optimizer.warmup, config.checkpoint.every = 1, 2
   config.heldout.batches, config.heldout.every = 1, 4
   return config
 

@@ -19,17 +19,22 @@ import numpy as np
 from d4s_jax.formats import checked, parts, shards
 from d4s_jax.formats.tensors import Spec, TensorFile
 from d4s_jax.models.adapter import LoRA
-from d4s_jax.weights import adapter_styles
+from d4s_jax.weights import adapter_styles, adapter_tables
 from d4s_jax.weights.adapter_styles import PEFT_CONFIG, Style
-from d4s_jax.weights.components import COMPONENTS, Component
-from d4s_jax.weights.configs import DEEP
+from d4s_jax.weights.adapter_tables import (
+  TRANSFORMERS,
+  commonest,
+  layer_name,
+  our_path,
+  our_shapes,
+  published_shapes,
+)
+from d4s_jax.weights.components import Component
 from d4s_jax.weights.parts import Conversion, check_tensors
-from d4s_jax.weights.rules import LAYER, Pair, pairs
+from d4s_jax.weights.rules import Pair, pairs
 
 PART = "adapter"
 _LONGEST_CONFIG = 2**20
-_DENSE = "o i -> i o"
-_TRANSFORMERS = {name: x for name, x in COMPONENTS.items() if x.part == "transformer"}
 
 
 def is_adapter(folder: pathlib.Path) -> bool:
@@ -55,12 +60,12 @@ def to_flax(folder: pathlib.Path) -> Conversion:
   layers = {layer for name in file.specs if (layer := style.layer(name))}
   kind, component, kernels = _recognise(layers, style, file)
   downs = [name for name in file.specs if name.endswith(style.down)]
-  rank = checked.integer(_commonest(_sizes(file, downs, 0)), f"{file.path}: rank", 1, 2**20)
+  rank = checked.integer(commonest(_sizes(file, downs, 0)), f"{file.path}: rank", 1, 2**20)
   table = pairs(component.rules, kernels)
-  alphas = [name for pair in table if (name := style.alpha_name(_layer(pair))) in file.specs]
-  expected = _expected(table, style, rank)
+  alphas = [name for pair in table if (name := style.alpha_name(layer_name(pair))) in file.specs]
+  expected = published_shapes(table, style, rank)
   if alphas:
-    expected |= {style.alpha_name(_layer(pair)): () for pair in table}
+    expected |= {style.alpha_name(layer_name(pair)): () for pair in table}
   check_tensors(folder, expected, file.specs, f"an adapter of rank {rank} of a {kind}")
   style = dataclasses.replace(
     style,
@@ -73,13 +78,13 @@ def to_flax(folder: pathlib.Path) -> Conversion:
 
   rows: dict[str, list[tuple[Pair, str]]] = collections.defaultdict(list)
   for pair in table:
-    for end, name in zip(("down", "up"), style.names(_layer(pair))):
-      rows[_ours(pair, end)].append((pair, name))
+    for end, name in zip(("down", "up"), style.names(layer_name(pair))):
+      rows[our_path(pair, end)].append((pair, name))
   kinds = {path: {file.specs[name].dtype for _, name in rows[path]} for path in rows}
   mixed = [f"{path} is {' and '.join(sorted(x))}" for path, x in kinds.items() if len(x) > 1]
   if mixed:
     raise ValueError(f"{folder}: {'; '.join(mixed)}; expected one type in all blocks.")
-  specs = {path: Spec(min(kinds[path]), shape) for path, shape in _shapes(kernels, rank).items()}
+  specs = {path: Spec(min(kinds[path]), shape) for path, shape in our_shapes(kernels, rank).items()}
 
   def pieces(path: str) -> Iterator[np.ndarray]:
     return (pair.to_flax(file.read(name)) for pair, name in rows[path])
@@ -101,17 +106,17 @@ def to_torch(folder: pathlib.Path) -> Conversion:
   description, stored = parts.open_part(folder, PART)
   published = dict(description.published)
   kind = published.pop("_class_name", None)
-  if kind not in _TRANSFORMERS:
-    raise ValueError(f"{where}: an adapter of {kind!r:.60}; expected {', '.join(_TRANSFORMERS)}.")
+  if kind not in TRANSFORMERS:
+    raise ValueError(f"{where}: an adapter of {kind!r:.60}; expected {', '.join(TRANSFORMERS)}.")
   style = adapter_styles.decode(published, where)
   fields = checked.fields(description.fields, where, ("rank", "scale"))
   rank = checked.integer(fields["rank"], f"{where}: rank", 1, 2**20)
   if style.scale(rank, where) != fields["scale"]:
     raise ValueError(f"{where}: scale is not that of `published`; restore the file.")
-  kernels = _kernels_of(stored.specs, _TRANSFORMERS[kind])
+  kernels = adapter_tables.kernels(stored.specs, TRANSFORMERS[kind])
   if not kernels:
     raise ValueError(f"{folder} holds no layer of a {kind}; expected those of an adapter.")
-  check_tensors(folder, _shapes(kernels, rank), stored.specs, f"an adapter of rank {rank}")
+  check_tensors(folder, our_shapes(kernels, rank), stored.specs, f"an adapter of rank {rank}")
   return _published(kind, style, kernels, rank, stored)
 
 
@@ -123,12 +128,12 @@ def export(module: Any, lora: LoRA, arrays: Mapping[str, np.ndarray]) -> Convers
     lora: what its adapter is.
     arrays: the adapter's parameters by path.
   """
-  kind = next(name for name, x in _TRANSFORMERS.items() if isinstance(module, x.module))
+  kind = next(name for name, x in TRANSFORMERS.items() if isinstance(module, x.module))
   stored = _Held(arrays)
-  kernels = _kernels_of(stored.specs, _TRANSFORMERS[kind])
-  table = pairs(_TRANSFORMERS[kind].rules, kernels)
+  kernels = adapter_tables.kernels(stored.specs, TRANSFORMERS[kind])
+  table = pairs(TRANSFORMERS[kind].rules, kernels)
   # PEFT knows layers by the end of their name: what follows the number of the block.
-  targets = sorted({re.split(r"\.\d+\.", _layer(pair), maxsplit=1)[-1] for pair in table})
+  targets = sorted({re.split(r"\.\d+\.", layer_name(pair), maxsplit=1)[-1] for pair in table})
   style = Style(metadata=adapter_styles.metadata(lora.rank, lora.scale, targets))
   return _published(kind, style, kernels, lora.rank, stored)
 
@@ -153,17 +158,17 @@ def _published(
   stored: shards.Shards | _Held,
 ) -> Conversion:
   """The conversion of an adapter of ours to a published one in this style."""
-  table = pairs(_TRANSFORMERS[kind].rules, kernels)
-  shapes = _expected(table, style, rank)
+  table = pairs(TRANSFORMERS[kind].rules, kernels)
+  shapes = published_shapes(table, style, rank)
   sources = {
-    name: (pair, _ours(pair, end))
+    name: (pair, our_path(pair, end))
     for pair in table
-    for end, name in zip(("down", "up"), style.names(_layer(pair)))
+    for end, name in zip(("down", "up"), style.names(layer_name(pair)))
   }
   specs = {
     name: Spec(stored.specs[path].dtype, shapes[name]) for name, (_, path) in sources.items()
   }
-  alphas = [style.alpha_name(_layer(pair)) for pair in table] if style.alpha_dtype else []
+  alphas = [style.alpha_name(layer_name(pair)) for pair in table] if style.alpha_dtype else []
   specs |= {name: Spec(style.alpha_dtype, ()) for name in alphas}
 
   def pieces(name: str) -> Iterator[np.ndarray]:
@@ -180,83 +185,22 @@ def _recognise(
   layers: set[str], style: Style, file: TensorFile
 ) -> tuple[str, Component, dict[str, tuple[int, ...]]]:
   """The transformer whose layers these are, and the shapes of their kernels in our layout."""
-  found = {kind: _rows(layers, component) for kind, component in _TRANSFORMERS.items()}
+  found = {kind: adapter_tables.rows(layers, component) for kind, component in TRANSFORMERS.items()}
   kind = max(found, key=lambda kind: len(found[kind]))
   if not found[kind]:
     raise ValueError(
       f"{file.path} has layers like {min(layers)!r:.80}, which are of none of"
-      f" {', '.join(_TRANSFORMERS)}."
+      f" {', '.join(TRANSFORMERS)}."
     )
   # One number of blocks for all layers: what a layer lacks is missing.
   depth = 1 + max((row for _, row in found[kind].values() if row is not None), default=0)
   kernels = {}
   for path, row in found[kind].values():
     names = [style.names(layer) for layer, (other, _) in found[kind].items() if other == path]
-    before = _commonest(_sizes(file, [down for down, _ in names], 1))
-    after = _commonest(_sizes(file, [up for _, up in names], 0))
+    before = commonest(_sizes(file, [down for down, _ in names], 1))
+    after = commonest(_sizes(file, [up for _, up in names], 0))
     kernels[path] = (before, after) if row is None else (depth, before, after)
-  return kind, _TRANSFORMERS[kind], kernels
-
-
-def _rows(layers: set[str], component: Component) -> dict[str, tuple[str, int | None]]:
-  """For each of the layers that the transformer has: path of our kernel, and the row in it."""
-  found = {}
-  for rule in component.rules:
-    if rule.layout != _DENSE:
-      continue
-    pattern = re.escape(rule.torch.removesuffix(".weight")).replace(re.escape(LAYER), r"(\d{1,4})")
-    for layer in layers:
-      if match := re.fullmatch(pattern, layer):
-        row = int(match[1]) if match.groups() else None
-        if row is None or row < DEEP:
-          found[layer] = rule.flax, row
-  return found
-
-
-def _kernels_of(specs: Mapping[str, Spec], component: Component) -> dict[str, tuple[int, ...]]:
-  """The shapes of the kernels that an adapter in our layout is for."""
-  layers = {
-    rule.flax.removesuffix("/kernel"): LAYER in rule.torch
-    for rule in component.rules
-    if rule.layout == _DENSE
-  }
-  known = {
-    layer: [specs[f"{layer}/{end}"].shape for end in ("down", "up") if f"{layer}/{end}" in specs]
-    for layer in layers
-  }
-  known = {x: y for x, y in known.items() if y and all(len(z) == 2 + layers[x] for z in y)}
-  depth = _commonest([shapes[0][0] for layer, shapes in known.items() if layers[layer]])
-  return {
-    f"{layer}/kernel": (*([depth] if layers[layer] else []), shapes[0][-2], shapes[-1][-1])
-    for layer, shapes in known.items()
-  }
-
-
-def _shapes(kernels: Mapping[str, tuple[int, ...]], rank: int) -> dict[str, tuple[int, ...]]:
-  """The shapes of an adapter in our layout."""
-  shapes = {}
-  for path, (*stack, before, after) in kernels.items():
-    layer = path.removesuffix("kernel")
-    shapes[f"{layer}down"] = (*stack, before, rank)
-    shapes[f"{layer}up"] = (*stack, rank, after)
-  return shapes
-
-
-def _expected(table: list[Pair], style: Style, rank: int) -> dict[str, tuple[int, ...]]:
-  """The shapes of a published adapter."""
-  shapes: dict[str, tuple[int, ...]] = {}
-  for pair in table:
-    after, before = pair.torch_shape
-    shapes |= zip(style.names(_layer(pair)), ((rank, before), (after, rank)))
-  return shapes
-
-
-def _layer(pair: Pair) -> str:
-  return pair.torch.removesuffix(".weight")
-
-
-def _ours(pair: Pair, end: str) -> str:
-  return pair.flax.removesuffix("kernel") + end
+  return kind, TRANSFORMERS[kind], kernels
 
 
 def _alpha(file: TensorFile, names: list[str]) -> dict[str, Any]:
@@ -286,8 +230,3 @@ def _sizes(file: TensorFile, names: Iterable[str], axis: int) -> list[int]:
   """The sizes of matrices along an axis."""
   shapes = [file.specs[name].shape for name in names if name in file.specs]
   return [shape[axis] for shape in shapes if len(shape) == 2]
-
-
-def _commonest(values: list[int]) -> int:
-  """What most of them are, so that the others are reported; 1 of none."""
-  return collections.Counter(sorted(values, reverse=True)).most_common(1)[0][0] if values else 1

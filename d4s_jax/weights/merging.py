@@ -1,8 +1,8 @@
 """Adapters added to the weights of their transformer, tensor by tensor.
 
-The sum is made in float32 and rounded to the type of the weights. In bfloat16, whose steps are a
-256th of the number, what the adapter adds to a weight is lost where it is less than half a step: a
-merged model then differs from one with its adapter beside it by about what bfloat16 differs anyway.
+The sum is made in float32 and rounded once to the type of the weights. In bfloat16, whose steps are
+a 256th to a 128th of the number, what the adapter adds to a weight is lost where it is below half a
+step; a merged model computes what one with its adapter beside it does up to that rounding.
 """
 
 import collections

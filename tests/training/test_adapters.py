@@ -1,5 +1,8 @@
 """A run that trains adapters: what moves, what is kept, and where it goes on."""
 
+import functools
+import shutil
+
 import jax
 import numpy as np
 import optax
@@ -11,104 +14,129 @@ from d4s_jax.training.checkpoint import CheckpointError
 from d4s_jax.training.stages import trained
 from tests.support import lora_config, random_params, run_command, write_run
 
+QUICKLY = {"xla_backend_optimization_level": 0}
 
-def create(config, patterns=("^adapter/",)):
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory):
+  """A program that is compiled twice is compiled once."""
+  before = jax.config.jax_compilation_cache_dir
+  jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("cache")))
+  yield
+  jax.config.update("jax_compilation_cache_dir", before)
+
+
+def prepare(config, make=initialize.create_state):
+  """The state at step 0."""
   system = System.build(config.model.to_dict())
   mesh = sharding.make_mesh()
+  patterns, optimizer = ("^adapter/",) if config.model.lora.rank else ("^ldrm/",), optax.sgd(1.0)
   with jax.set_mesh(mesh):
-    optimizer = optax.sgd(1.0)
     like = initialize.abstract_state(system, patterns, optimizer, mesh, config.frozen_dtype)
-    return initialize.create_state(system, config, patterns, optimizer, like)
+    return make(system, config, patterns, optimizer, like)
+
+
+def abstract(config):
+  return prepare(config, make=lambda *arguments: arguments[-1])
 
 
 def train(folder, **changes):
   config = lora_config()
   config.update_from_flattened_dict(changes)
   with pytest.MonkeyPatch.context() as patch:
-    # Charts and films take longer than the steps.
+    # Charts and films take longer than the steps, and so does XLA's optimiser.
     patch.setattr(loop, "write_report", lambda *args: None)
+    patch.setattr(jax, "jit", functools.partial(jax.jit, compiler_options=QUICKLY))
     loop.run(config, folder)
-  system = System.build(config.model.to_dict())
+
+
+def read(folder):
+  system = System.build(lora_config().model.to_dict())
   return state.flatten(checkpoint.read_model(folder, system.abstract())[0])
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-  """A run of four steps, and where it began."""
-  folder = tmp_path_factory.mktemp("adapters") / "run"
-  after = train(folder)
-  before = create(lora_config(), trained(("^transformer/", "^ldrm/"), adapted=True))
-  return folder, before, after
+def runs(tmp_path_factory):
+  """A run of four steps, and a copy as if it had been killed after the second."""
+  folder = tmp_path_factory.mktemp("adapters")
+  train(folder / "whole")
+  shutil.copytree(folder / "whole", folder / "killed")
+  shutil.rmtree(folder / "killed" / "checkpoints" / "4")
+  return folder
 
 
-def test_adapters_cameras_and_ldrm_move_and_the_base_stays(whole):
-  _, before, after = whole
-  assert before.trainable.keys() == before.average.keys()
-  start = before.trainable | before.frozen
-  for path, value in after.items():
-    moved = not np.array_equal(value, np.asarray(start[path], np.float32))
-    assert not moved or path in before.trainable, path
-  starts = ("adapter/", "transformer/camera/", "ldrm/")
-  assert all(path.startswith(starts) for path in before.trainable)
-  for part in starts:
-    assert any(
-      not np.array_equal(after[path], x)
-      for path, x in before.trainable.items()
-      if path.startswith(part)
-    ), part
+def check_moved(folder, *parts):
+  """Something in each part moved between the checkpoints, and nothing elsewhere."""
+  before, after = read(folder / "killed"), read(folder / "whole")
+  moved = {path for path, x in after.items() if not np.array_equal(x, before[path])}
+  assert all(path.startswith(parts) for path in moved)
+  assert all(any(path.startswith(part) for path in moved) for part in parts)
 
 
-def test_frozen_kernels_are_kept_in_half_the_memory(whole):
-  _, before, _ = whole
-  kinds = {
-    path: x.dtype for path, x in before.frozen.items() if path.endswith(("/kernel", "/embedding"))
-  }
-  assert set(kinds.values()) == {np.dtype("bfloat16")} and len(kinds) > 20
-  rest = [x.dtype for path, x in before.frozen.items() if path not in kinds]
-  assert rest and {*rest, *(x.dtype for x in before.trainable.values())} == {np.dtype("float32")}
+def test_adapters_and_cameras_move_and_the_base_stays(runs):
+  check_moved(runs, "adapter/", "transformer/camera/")
+
+
+def test_a_killed_run_ends_with_the_same_bits(runs, tmp_path):
+  shutil.copytree(runs / "killed", tmp_path / "run")
+  train(tmp_path / "run")
+  expected = read(runs / "whole")
+  for path, value in read(tmp_path / "run").items():
+    np.testing.assert_array_equal(value, expected[path], err_msg=path)
+
+
+@pytest.mark.slow
+def test_in_the_joint_stage_too(tmp_path):
+  # LPIPS needs 31 pixels.
+  train(tmp_path / "whole", **{"stage": "joint", "clip.height": 32, "clip.width": 32})
+  shutil.copytree(tmp_path / "whole", tmp_path / "killed")
+  shutil.rmtree(tmp_path / "killed" / "checkpoints" / "4")
+  check_moved(tmp_path, "adapter/", "transformer/camera/", "ldrm/")
+
+
+def test_frozen_kernels_take_half_the_memory_and_no_moments():
   config = lora_config()
+  now = abstract(config)
+  assert now.trainable.keys() == now.average.keys() and len(now.trainable) == 20
+  large = [path for path in now.frozen if path.endswith(("/kernel", "/embedding"))]
+  assert len(large) > 20 and {now.frozen[path].dtype for path in large} == {np.dtype("bfloat16")}
+  rest = [x.dtype for path, x in now.frozen.items() if path not in large]
+  assert rest and {*rest, *(x.dtype for x in now.trainable.values())} == {np.dtype("float32")}
   config.frozen_dtype = "int8"
   with pytest.raises(ValueError, match="frozen_dtype is 'int8'"):
-    create(config)
+    abstract(config)
 
 
-def test_an_interrupted_run_ends_with_the_same_bits(whole, tmp_path):
-  _, _, expected = whole
-  train(tmp_path / "run", steps=4, **{"checkpoint.every": 2})
-  # As if it had been killed after the second step.
-  newest = tmp_path / "run" / "checkpoints" / "4"
-  assert newest.is_dir()
-  for path in sorted(newest.rglob("*"), reverse=True):
-    path.rmdir() if path.is_dir() else path.unlink()
-  newest.rmdir()
-  again = train(tmp_path / "run")
-  for path, value in expected.items():
-    np.testing.assert_array_equal(again[path], value, err_msg=path)
-
-
-def test_a_run_starts_from_the_adapter_of_a_run_or_a_converted_one(tmp_path):
+@pytest.fixture(scope="module")
+def origins(tmp_path_factory):
+  """The folder of a run, the folder of its adapter after two conversions, and its parameters."""
+  folder = tmp_path_factory.mktemp("origins")
   config = lora_config()
-  system = System.build(config.model.to_dict())
-  params = random_params(system, seed=3)
-  write_run(tmp_path / "run", config, params)
-  run_command("convert", f"--from={tmp_path}/run", f"--to={tmp_path}/torch", "--format=torch")
-  source = tmp_path / "torch" / "adapter"
-  run_command("convert", f"--from={source}", f"--to={tmp_path}/flax", "--format=flax")
-  for origin in ("run", "flax"):
-    config.init.adapter = str(tmp_path / origin)
-    ours = state.averaged_params(create(config))["adapter"]
-    jax.tree.map(np.testing.assert_array_equal, ours, params["adapter"])
-    for key, value, message in (
-      ("model.lora.scale", 0.25, "scale.* 0.5 there, 0.25 here"),
-      ("model.lora.rank", 3, "blocks/cross_attention/key/down"),
-      ("model.lora.targets", ("mlp_in$",), "blocks/cross_attention/key/down.*None here"),
-      ("model.lora.rank", 0, "init.adapter is .* set model.lora.rank"),
-    ):
-      other = config.copy_and_resolve_references()
-      with other.unlocked(), other.ignore_type():
-        other.update_from_flattened_dict({key: value})
-      with pytest.raises(CheckpointError, match=message):
-        create(other, patterns=("^ldrm/",))
+  params = random_params(System.build(config.model.to_dict()), seed=3)
+  write_run(folder / "run", config, params)
+  convert = functools.partial(run_command, "convert")
+  convert(f"--from={folder}/run", f"--to={folder}/torch", "--format=torch")
+  convert(f"--from={folder}/torch/adapter", f"--to={folder}/flax", "--format=flax")
+  return folder, params
+
+
+@pytest.mark.parametrize("origin", ["run", "flax"])
+def test_a_run_starts_from_the_adapter_of_a_run_or_a_converted_one(origin, origins):
+  folder, params = origins
+  config = lora_config()
+  config.init.adapter = str(folder / origin)
+  ours = state.averaged_params(prepare(config))["adapter"]
+  jax.tree.map(np.testing.assert_array_equal, ours, params["adapter"])
+  for key, value, message in (
+    ("model.lora.scale", 0.25, "scale.* 0.5 there, 0.25 here"),
+    ("model.lora.rank", 3, "blocks/cross_attention/key/down"),
+    ("model.lora.targets", ("mlp_in$",), "blocks/cross_attention/key/down.*None here"),
+    ("model.lora.rank", 0, "init.adapter is .* set model.lora.rank"),
+  ):
+    other = config.copy_and_resolve_references()
+    other.update_from_flattened_dict({key: value})
+    with pytest.raises(CheckpointError, match=message):
+      prepare(other)
 
 
 def test_the_transformer_stands_for_its_adapters():
