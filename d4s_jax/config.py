@@ -213,6 +213,8 @@ def base(preset: str) -> Config:
       "model": _model(preset),
       # Patterns of parameter paths to train instead of the stage's own; empty for the stage's own.
       "trainable": (),
+      # Type of the kernels and embeddings that are not trained, "float32" or "bfloat16".
+      "frozen_dtype": "float32",
       "loss": {
         "weights": {
           "flow_matching": 1.0,
@@ -249,6 +251,7 @@ def base(preset: str) -> Config:
         "autoencoder": "shipped" if tiny else "",
         "text_encoder": "",
         "transformer": "",
+        "adapter": "",
         "ldrm": "",
         **({"image_encoder": ""} if "image_encoder" in PRESETS[preset]["backbone"] else {}),
       },
@@ -273,6 +276,13 @@ def _model(preset: str) -> dict[str, Any]:
       "tokenizer": "",
       "schedule": {"shift": 5.0},
       **model["backbone"],
+    },
+    # rank > 0: low-rank adapters of these layers (models/adapter.py) are trained in place of the
+    # transformer's own weights; by default of attention and feed-forward network in every block.
+    "lora": {
+      "rank": 0,
+      "scale": 1.0,
+      "targets": ("^blocks/.*attention/(query|key|value|out)$", "^blocks/mlp_(in|out)$"),
     },
     "ldrm": {
       **model["ldrm"],

@@ -11,6 +11,10 @@ weights with --config.init.transformer=weights/wan1.3b, and so on for each part.
 
 Or --from is a training run: its backbone becomes models of diffusers and transformers; its LDRM and
 its conditioning on cameras become safetensors with a file that runs them and needs torch alone.
+
+Or --from is the folder of a LoRA adapter as diffusers or PEFT write it; a run starts from what it
+becomes with --config.init.adapter. The adapter of a run leaves in diffusers' layout too, beside its
+backbone. --merge=ADAPTER adds a converted adapter to the transformer, --merge=RUN the run's own.
 """
 
 import pathlib
@@ -21,12 +25,15 @@ from d4s_jax import errors
 from d4s_jax.formats import atomic
 from d4s_jax.pipeline import progress
 from d4s_jax.training import checkpoint
-from d4s_jax.weights import folders, run
+from d4s_jax.weights import folders, merging, run
 
 _FROM = flags.DEFINE_string("from", None, "Folder of a pipeline, a model or a run.", required=True)
 _TO = flags.DEFINE_string("to", None, "New folder for what it becomes.", required=True)
 _FORMAT = flags.DEFINE_enum(
   "format", None, ["flax", "torch"], "flax: our layout; torch: back to diffusers.", required=True
+)
+_MERGE = flags.DEFINE_string(
+  "merge", None, "Adapter that is added to the transformer: a converted one, or the run itself."
 )
 
 
@@ -37,19 +44,26 @@ def main(argv: list[str]) -> None:
   with errors.one_line():
     source, target = pathlib.Path(_FROM.value), pathlib.Path(_TO.value)
     atomic.check_new_folder(target)
-    job = _of_run(source) if checkpoint.is_run(source) else folders.prepare(source, _FORMAT.value)
+    job = _of_run(source) if checkpoint.is_run(source) else _of_weights(source)
     with progress.bar("convert", job.nbytes, "B") as bar:
       job.write(target, bar.update)
     print(f"Weights: {target}")
 
 
+def _of_weights(folder: pathlib.Path) -> folders.Job:
+  job = folders.prepare(folder, _FORMAT.value)
+  return merging.merge(job, merging.read(pathlib.Path(_MERGE.value))) if _MERGE.value else job
+
+
 def _of_run(folder: pathlib.Path) -> folders.Job:
   if _FORMAT.value != "torch":
     raise ValueError(f"{folder} is a training run, which is ours already; expected --format=torch.")
+  if _MERGE.value and pathlib.Path(_MERGE.value).resolve() != folder.resolve():
+    raise ValueError(f"--merge is {_MERGE.value}; into a run only its own adapter goes: {folder}.")
   _, system = checkpoint.read_system(folder)
   with progress.timed(f"load {folder}"):
     params, _ = checkpoint.read_model(folder, system.abstract())
-  return run.export(system, params)
+  return run.export(system, params, merged=bool(_MERGE.value))
 
 
 if __name__ == "__main__":

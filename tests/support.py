@@ -51,6 +51,17 @@ def small_config() -> ConfigDict:
   return config
 
 
+def lora_config() -> ConfigDict:
+  """The small configuration of a run of four steps that trains adapters of rank 2 and cameras."""
+  config = small_config()
+  config.stage, config.steps = "diffusion", 4
+  config.model.lora.rank, config.model.lora.scale = 2, 0.5
+  config.frozen_dtype = "bfloat16"
+  config.optimizer.warmup, config.checkpoint.every = 1, 2
+  config.heldout.batches, config.heldout.every = 1, 4
+  return config
+
+
 def random_params(system: System, seed: int = 0) -> Any:
   """Random parameters in which nothing is exactly zero, so that every input has an effect.
 

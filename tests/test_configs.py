@@ -12,7 +12,7 @@ from d4s_jax.config import PRESETS, base
 from d4s_jax.models.system import System
 from d4s_jax.training import objectives, state
 from d4s_jax.training.optimizer import check_groups, make_optimizer
-from d4s_jax.training.stages import stage
+from d4s_jax.training.stages import stage, trained
 from d4s_jax.training.step import make_step
 from d4s_jax.types import Cameras, Clip, Tracks, Views
 
@@ -94,6 +94,30 @@ def test_training_step_traces(name, argument):
     "joint": {"flow_matching", "photometric", "perceptual", "geometric", "motion"},
   }[name]
   assert expected <= metrics.keys()
+
+
+def test_adapters_of_the_largest_size():
+  """What is trained of 14 billion parameters, and that the whole step traces."""
+  config = load("diffusion", "wan14b")
+  config.model.lora.rank, config.frozen_dtype = 32, "bfloat16"
+  system = System.build(config.model.to_dict())
+  optimizer = make_optimizer(steps=config.steps, **config.optimizer.to_dict())
+  settings = objectives.Settings(**config.loss.to_dict())
+  objective = objectives.make_objective(system, stage("diffusion"), settings)
+  step = make_step(objective, optimizer, seed=0, average_decay=config.average_decay)
+  patterns = trained(stage("diffusion").trainable, adapted=True)
+  now = jax.eval_shape(
+    lambda params: state.create(params, patterns, optimizer, config.frozen_dtype),
+    system.abstract(),
+  )
+  adapters = {path: x for path, x in now.trainable.items() if path.startswith("adapter/")}
+  # 40 blocks: eight matrices 5120 x 5120 and two 5120 x 13824, each of rank 32.
+  count = 40 * 32 * (8 * (5120 + 5120) + 2 * (5120 + 13824))
+  assert sum(x.size for x in adapters.values()) == count == 153_354_240
+  base = [x for path, x in now.frozen.items() if path.startswith("transformer/")]
+  assert sum(x.size * x.dtype.itemsize for x in base) < 28.6e9
+  following, _ = jax.eval_shape(step, now, abstract_clip(config, 512))
+  assert following.trainable.keys() == now.trainable.keys()
 
 
 def test_static_stage_leaves_the_deformation_alone():

@@ -5,9 +5,10 @@ parameters under their Flax paths ("blocks/mlp_in/kernel"; blocks are stacked al
 the type that they were published in. `config.json` is data:
 
   format, version   "d4s_jax part", 1
-  part              "autoencoder", "text_encoder", "image_encoder" or "transformer"
-  fields            constructor arguments of the class in `models`
-  published         the config.json that the weights came with, unchanged
+  part              "autoencoder", "text_encoder", "image_encoder", "transformer" or "adapter"
+  fields            constructor arguments of the class in `models`; of an adapter, rank and scale
+  published         the config.json that the weights came with, unchanged; of an adapter, which
+                    transformer it is for, and how it was written (`weights.adapter_styles`)
   names             names of the file it came from that are not in the table, else empty
 
 Under "unread/" are tensors that the file it came from had and no model reads.
@@ -26,14 +27,14 @@ from d4s_jax.formats import checked, shards
 
 FORMAT = "d4s_jax part"
 VERSION = 1
-PARTS = ("autoencoder", "text_encoder", "image_encoder", "transformer")
+PARTS = ("autoencoder", "text_encoder", "image_encoder", "transformer", "adapter")
 UNREAD = "unread/"
 STEM = "model"
 CONFIG = "config.json"
 
 _LONGEST_CONFIG = 2**20
 # What can be trained on; NumPy knows the narrow ones by JAX's leave.
-_FLOATS = {
+FLOATS = {
   "F64": "float64",
   "F32": "float32",
   "F16": "float16",
@@ -125,15 +126,15 @@ def open_part(folder: pathlib.Path, part: str) -> tuple[Description, shards.Shar
   if description.part != part:
     raise ValueError(f"{folder} holds the {description.part}; expected the {part}.")
   stored = shards.Shards(folder, STEM)
-  wrong = [f"{name} is {x.dtype}" for name, x in stored.specs.items() if x.dtype not in _FLOATS]
+  wrong = [f"{name} is {x.dtype}" for name, x in stored.specs.items() if x.dtype not in FLOATS]
   if wrong:
-    raise ValueError(f"{folder}: {'; '.join(wrong[:5])}; expected {', '.join(_FLOATS)}.")
+    raise ValueError(f"{folder}: {'; '.join(wrong[:5])}; expected {', '.join(FLOATS)}.")
   return description, stored
 
 
 def numbers(stored: shards.Shards, name: str) -> np.ndarray:
   """The numbers of one tensor, in the type they are stored in."""
-  return stored.read(name).view(jnp.dtype(_FLOATS[stored.specs[name].dtype]))
+  return stored.read(name).view(jnp.dtype(FLOATS[stored.specs[name].dtype]))
 
 
 def as_float32(stored: shards.Shards, name: str) -> np.ndarray:

@@ -53,6 +53,7 @@ class TensorFile:
   Attributes:
     path: the file.
     specs: type and shape of each tensor, by name.
+    metadata: texts in the header, by name.
   """
 
   def __init__(self, path: pathlib.Path):
@@ -67,7 +68,7 @@ class TensorFile:
     self.path = path
     self.specs: dict[str, Spec] = {}
     self._starts: dict[str, int] = {}
-    header, begin, end = _read_header(path)
+    header, self.metadata, begin, end = _read_header(path)
     expected = 0
     for name, spec, start, stop in sorted(header, key=lambda entry: entry[2:]):
       # No byte belongs to two tensors or to none: nothing can hide in the file.
@@ -134,8 +135,10 @@ def write(
         raise ValueError(f"{name} has {file.tell() - begin} bytes, not {specs[name].nbytes}.")
 
 
-def _read_header(path: pathlib.Path) -> tuple[list[tuple[str, Spec, int, int]], int, int]:
-  """Name, spec, start and stop of each tensor; where the data begin and end in the file."""
+def _read_header(
+  path: pathlib.Path,
+) -> tuple[list[tuple[str, Spec, int, int]], dict[str, str], int, int]:
+  """Name, spec, start and stop of each tensor; texts; where the data begin and end in the file."""
   with path.open("rb") as file:
     end = os.fstat(file.fileno()).st_size
     start = file.read(8)
@@ -149,8 +152,10 @@ def _read_header(path: pathlib.Path) -> tuple[list[tuple[str, Spec, int, int]], 
   header = checked.parse(text, str(path))
   if not isinstance(header, dict):
     raise ValueError(f"{path}: the header is no object of tensors.")
-  header.pop(_METADATA, None)
-  return [_entry(name, value, path) for name, value in header.items()], 8 + length, end
+  texts = header.pop(_METADATA, {})
+  if not isinstance(texts, dict) or not all(isinstance(x, str) for x in texts.values()):
+    raise ValueError(f"{path}: {_METADATA}; expected an object of texts.")
+  return [_entry(name, value, path) for name, value in header.items()], texts, 8 + length, end
 
 
 def _entry(name: str, value: Any, path: pathlib.Path) -> tuple[str, Spec, int, int]:

@@ -14,6 +14,9 @@ from d4s_jax.layers.linear import dense
 from d4s_jax.layers.normalization import LayerNorm, RMSNorm
 from d4s_jax.layers.partitioning import constrain
 
+# Collection of the low-rank adapters, beside "params"; see `models.adapter`.
+ADAPTER = "adapter"
+
 
 def scan_blocks(block: type[nn.Module], depth: int, inputs: int, remat: bool) -> type[nn.Module]:
   """Stacks `depth` copies of a block whose call is (carry, *inputs) -> (carry, output).
@@ -31,7 +34,7 @@ def scan_blocks(block: type[nn.Module], depth: int, inputs: int, remat: bool) ->
     block = nn.remat(block, prevent_cse=False)
   return nn.scan(
     block,
-    variable_axes={"params": 0},
+    variable_axes={"params": 0, ADAPTER: 0},
     split_rngs={"params": True},
     in_axes=every_copy,
     length=depth,

@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from d4s_jax.diffusion.schedule import FlowMatching, Schedule
 from d4s_jax.diffusion.v_prediction import VPrediction
+from d4s_jax.models.adapter import ADAPTER, LoRA, add_adapter
 from d4s_jax.models.clip import CLIPVision
 from d4s_jax.models.cogvideox.autoencoder import CogVideoXAutoencoder
 from d4s_jax.models.cogvideox.transformer import CogVideoXTransformer
@@ -41,7 +42,8 @@ class Backbone:
   """A pre-trainable image-to-video model: autoencoder, text encoder, transformer, schedule.
 
   It holds no parameters: every method takes the tree {"autoencoder": .., "text_encoder": ..,
-  "transformer": ..} of `init`, which has an "image_encoder" too where the model has one.
+  "transformer": ..} of `init`, which has an "image_encoder" too where the model has one, and an
+  "adapter" if the transformer has one.
 
   A condition is dropped, for classifier-free guidance, as follows: text becomes the empty prompt
   (`drop` of `encode_text`), cameras become None or, for single samples of a batch, maps of zeros;
@@ -61,6 +63,7 @@ class Backbone:
       published CogVideoX models were trained.
     image_encoder: maps images in [0, 1] to tokens, which the transformer attends to, and to one
       embedding; None for models that read the photograph from latents alone.
+    adapter: low-rank adapters of the transformer.
   """
 
   autoencoder: nn.Module
@@ -74,6 +77,7 @@ class Backbone:
   camera_channels: int
   reads_padding: bool = False
   image_encoder: nn.Module | None = None
+  adapter: LoRA = LoRA()
 
   def boxed(self, key: PRNGKeyArray) -> dict[str, Any]:
     """New parameters in boxes that name their logical axes; use under `jax.eval_shape`."""
@@ -98,6 +102,8 @@ class Backbone:
     condition = jax.tree.map(lambda x: jnp.zeros(x.shape), condition)
     inputs = (latents, jnp.zeros(1), text, maps, condition)
     params["transformer"] = self.transformer.init(keys[2], *inputs, method="denoise")["params"]
+    if self.adapter.rank:
+      params[ADAPTER] = self.adapter.boxed(jax.random.fold_in(key, 4), params["transformer"])
     return params
 
   def init(self, key: PRNGKeyArray) -> dict[str, Any]:
@@ -200,11 +206,15 @@ class Backbone:
       The velocity, float32. With a condition, that of the first frame need not mean anything.
     """
     args = (latents, sigma, text.embeddings, camera_maps, condition)
-    return _apply(self.transformer, params["transformer"], *args, method="denoise")
+    beside = {ADAPTER: self.adapter.scaled(params[ADAPTER])} if self.adapter.rank else {}
+    with nn.intercept_methods(add_adapter):
+      return _apply(self.transformer, params["transformer"], *args, method="denoise", **beside)
 
 
-def _apply(module: nn.Module, params: Any, *args: Any, method: str | None = None) -> Any:
-  return module.apply({"params": params}, *args, method=method)
+def _apply(
+  module: nn.Module, params: Any, *args: Any, method: str | None = None, **collections: Any
+) -> Any:
+  return module.apply({"params": params, **collections}, *args, method=method)
 
 
 def _tokenizer(config: Mapping[str, Any], clean: Callable[[str], str] = str) -> Tokenizer:
@@ -262,9 +272,9 @@ def build(config: Mapping[str, Any]) -> Backbone:
 
   Args:
     config: `family` (a key of `BACKBONES`), `text_length` in tokens, `tokenizer_files` (`files` of
-      `make_tokenizer`; may be missing), `camera_channels`, and the sections `autoencoder`,
-      `text_encoder`, `transformer`, `schedule` and, for Wan2.1-I2V, `image_encoder`, whose keys are
-      the fields of the classes they build.
+      `make_tokenizer`; may be missing), `camera_channels`, `lora` (fields of `LoRA`; no adapter
+      without it), and the sections `autoencoder`, `text_encoder`, `transformer`, `schedule` and,
+      for Wan2.1-I2V, `image_encoder`, whose keys are the fields of the classes they build.
 
   Raises:
     ValueError: the family is unknown.
@@ -273,4 +283,5 @@ def build(config: Mapping[str, Any]) -> Backbone:
     raise ValueError(
       f"Unknown backbone family {config['family']!r}; choose one of {sorted(BACKBONES)}."
     )
-  return BACKBONES[config["family"]](config)
+  adapter = LoRA(**config.get("lora", {}))
+  return dataclasses.replace(BACKBONES[config["family"]](config), adapter=adapter)

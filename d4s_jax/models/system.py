@@ -22,7 +22,7 @@ class System:
   """What training and inference see of the models; parameters are kept apart.
 
   Parameters are a nested dictionary with the parts "autoencoder", "text_encoder", "transformer",
-  "ldrm" and, for backbones that have one, "image_encoder".
+  "ldrm" and, for backbones that have them, "image_encoder" and "adapter".
 
   Attributes:
     backbone: the video model.
@@ -41,8 +41,8 @@ class System:
     """Builds the models from the `model` section of a configuration.
 
     Args:
-      config: `backbone` (see `models.backbone.build`), `ldrm` (fields of `LDRM`), `encoding` of
-        the cameras and `dtype`, the compute dtype.
+      config: `backbone` (see `models.backbone.build`), `lora` (fields of `LoRA`), `ldrm` (fields
+        of `LDRM`), `encoding` of the cameras and `dtype`, the compute dtype.
       tokenizer_files: of a published tokenizer, by name, if `backbone.tokenizer` names one.
     """
     if (named := config["backbone"].get("tokenizer", "")) and not tokenizer_files:
@@ -55,6 +55,7 @@ class System:
       for name in ("autoencoder", "text_encoder", "image_encoder", "transformer")
       if name in config["backbone"]
     }
+    modules["lora"] = _fields(config.get("lora", {}))
     video = backbone.build(
       dict(config["backbone"])
       | modules

@@ -123,7 +123,8 @@ class Pipeline:
       condition = self._condition(params, jnp.asarray(image)[None], frames)
       jax.block_until_ready(condition)
     del params
-    params = self._part("transformer")
+    parts = {"transformer", "adapter"} & set(self._params)
+    params = {name: self._params[name] for name in sorted(parts)}
     maps = self._system.camera_maps(_batched(cameras))
     if "camera" not in params["transformer"]:
       maps = None

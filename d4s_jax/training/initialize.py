@@ -10,6 +10,7 @@ from d4s_jax.config import Config
 from d4s_jax.formats import parts as parts_on_disk
 from d4s_jax.formats import shards
 from d4s_jax.models import shipped
+from d4s_jax.models.adapter import ADAPTER
 from d4s_jax.models.system import System
 from d4s_jax.training import checkpoint, sharding, state
 
@@ -19,6 +20,7 @@ def abstract_state(
   patterns: tuple[str, ...],
   optimizer: optax.GradientTransformation,
   mesh: jax.sharding.Mesh,
+  frozen_dtype: str = "float32",
 ) -> state.TrainState:
   """Shapes, types and shardings of the state of a run, for instance to restore it to.
 
@@ -27,9 +29,11 @@ def abstract_state(
     patterns: paths to train.
     optimizer: over the trained paths.
     mesh: the devices.
+    frozen_dtype: see `state.create`.
   """
   shapes = jax.eval_shape(
-    lambda params: state.create(params, patterns, optimizer), system.abstract()
+    lambda params: state.create(params, patterns, optimizer, frozen_dtype),
+    system.abstract(),
   )
   layout = sharding.state_shardings(mesh, system.boxed(), shapes)
   return jax.tree.map(
@@ -46,42 +50,56 @@ def create_state(
 ) -> state.TrainState:
   """The state at step 0, laid out as `like`, an `abstract_state`.
 
-  The `seed`, `preset` and `init` of `config` count; `init` holds for each part of the parameters ""
-  (random), "shipped" (weights that come with the package), the folder of a run, or one that
-  `d4s_jax.convert` made. What published weights lack, the conditioning on cameras, is random.
+  The `seed`, `preset`, `frozen_dtype` and `init` of `config` count; `init` holds for each part of
+  the parameters "" (random), "shipped" (weights that come with the package), the folder of a run,
+  or one that `d4s_jax.convert` made. What published weights lack, the conditioning on cameras, is
+  random; an adapter that is "" changes nothing yet.
   """
 
   def initial(parts):
     # The default generator takes XLA minutes to compile for hundreds of parameters.
     params = system.init(jax.random.key(config.seed, impl="unsafe_rbg"))
-    params = state.unflatten(state.flatten(params), state.flatten(parts))
-    return state.create(params, patterns, optimizer)
+    params = state.unflatten(state.flatten(params), parts)
+    return state.create(params, patterns, optimizer, config.frozen_dtype)
 
   # This program runs once: on a CPU, optimising it takes longer than running it.
   options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
-  compiled = jax.jit(initial, out_shardings=sharding.of(like), compiler_options=options)
-  return compiled(_read_parts(system, config))
+  compiled = jax.jit(
+    initial, out_shardings=sharding.of(like), compiler_options=options, donate_argnums=0
+  )
+  abstract = state.averaged_params(like)
+  layout = sharding.of(state.flatten(abstract))
+  parts = state.flatten(_read_parts(system, config, abstract))
+  # In place at once, and given away: large weights don't fit on one device, nor twice.
+  return compiled({path: jax.device_put(x, layout[path]) for path, x in parts.items()})
 
 
-def _read_parts(system: System, config: Config) -> dict[str, Any]:
+def _read_parts(system: System, config: Config, abstract: Any) -> dict[str, Any]:
   """The parts of the parameters that don't start at random, by name."""
-  abstract = system.abstract()
   parts = {}
   for name, origin in config.init.items():
+    if origin and name not in abstract:
+      raise checkpoint.CheckpointError(
+        f'init.{name} is "{origin}", but this configuration has none; set model.lora.rank to the'
+        " rank of that adapter."
+      )
     if origin == shipped.ORIGIN:
       parts[name] = shipped.load(config.preset, name, abstract[name])
     elif origin and (folder := parts_on_disk.find(pathlib.Path(origin), name)):
-      parts[name] = _from_weights(folder, name, system)
+      parts[name] = _from_weights(folder, name, system, abstract[name])
     elif origin:
-      parts[name] = _from_run(pathlib.Path(origin), name, abstract[name])
+      parts[name] = _from_run(pathlib.Path(origin), name, system, abstract[name])
   return parts
 
 
-def _from_weights(folder: pathlib.Path, name: str, system: System) -> Any:
-  """One part from published weights, without what they lack."""
+def _from_weights(folder: pathlib.Path, name: str, system: System, like: Any) -> Any:
+  """One part from published weights, without what they lack, in the types of `like`."""
   description, stored = parts_on_disk.open_part(folder, name)
   check_same_model(folder, name, system, description, stored)
-  return state.unflatten({path: parts_on_disk.as_float32(stored, path) for path in stored.specs})
+  kinds = {path: x.dtype for path, x in state.flatten(like).items() if path in stored.specs}
+  return state.unflatten(
+    {path: parts_on_disk.as_float32(stored, path).astype(kind) for path, kind in kinds.items()}
+  )
 
 
 def check_same_model(
@@ -129,25 +147,30 @@ def _is_ours(path: str) -> bool:
   return path.startswith("camera/")
 
 
-def _from_run(folder: pathlib.Path, name: str, like: Any) -> Any:
+def _from_run(folder: pathlib.Path, name: str, system: System, like: Any) -> Any:
   """One part of the model of another run, which must have the same shapes."""
   if not folder.is_dir():
     raise checkpoint.CheckpointError(
       f'init.{name} is "{folder}"; expected "", "{shipped.ORIGIN}" or the folder of a run or of'
       " converted weights."
     )
-  _, system = checkpoint.read_system(folder)
-  params, _ = checkpoint.read_model(folder, {name: system.abstract()[name]})
-  ours, theirs = state.flatten(like), state.flatten(params[name])
+  _, other = checkpoint.read_system(folder)
+  params = {}
+  if name in other.abstract():
+    params, _ = checkpoint.read_model(folder, {name: other.abstract()[name]})
+  ours = {path: x.shape for path, x in state.flatten(like).items()}
+  theirs = {path: x.shape for path, x in state.flatten(params.get(name, {})).items()}
   wrong = [
-    f"{path}: {getattr(theirs.get(path), 'shape', None)} there, "
-    f"{getattr(ours.get(path), 'shape', None)} here"
+    f"{path}: {theirs.get(path)} there, {ours.get(path)} here"
     for path in sorted(ours.keys() | theirs.keys())
-    if getattr(theirs.get(path), "shape", None) != getattr(ours.get(path), "shape", None)
+    if theirs.get(path) != ours.get(path)
   ]
+  scales = [x.backbone.adapter.scale for x in (other, system)]
+  if name == ADAPTER and scales[0] != scales[1]:
+    wrong.insert(0, f"model.lora.scale: {scales[0]} there, {scales[1]} here")
   if wrong:
     raise checkpoint.CheckpointError(
       f"init.{name}: the model in {folder} has other shapes than this configuration"
       f" ({'; '.join(wrong[:5])}); use the same preset for both."
     )
-  return params[name]
+  return jax.tree.map(lambda x, wanted: x.astype(wanted.dtype), params[name], like)

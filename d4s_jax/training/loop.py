@@ -17,7 +17,7 @@ from d4s_jax.training.interrupt import StopRequest
 from d4s_jax.training.optimizer import check_groups, make_optimizer
 from d4s_jax.training.record import Record
 from d4s_jax.training.report import write_report
-from d4s_jax.training.stages import Stage, stage
+from d4s_jax.training.stages import Stage, stage, trained
 from d4s_jax.training.step import make_step
 
 
@@ -40,9 +40,11 @@ def run(config: Config, folder: pathlib.Path) -> None:
       tokenizer = checkpoint.read_tokenizer(folder, config.model.to_dict())
       system = System.build(config.model.to_dict(), tokenizer)
       system.check_size(config.clip.frames, config.clip.height, config.clip.width)
-      patterns = tuple(config.trainable) or chosen.trainable
+      patterns = trained(
+        tuple(config.trainable) or chosen.trainable, adapted=system.backbone.adapter.rank > 0
+      )
       optimizer = make_optimizer(steps=config.steps, **config.optimizer.to_dict())
-      like = initialize.abstract_state(system, patterns, optimizer, mesh)
+      like = initialize.abstract_state(system, patterns, optimizer, mesh, config.frozen_dtype)
       check_groups(sorted(like.trainable | like.frozen), config.optimizer.groups)
       settings = objectives.Settings(**config.loss.to_dict())
       step = make_step(

@@ -40,6 +40,18 @@ def stage(name: str) -> Stage:
   return STAGES[name]
 
 
+def trained(patterns: tuple[str, ...], adapted: bool) -> tuple[str, ...]:
+  """The patterns of a run whose transformer may be adapted.
+
+  "^transformer/" then stands for the adapters and the conditioning on cameras, which no published
+  model has; other patterns mean what they say.
+  """
+  if not adapted:
+    return patterns
+  instead = {"^transformer/": ("^adapter/", "^transformer/camera/")}
+  return tuple(y for x in patterns for y in instead.get(x, (x,)))
+
+
 def split_by_path(paths: list[str], patterns: tuple[str, ...]) -> tuple[list[str], list[str]]:
   """Splits parameter paths into those that match a pattern and the rest.
 

@@ -18,6 +18,9 @@ from d4s_jax.training.stages import split_by_path
 
 Flat = dict[str, Any]
 
+# How the paths of large arrays end.
+_LARGE = ("/kernel", "/embedding")
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -52,16 +55,29 @@ def unflatten(*parts: Flat) -> Any:
 
 
 def create(
-  params: Any, patterns: tuple[str, ...], optimizer: optax.GradientTransformation
+  params: Any,
+  patterns: tuple[str, ...],
+  optimizer: optax.GradientTransformation,
+  frozen_dtype: str = "float32",
 ) -> TrainState:
-  """The state of a run that starts from `params` and trains the paths that match `patterns`."""
+  """The state of a run that starts from `params` and trains the paths that match `patterns`.
+
+  Frozen kernels and embeddings are kept in `frozen_dtype`. In bfloat16 they take half the memory,
+  and layers that compute in bfloat16 give the same output: they round their kernels anyway. What is
+  small (biases, norms, tables) stays float32.
+  """
+  if frozen_dtype not in ("float32", "bfloat16"):
+    raise ValueError(f"frozen_dtype is {frozen_dtype!r}; expected 'float32' or 'bfloat16'.")
   flat = flatten(params)
   trained, kept = split_by_path(sorted(flat), patterns)
   trainable = {path: flat[path] for path in trained}
   return TrainState(
     step=jnp.zeros((), jnp.int32),
     trainable=trainable,
-    frozen={path: flat[path] for path in kept},
+    frozen={
+      path: flat[path].astype(frozen_dtype) if path.endswith(_LARGE) else flat[path]
+      for path in kept
+    },
     average=jax.tree.map(jnp.copy, trainable),
     optimizer=optimizer.init(trainable),
   )

@@ -6,11 +6,13 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from d4s_jax.formats import atomic, checked, shards
+from d4s_jax.weights import adapters
 from d4s_jax.weights.components import COMPONENTS
 from d4s_jax.weights.parts import Conversion, to_flax, to_torch
 
 _INDEX = "model_index.json"
 _CONVERT = {"flax": to_flax, "torch": to_torch}
+_CONVERT_ADAPTER = {"flax": adapters.to_flax, "torch": adapters.to_torch}
 
 # Data of tokenizers and schedulers, which travel as they are.
 _SMALL = (".json", ".model", ".txt", ".jinja")
@@ -58,7 +60,7 @@ def prepare(folder: pathlib.Path, format: str) -> Job:
   """Checks all of a folder for its conversion; only headers of the weights are read.
 
   Args:
-    folder: a pipeline (with model_index.json) or one model.
+    folder: a pipeline (with model_index.json), one model, or one adapter.
     format: "flax" for our layout, "torch" for that of diffusers and transformers.
 
   Raises:
@@ -68,7 +70,9 @@ def prepare(folder: pathlib.Path, format: str) -> Job:
     raise FileNotFoundError(f"No folder at {folder}; expected a pipeline or a model of diffusers.")
   convert = _CONVERT[format]
   if not (folder / _INDEX).exists():
-    return Job({"": convert(folder)}, {})
+    return Job(
+      {"": _CONVERT_ADAPTER[format](folder) if adapters.is_adapter(folder) else convert(folder)}, {}
+    )
   index = checked.within(folder, _INDEX)
   contents = checked.read_bytes(index, _LARGEST_SMALL, "pipeline")
   models: dict[str, Conversion] = {}

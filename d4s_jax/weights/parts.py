@@ -30,6 +30,7 @@ class Conversion:
     metadata: texts for the head of each new file.
     specs: type and shape of each new tensor, by name.
     pieces: the bits of a new tensor, read and turned when asked for.
+    place: name of the new config.json, which is written unless it is empty.
   """
 
   config: Mapping[str, Any]
@@ -37,6 +38,7 @@ class Conversion:
   metadata: Mapping[str, str]
   specs: Mapping[str, Spec]
   pieces: Callable[[str], Iterable[np.ndarray]]
+  place: str = parts.CONFIG
 
   @property
   def nbytes(self) -> int:
@@ -52,7 +54,8 @@ class Conversion:
         report(piece.nbytes)
 
     shards.write_shards(folder, self.stem, self.specs, reported, self.metadata, limit)
-    parts.write_json(folder / parts.CONFIG, self.config)
+    if self.config:
+      parts.write_json(folder / self.place, self.config)
 
 
 def to_flax(folder: pathlib.Path) -> Conversion:
@@ -73,7 +76,7 @@ def to_flax(folder: pathlib.Path) -> Conversion:
   place = {pair.torch: names.get(pair.torch, [pair.torch])[0] for pair in table}
   unused = {alias for aliases in names.values() for alias in aliases[1:]}
   found = {name: spec for name, spec in stored.specs.items() if name not in unused}
-  _check(folder, {place[pair.torch]: pair.torch_shape for pair in table}, found)
+  check_tensors(folder, {place[pair.torch]: pair.torch_shape for pair in table}, found)
 
   rows: dict[str, list[Pair]] = collections.defaultdict(list)
   for pair in table:
@@ -111,7 +114,7 @@ def to_torch(folder: pathlib.Path) -> Conversion:
   stored = shards.Shards(folder, parts.STEM)
   shapes |= _unread(component, shapes, lambda pair: pair.flax in stored.specs)
   table = _table(component, shapes, names)
-  _check(folder, shapes, stored.specs)
+  check_tensors(folder, shapes, stored.specs)
 
   sources = {name: pair for pair in table for name in names.get(pair.torch, [pair.torch])}
   specs = {
@@ -168,10 +171,13 @@ def _unread_rules(component: Component) -> list[Rule]:
   return [Rule(name, f"{parts.UNREAD}{name.replace(f'{LAYER}.', '')}") for name in component.unread]
 
 
-def _check(
-  folder: pathlib.Path, expected: Mapping[str, tuple[int, ...]], found: Mapping[str, Spec]
+def check_tensors(
+  place: pathlib.Path | str,
+  expected: Mapping[str, tuple[int, ...]],
+  found: Mapping[str, Spec],
+  model: str = "its config.json",
 ) -> None:
-  """Lists everything that is missing, unexpected or misshapen."""
+  """Raises ValueError that lists everything that is missing, unexpected or misshapen."""
   problems = [f"{name} is missing" for name in expected if name not in found]
   problems += [f"{name!r:.120} is unexpected" for name in found if name not in expected]
   problems += [
@@ -182,7 +188,7 @@ def _check(
   if problems:
     more = len(problems) - _MOST_LISTED
     listed = "; ".join(problems[:_MOST_LISTED]) + (f"; and {more} more" if more > 0 else "")
-    raise ValueError(f"{folder}: {len(problems)} tensors don't fit its config.json: {listed}.")
+    raise ValueError(f"{place}: {len(problems)} tensors don't fit {model}: {listed}.")
 
 
 def _other_names(

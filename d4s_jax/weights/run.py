@@ -12,9 +12,11 @@ import numpy as np
 from flax import traverse_util
 
 from d4s_jax.formats.tensors import Spec
+from d4s_jax.models.adapter import ADAPTER
 from d4s_jax.models.ldrm import LDRM
 from d4s_jax.models.system import System
 from d4s_jax.models.tokenizer import PublishedTokenizer
+from d4s_jax.weights import adapters, merging
 from d4s_jax.weights.components import COMPONENTS
 from d4s_jax.weights.folders import Job
 from d4s_jax.weights.parts import Conversion
@@ -38,7 +40,7 @@ _FOLDERS = {
 _TORCH = {"format": "pt"}
 
 
-def export(system: System, params: Mapping[str, Any]) -> Job:
+def export(system: System, params: Mapping[str, Any], merged: bool = False) -> Job:
   """What a run becomes: transformer, vae, encoders and diff4splat, in float32.
 
   A published tokenizer travels along as it is.
@@ -46,7 +48,11 @@ def export(system: System, params: Mapping[str, Any]) -> Job:
   Args:
     system: the models.
     params: all parameters, nested.
+    merged: whether an adapter is added to the transformer; else it lies beside it, in adapter.
   """
+  lora = system.backbone.adapter
+  if merged and not lora.rank:
+    raise ValueError("This run has no adapter to merge (model.lora.rank is 0).")
   flat = {part: _flat(tree) for part, tree in params.items()}
   camera = {path: x for path, x in flat["transformer"].items() if path.startswith("camera/")}
   flat["transformer"] = {path: x for path, x in flat["transformer"].items() if path not in camera}
@@ -59,7 +65,12 @@ def export(system: System, params: Mapping[str, Any]) -> Job:
   tokenizer = system.backbone.tokenizer
   files = tokenizer.files if isinstance(tokenizer, PublishedTokenizer) else {}
   files = {f"tokenizer/{name}": contents for name, contents in files.items()}
-  return Job(models, {f"{_OURS}/{_CODE.name}": _CODE.read_bytes()} | files)
+  job = Job(models, {f"{_OURS}/{_CODE.name}": _CODE.read_bytes()} | files)
+  if merged:
+    return merging.merge(job, merging.Adapter(flat[ADAPTER], lora.scale))
+  if lora.rank:
+    models[ADAPTER] = adapters.export(system.backbone.transformer, lora, flat[ADAPTER])
+  return job
 
 
 def _published(module: Any, arrays: Mapping[str, np.ndarray]) -> Conversion:

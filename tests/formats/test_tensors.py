@@ -29,7 +29,7 @@ def bits(array):
 def test_reads_what_the_library_writes(tmp_path):
   save_file(ARRAYS, tmp_path / "a.safetensors", {"format": "np"})
   file = TensorFile(tmp_path / "a.safetensors")
-  assert file.specs == SPECS
+  assert file.specs == SPECS and file.metadata == {"format": "np"}
   for name, array in ARRAYS.items():
     np.testing.assert_array_equal(file.read(name), bits(array))
   np.testing.assert_array_equal(file.read("wide", 1), bits(ARRAYS["wide"])[1])
@@ -77,6 +77,7 @@ LIES = {
     {"x": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8], "code": 1}},
     "unknown 'code'",
   ),
+  "metadata": ({"__metadata__": {"format": 1}}, "__metadata__; expected an object of texts"),
   "no object": (b"[]", "no object"),
   "no JSON": (b"{", "not valid JSON"),
   "twice": (b'{"x": {}, "x": {}}', "a key occurs twice"),
