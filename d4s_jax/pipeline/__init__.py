@@ -117,14 +117,12 @@ class Pipeline:
       text = self._embed(params, tokens)
       no_text = jax.block_until_ready(self._embed(params, tokens, jnp.ones(1, bool)))
     del params
-    encoders = {"autoencoder", "image_encoder"} & set(self._params)
-    params = {name: self._params[name] for name in sorted(encoders)}
+    params = self._part("autoencoder", "image_encoder")
     with progress.timed("compile, and encode the photograph"):
       condition = self._condition(params, jnp.asarray(image)[None], frames)
       jax.block_until_ready(condition)
     del params
-    parts = {"transformer", "adapter"} & set(self._params)
-    params = {name: self._params[name] for name in sorted(parts)}
+    params = self._part("transformer", "adapter")
     maps = self._system.camera_maps(_batched(cameras))
     if "camera" not in params["transformer"]:
       maps = None
@@ -167,8 +165,9 @@ class Pipeline:
     with progress.timed("compile, and decode the video"):
       return np.clip(self._decode(params, latents[None])[0], 0, 1)
 
-  def _part(self, name: str) -> dict[str, Any]:
-    return {name: self._params[name]}
+  def _part(self, name: str, *others: str) -> dict[str, Any]:
+    """A part of the parameters, and those of `others` that there are."""
+    return {x: self._params[x] for x in (name, *others) if x == name or x in self._params}
 
   def _tokenize(self, prompt: str) -> Int[np.ndarray, "l"]:
     try:
