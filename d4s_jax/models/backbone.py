@@ -206,6 +206,8 @@ def _build_cogvideox(config: Mapping[str, Any]) -> Backbone:
     out_channels=autoencoder.z_dim,
     strides=autoencoder.strides,
     text_length=config["text_length"],
+    # `denoise` is given latents that are multiplied by the scale.
+    image_scale=autoencoder.scale**-2 if autoencoder.inverted else 1.0,
   )
   return Backbone(
     autoencoder=autoencoder,
