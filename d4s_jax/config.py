@@ -71,7 +71,9 @@ def _wan_i2v(shift: float, **transformer: int) -> dict[str, Any]:
   }
 
 
-def _cogvideox(scale: float, snr_shift: float, **transformer: Any) -> dict[str, Any]:
+def _cogvideox(
+  scale: float, snr_shift: float, inverted: bool = False, **transformer: Any
+) -> dict[str, Any]:
   return {
     "family": "cogvideox",
     "autoencoder": {
@@ -81,6 +83,7 @@ def _cogvideox(scale: float, snr_shift: float, **transformer: Any) -> dict[str, 
       "temporal_levels": 2,
       "groups": 32,
       "scale": scale,
+      "inverted": inverted,
     },
     "text_encoder": _T5_XXL,
     "transformer": {"head_dim": 64, "remat": True, **transformer},
@@ -169,24 +172,28 @@ PRESETS: dict[str, dict[str, Any]] = {
     ),
     "ldrm": _FULL_LDRM,
   },
+  "cogvideox-1.5-5b": {
+    "backbone": _cogvideox(0.7, snr_shift=1.0, inverted=True, heads=48, depth=42, patch=(2, 2, 2)),
+    "ldrm": _FULL_LDRM,
+  },
   "cogvideox-1.5-5b-i2v": {
     "backbone": _cogvideox(
       *(0.7, 1.0),
       heads=48,
       depth=42,
+      inverted=True,
       patch=(2, 2, 2),
       offset=True,
       takes_image=True,
-      # Published with latents of the image divided by 0.7, of the video multiplied by it.
-      image_scale=0.7**-2,
     ),
     "ldrm": _FULL_LDRM,
   },
 }
 
 # Frames of a clip where it isn't 49. CogVideoX 1.5 makes tokens of two latent frames, and needs an
-# even number of them: its 81 published frames are 85 with those that its authors throw away.
-_FRAMES = {"tiny": 9, "cogvideox-1.5-5b-i2v": 85}
+# even number of them. Its 81 published frames have 21: its authors sample a 22nd in front, with
+# noise of its own, and throw it away. Here all that is sampled is shown: 85 frames.
+_FRAMES = {"tiny": 9, "cogvideox-1.5-5b": 85, "cogvideox-1.5-5b-i2v": 85}
 
 
 def base(preset: str) -> Config:

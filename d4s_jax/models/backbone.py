@@ -272,6 +272,8 @@ def _build_cogvideox(config: Mapping[str, Any]) -> Backbone:
   autoencoder = CogVideoXAutoencoder(**config["autoencoder"])
   sizes = {"out_channels": autoencoder.z_dim, "strides": autoencoder.strides}
   sizes |= {"text_length": config["text_length"]}
+  # `denoise` is given latents that are multiplied by the scale.
+  sizes |= {"image_scale": autoencoder.scale**-2 if autoencoder.inverted else 1.0}
   transformer = CogVideoXTransformer(**dict(config["transformer"]) | sizes)
   return Backbone(
     autoencoder=autoencoder,

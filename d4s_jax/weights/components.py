@@ -10,10 +10,12 @@ import jax.numpy as jnp
 from flax import traverse_util
 
 from d4s_jax.models.clip import CLIPVision
+from d4s_jax.models.cogvideox.autoencoder import CogVideoXAutoencoder
+from d4s_jax.models.cogvideox.transformer import CogVideoXTransformer
 from d4s_jax.models.t5 import T5Encoder
 from d4s_jax.models.wan.autoencoder import WanAutoencoder
 from d4s_jax.models.wan.transformer import WanTransformer
-from d4s_jax.weights import clip, t5, wan
+from d4s_jax.weights import clip, cogvideox, t5, wan
 from d4s_jax.weights.rules import Rule
 
 Fields = dict[str, Any]
@@ -70,10 +72,20 @@ def _transformer_inputs(config: Mapping[str, Any], fields: Fields) -> tuple[Any,
   return latents, _float(1), _float(1, 1, config["text_dim"]), None, image
 
 
-def _autoencoder_inputs(config: Mapping[str, Any], fields: Fields) -> tuple[Any, ...]:
-  del config
-  time, rows, columns = WanAutoencoder(**fields).strides
-  return (_float(1, 1 + time, rows, columns, 3),)
+def _cogvideox_inputs(config: Mapping[str, Any], fields: Fields) -> tuple[Any, ...]:
+  latents = _float(1, *fields["patch"], config["in_channels"])
+  return latents, _float(1), _float(1, 1, config["text_embed_dim"])
+
+
+def _autoencoder_inputs(
+  module: type[WanAutoencoder] | type[CogVideoXAutoencoder],
+) -> Callable[[Mapping[str, Any], Fields], tuple[Any, ...]]:
+  def inputs(config, fields):
+    del config
+    time, rows, columns = module(**fields).strides
+    return (_float(1, 1 + time, rows, columns, 3),)
+
+  return inputs
 
 
 def _encoder_inputs(config: Mapping[str, Any], fields: Fields) -> tuple[Any, ...]:
@@ -128,7 +140,25 @@ COMPONENTS = {
     fields=wan.autoencoder_fields,
     config=wan.autoencoder_config,
     module=WanAutoencoder,
-    inputs=_autoencoder_inputs,
+    inputs=_autoencoder_inputs(WanAutoencoder),
+  ),
+  "CogVideoXTransformer3DModel": Component(
+    part="transformer",
+    stem="diffusion_pytorch_model",
+    rules=cogvideox.TRANSFORMER,
+    fields=cogvideox.transformer_fields,
+    config=cogvideox.transformer_config,
+    module=CogVideoXTransformer,
+    inputs=_cogvideox_inputs,
+  ),
+  "AutoencoderKLCogVideoX": Component(
+    part="autoencoder",
+    stem="diffusion_pytorch_model",
+    rules=cogvideox.AUTOENCODER,
+    fields=cogvideox.autoencoder_fields,
+    config=cogvideox.autoencoder_config,
+    module=CogVideoXAutoencoder,
+    inputs=_autoencoder_inputs(CogVideoXAutoencoder),
   ),
   "T5EncoderModel": _ENCODER,
   "UMT5EncoderModel": _ENCODER,

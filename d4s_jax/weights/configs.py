@@ -16,16 +16,23 @@ class Reader:
   def __init__(self, config: Mapping[str, Any]):
     self._config = config
     self._problems: list[str] = []
+    self._asked: set[str] = set()
 
   def size(self, name: str, most: int = _LARGEST, default: int | None = None) -> int:
     """A whole number from 1 to `most`."""
     if default is not None and name not in self._config:
+      self._asked.add(name)
       return default
     return self._read(name, 1, lambda value: checked.integer(value, name, 1, most))
 
-  def sizes(self, name: str, count: int | None = None) -> tuple[int, ...]:
-    """A short list of whole numbers from 1, of this length if it is given."""
-    return self._read(name, (1,) * (count or 1), lambda value: _sizes(value, name, count))
+  def sizes(self, name: str, count: int | None = None, most: int = DEEP) -> tuple[int, ...]:
+    """A short list of whole numbers from 1 to `most`, of this length if it is given."""
+    return self._read(name, (1,) * (count or 1), lambda value: _sizes(value, name, count, most))
+
+  def flag(self, name: str) -> bool:
+    """True or false; a missing one is false."""
+    self.only(name, False, True)
+    return self._config.get(name) is True
 
   def flags(self, name: str, count: int) -> tuple[bool, ...]:
     """A list of so many true or false."""
@@ -37,6 +44,16 @@ class Reader:
 
     return self._read(name, (False,) * count, read)
 
+  def number(self, name: str) -> float:
+    """A finite number above 0."""
+
+    def read(value):
+      if checked.number(value, name) <= 0:
+        raise ValueError(f"{name}: {value!r:.60}; expected a number above 0.")
+      return float(value)
+
+    return self._read(name, 1.0, read)
+
   def numbers(self, name: str, count: int) -> tuple[float, ...]:
     """A list of so many finite numbers."""
 
@@ -47,9 +64,20 @@ class Reader:
 
   def only(self, name: str, *supported: Any) -> None:
     """A value that our model has built in; the first one is also what a missing key means."""
+    self._asked.add(name)
     value = self._config.get(name, supported[0])
     if value not in supported:
       self._problems.append(f"{name} is {value!r:.60}, and our model has only {supported[0]!r}")
+
+  def rest(self, *ignored: str) -> None:
+    """Nothing else is switched on: a later version may have what our model doesn't.
+
+    Args:
+      *ignored: what the model doesn't depend on.
+    """
+    for name, value in self._config.items():
+      if name not in self._asked and name not in ignored and name[:1] != "_" and value:
+        self._problems.append(f"{name!r:.60} is {value!r:.60}, which our model doesn't know")
 
   def check(self) -> None:
     """Raises ValueError if anything was wrong."""
@@ -57,6 +85,7 @@ class Reader:
       raise ValueError("; ".join(self._problems))
 
   def _read(self, name: str, fallback: Any, read: Callable[[Any], Any]) -> Any:
+    self._asked.add(name)
     try:
       if name not in self._config:
         raise ValueError(f"{name} is missing")
@@ -66,8 +95,8 @@ class Reader:
       return fallback
 
 
-def _sizes(value: Any, name: str, count: int | None) -> tuple[int, ...]:
+def _sizes(value: Any, name: str, count: int | None, most: int) -> tuple[int, ...]:
   values = checked.items(value, name, LEVELS)
   if count is not None and len(values) != count:
     raise ValueError(f"{name} has {len(values)} entries; expected {count}.")
-  return tuple(checked.integer(x, name, 1, DEEP) for x in values)
+  return tuple(checked.integer(x, name, 1, most) for x in values)

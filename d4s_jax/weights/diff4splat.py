@@ -9,7 +9,8 @@ needs nothing but torch:
   means, quaternions, scales = at(scene, 0)
 
 `ldrm` is the reconstruction model with its heads. `camera` is what cameras add to the patch
-embedding of the video transformer, a WanTransformer3DModel of diffusers; `condition` hooks it in.
+embedding of the video transformer, a WanTransformer3DModel or CogVideoXTransformer3DModel of
+diffusers; `condition` hooks it in.
 
 Conventions: channel-last tensors [batch, frames, rows, columns, channels]; latents normalised;
 poses are world_from_camera, 4x4, OpenCV axes, metres, the first one the identity; intrinsics are
@@ -93,9 +94,18 @@ def camera_map(
 
 @contextlib.contextmanager
 def condition(transformer: Any, camera: "CameraEmbedding", maps: Tensor) -> Iterator[None]:
-  """Within this context a WanTransformer3DModel of diffusers follows the cameras of `maps`."""
-  added = camera(maps).movedim(-1, 1)
-  hook = transformer.patch_embedding.register_forward_hook(lambda module, args, out: out + added)
+  """Within this context a video transformer of diffusers follows the cameras of `maps`.
+
+  Args:
+    transformer: a WanTransformer3DModel or a CogVideoXTransformer3DModel.
+    camera: of `load`.
+    maps: of `camera_map`, of every frame that the latents stand for; a single sample goes for all.
+  """
+  added = camera(maps)
+  # Before the positions are added.
+  wan = hasattr(transformer, "patch_embedding")
+  patches = transformer.patch_embedding if wan else transformer.patch_embed.proj
+  hook = patches.register_forward_hook(lambda module, args, out: out + _laid_out(added, out))
   try:
     yield
   finally:
@@ -351,6 +361,16 @@ def _read(path: pathlib.Path) -> dict[str, Tensor]:
     numbers = torch.frombuffer(contents[begin + start : begin + stop], dtype=_TYPES[entry["dtype"]])
     tensors[name] = numbers.reshape(entry["shape"])
   return tensors
+
+
+def _laid_out(x: Tensor, like: Tensor) -> Tensor:
+  """Maps [b f h w d] in the layout of what a patch embedding returns."""
+  if like.ndim == 3:  # Tokens [b n d], of CogVideoX 1.5.
+    return x.flatten(1, 3)
+  if like.ndim == 4:  # Images [(b f) d h w], of CogVideoX.
+    samples = like.shape[0] // x.shape[1]
+    return x.expand(samples, -1, -1, -1, -1).flatten(0, 1).movedim(-1, 1)
+  return x.movedim(-1, 1)  # Video [b d f h w], of Wan.
 
 
 def _with_past(maps: Tensor, time: int) -> Tensor:

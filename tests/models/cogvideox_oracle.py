@@ -1,48 +1,14 @@
 """CogVideoX in diffusers: models of our configurations, and their weights in our layout."""
 
-import functools
-import re
-
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-# Ours to those of diffusers; a leading "blocks/" is a stack over layers.
-TRANSFORMER_NAMES = {
-  "patch_embedding": "patch_embed.proj",
-  "text": "patch_embed.text_proj",
-  "time/in": "time_embedding.linear_1",
-  "time/out": "time_embedding.linear_2",
-  "offset/in": "ofs_embedding.linear_1",
-  "offset/out": "ofs_embedding.linear_2",
-  "norm": "norm_final",
-  "head_modulation": "norm_out.linear",
-  "head_norm": "norm_out.norm",
-  "head": "proj_out",
-  "blocks/attention_norm/modulation": "norm1.linear",
-  "blocks/attention_norm/norm": "norm1.norm",
-  "blocks/attention/query": "attn1.to_q",
-  "blocks/attention/key": "attn1.to_k",
-  "blocks/attention/value": "attn1.to_v",
-  "blocks/attention/out": "attn1.to_out.0",
-  "blocks/attention/query_norm": "attn1.norm_q",
-  "blocks/attention/key_norm": "attn1.norm_k",
-  "blocks/mlp_norm/modulation": "norm2.linear",
-  "blocks/mlp_norm/norm": "norm2.norm",
-  "blocks/mlp_in": "ff.net.0.proj",
-  "blocks/mlp_out": "ff.net.2",
-}
-# Patterns of names in PyTorch, and ours.
-AUTOENCODER_NAMES = {
-  r"\.resnets\.": "_block_",
-  r"mid_block": "middle",
-  r"(down|up)_blocks\.(\d+)": r"\1_\2",
-  r"\.(down|up)samplers\.0\.conv\.": "_resample.",
-  r"\.conv_shortcut\.": ".shortcut.",
-  r"\.norm_layer\.": ".norm.",
-  r"\.conv_y\.": ".scale.",
-  r"\.conv_b\.": ".shift.",
-  r"\.conv\.(weight|bias)": r".\1",
-}
+from d4s_jax.models.cogvideox.autoencoder import CogVideoXAutoencoder
+from d4s_jax.models.cogvideox.transformer import CogVideoXTransformer
+from d4s_jax.weights import cogvideox
+from tests.support import from_torch
 
 
 def torch_transformer(config, text_dim, device="cpu"):
@@ -75,35 +41,12 @@ def torch_transformer(config, text_dim, device="cpu"):
 
 def transformer_parameters(values, config):
   """Our tree of the named arrays of a PyTorch model: its weights or their gradients."""
-  tree = {}
-  patch, channels = config.get("patch", (1, 2, 2)), config["out_channels"]
-
-  def put(path, leaf, value):
-    functools.reduce(lambda t, key: t.setdefault(key, {}), path.split("/"), tree)[leaf] = value
-
-  for ours, theirs in TRANSFORMER_NAMES.items():
-    stacked = ours.startswith("blocks/")
-    for theirs_leaf in ("weight", "bias"):
-      layers = [f"transformer_blocks.{i}." for i in range(config["depth"])] if stacked else [""]
-      names = [f"{layer}{theirs}.{theirs_leaf}" for layer in layers]
-      if names[0] not in values:
-        continue
-      leaf = {"weight": "scale" if values[names[0]].ndim == 1 else "kernel"}.get(
-        theirs_leaf, theirs_leaf
-      )
-      value = [values[name] for name in names]
-      if ours == "patch_embedding" and leaf == "kernel":
-        in_channels = channels * (2 if config.get("takes_image") else 1)
-        kernel = value[0].reshape(-1, in_channels, *patch)
-        value = [np.moveaxis(kernel, (0, 1), (-1, -2))]
-      elif leaf == "kernel":
-        value = [v.T for v in value]
-      put(ours, leaf, np.stack(value) if stacked else value[0])
-  if "patch_embed.pos_embedding" in values:
-    table, length = values["patch_embed.pos_embedding"][0], config["text_length"]
-    put("positions", "text", table[:length])
-    put("positions", "video", table[length:].reshape(*config["grid"], -1))
-  return tree
+  channels = config["out_channels"] * (2 if config.get("takes_image") else 1)
+  text = jnp.zeros((1, 1, values["patch_embed.text_proj.weight"].shape[1]))
+  latents = jnp.zeros((1, *config.get("patch", (1, 2, 2)), channels))
+  module = CogVideoXTransformer(**config)
+  shapes = jax.eval_shape(module.init, jax.random.key(0), latents, jnp.zeros(1), text)
+  return from_torch(cogvideox.TRANSFORMER, shapes, values)
 
 
 def rotary(config, frames, rows, columns):
@@ -145,14 +88,8 @@ def torch_autoencoder(config, device="cpu", inverted=False):
     ).eval()
 
 
-def autoencoder_parameters(values):
-  tree = {}
-  for name, value in values.items():
-    for theirs, ours in AUTOENCODER_NAMES.items():
-      name = re.sub(theirs, ours, name)
-    *path, leaf = name.split(".")
-    if leaf == "weight":
-      leaf = "scale" if value.ndim == 1 else "kernel"
-      value = np.moveaxis(value, (0, 1), (-1, -2)) if value.ndim > 1 else value
-    functools.reduce(lambda t, key: t.setdefault(key, {}), path, tree)[leaf] = value
-  return tree
+def autoencoder_parameters(values, config):
+  """Our tree of the named arrays of a PyTorch model: its weights or their gradients."""
+  module = CogVideoXAutoencoder(**config)
+  shapes = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, 5, 8, 8, 3)))
+  return from_torch(cogvideox.AUTOENCODER, shapes, values)

@@ -26,7 +26,7 @@ def _pair():
   for name, parameter in model.named_parameters():
     if "norm" in name and parameter.ndim == 1 and "conv" not in name:
       torch.nn.init.normal_(parameter, float(name.endswith("weight")), 0.3)
-  params = autoencoder_parameters({n: v.numpy() for n, v in model.state_dict().items()})
+  params = autoencoder_parameters({n: v.numpy() for n, v in model.state_dict().items()}, SMALL)
   return torch, model, CogVideoXAutoencoder(**SMALL), {"params": params}
 
 
@@ -99,7 +99,7 @@ def test_gradients_equal_diffusers(method):
   grads = {n: p.grad for n, p in model.named_parameters()}
   zero = {n: torch.zeros_like(p) for n, p in model.named_parameters()}
   wanted = autoencoder_parameters(
-    {n: (zero[n] if g is None else g).numpy() for n, g in grads.items()}
+    {n: (zero[n] if g is None else g).numpy() for n, g in grads.items()}, SMALL
   )
   for (path, got), want in zip(
     jax.tree_util.tree_leaves_with_path(of_params["params"]), jax.tree.leaves(wanted), strict=True

@@ -25,12 +25,14 @@ CONFIG = dict(
 MODES = {
   "t2v": {},
   "i2v": dict(takes_image=True, positions="learned", grid=(3, 2, 2)),
-  "1.5-i2v": dict(takes_image=True, patch=(2, 2, 2), offset=True, image_scale=4.0),
+  "1.5-i2v": dict(takes_image=True, patch=(2, 2, 2), offset=True),
 }
 
 
 def _build(mode):
-  return build(CONFIG | {"transformer": CONFIG["transformer"] | MODES[mode]})
+  autoencoder = CONFIG["autoencoder"] | {"inverted": mode == "1.5-i2v"}
+  transformer = CONFIG["transformer"] | MODES[mode]
+  return build(CONFIG | {"autoencoder": autoencoder, "transformer": transformer})
 
 
 def _params(backbone):
@@ -49,6 +51,9 @@ def test_it_says_what_it_is():
   backbone = _build("1.5-i2v")
   assert (backbone.latent_channels, backbone.strides, backbone.patch) == (3, (4, 8, 8), (2, 2, 2))
   assert backbone.schedule.snr_shift == 3.0
+  # Divided by the scale, 0.5, where the latents of a video are multiplied by it.
+  assert backbone.transformer.image_scale == 4.0
+  assert _build("i2v").transformer.image_scale == 1.0
   # Tokens of two latent frames: the published 81 frames are 85 with the padding.
   backbone.check_size(85, 768, 1360)
   with pytest.raises(ValueError, match=r"frames 81 \(legal is 5 \+ 8k, nearest 77 or 85\)"):
@@ -99,6 +104,7 @@ PUBLISHED = {
   "cogvideox-2b": (49, 480, 720),
   "cogvideox-5b": (49, 480, 720),
   "cogvideox-5b-i2v": (49, 480, 720),
+  "cogvideox-1.5-5b": (85, 768, 1360),
   "cogvideox-1.5-5b-i2v": (85, 768, 1360),
 }
 

@@ -21,15 +21,14 @@ from tests.models.cogvideox_oracle import (
 # Compiled without LLVM's optimiser: these networks run once.
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 STEPS, SCALE, LENGTH, WIDTH = 5, 3.0, 7, 16
+AUTOENCODER = dict(widths=(4, 4, 4, 4), z_dim=4, num_res_blocks=1, groups=2, scale=0.7)
 # Transformer, SNR shift, frames; pictures are 32 x 48.
 VARIANTS = {
   "2b": (dict(positions="sine"), 3.0, 9),
   "5b": (dict(grid=(3, 3, 5)), 1.0, 9),
   "5b-i2v": (dict(positions="learned", grid=(3, 2, 3), takes_image=True), 1.0, 9),
-  "1.5-5b-i2v": (
-    dict(patch=(2, 2, 2), takes_image=True, offset=True, image_scale=0.7**-2),
-    *(1.0, 13),
-  ),
+  "1.5-5b": (dict(patch=(2, 2, 2)), 1.0, 13),
+  "1.5-5b-i2v": (dict(patch=(2, 2, 2), takes_image=True, offset=True), 1.0, 13),
 }
 
 
@@ -40,7 +39,7 @@ def _backbone(transformer, snr_shift):
       text_length=LENGTH,
       camera_channels=6,
       schedule=dict(snr_shift=snr_shift),
-      autoencoder=dict(widths=(4, 4, 4, 4), z_dim=4, num_res_blocks=1, groups=2, scale=0.7),
+      autoencoder=AUTOENCODER | dict(inverted="patch" in transformer),
       text_encoder=dict(
         vocabulary=384, dim=WIDTH, depth=1, heads=2, head_dim=8, ffn_dim=16, per_layer_bias=False
       ),
@@ -63,12 +62,7 @@ def _pipeline(backbone, snr_shift):
   transformer = torch_transformer(fields, WIDTH)
   if fields["positions"] == "learned":
     torch.nn.init.normal_(transformer.patch_embed.pos_embedding)
-  autoencoder = backbone.autoencoder
-  vae = torch_autoencoder(
-    {name: getattr(autoencoder, name) for name in ("widths", "z_dim", "num_res_blocks", "groups")}
-    | {"scale": autoencoder.scale},
-    inverted=backbone.transformer.image_scale != 1.0,
-  )
+  vae = torch_autoencoder(AUTOENCODER, inverted=backbone.autoencoder.inverted)
   # No variance: they sample the latents of the image, and we take the mean.
   last = vae.encoder.conv_out.conv
   last.weight.data[4:], last.bias.data[4:] = 0.0, -100.0
@@ -85,7 +79,7 @@ def _pipeline(backbone, snr_shift):
   pipeline.set_progress_bar_config(disable=True)
   params = {
     "transformer": transformer_parameters(_arrays(transformer), fields),
-    "autoencoder": autoencoder_parameters(_arrays(vae)),
+    "autoencoder": autoencoder_parameters(_arrays(vae), AUTOENCODER),
   }
   return torch, pipeline, params
 

@@ -37,6 +37,8 @@ class CogVideoXAutoencoder(nn.Module):
       is again the first doublings that double time.
     groups: of channels, for the normalisations.
     scale: what latents are multiplied by (`scaling_factor` as published).
+    inverted: whether the transformer was trained with latents of photographs that are divided by
+      `scale` (`invert_scale_latents` as published). Nothing here does so; the backbone sees to it.
     dtype: compute dtype.
   """
 
@@ -46,6 +48,7 @@ class CogVideoXAutoencoder(nn.Module):
   temporal_levels: int = 2
   groups: int = 32
   scale: float = 0.7
+  inverted: bool = False
   dtype: DTypeLike = jnp.float32
 
   @property

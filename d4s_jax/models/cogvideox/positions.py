@@ -1,5 +1,7 @@
 """Where the tokens of CogVideoX are: rotary, sine-cosine and learnt positions of a video's grid."""
 
+import math
+
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
@@ -104,21 +106,20 @@ class LearnedPositions(nn.Module):
     Raises:
       ValueError: the table has no entries for so many frames or so long a text.
     """
-    small = nn.initializers.normal(0.02)
-    shape = (self.text_length, self.dim)
-    text = self.param("text", partitioned(small, None, "embed"), shape)
-    axis_names = (None, None, None, "embed")
-    table = self.param("video", partitioned(small, *axis_names), (*self.grid, self.dim))
+    count = self.text_length + math.prod(self.grid)
+    small = partitioned(nn.initializers.normal(0.02), None, "embed")
+    table = self.param("table", small, (count, self.dim))
     frames = len(axes[0])
     if frames > self.grid[0] or text_length > self.text_length:
       raise ValueError(
         f"{frames} latent frames and {text_length} tokens of text; this model has learnt positions"
         f" for at most {self.grid[0]} and {self.text_length}."
       )
-    table = table[:frames]
+    text, video = table[:text_length], table[self.text_length :]
+    video = video.reshape(*self.grid, self.dim)[:frames]
     for axis, places in ((1, axes[1]), (2, axes[2])):
-      table = _between(table, places, axis)
-    return text[None, :text_length], rearrange(table, "f h w (d one) -> one (f h w) d", one=1)
+      video = _between(video, places, axis)
+    return text[None], rearrange(video, "f h w (d one) -> one (f h w) d", one=1)
 
 
 def _between(
