@@ -98,7 +98,7 @@ def _guided(velocity: Array, base: Array, weight: Array) -> Array:
 def _advance(state: State, clean: Array, rows: Any, added: Array | None) -> State:
   correct, predict = rows
   known = (state.latents, state.before, clean, *state.clean)
-  corrected = sum(weight * x for weight, x in zip(correct, known))
+  corrected: Any = sum(weight * x for weight, x in zip(correct, known))
   parts = (corrected, clean, state.clean[0], *([] if added is None else [added]))
   latents: Any = sum(weight * x for weight, x in zip(predict, parts))
   return State(latents, corrected, (clean, state.clean[0]))

@@ -130,17 +130,17 @@ class Pipeline:
     shape = self._system.backbone.latent_shape(1, frames, *size)
     # As training drops conditions: prompt and camera go together.
     no_maps = None if maps is None else 0 * maps
-    conditions = (text, maps, condition), (no_text, no_maps, condition)
 
-    def denoise(conditions):
-      return lambda latents, level: self._denoise(params, latents, level, *conditions)
+    def denoise(text, maps):
+      return lambda latents, level: self._denoise(params, latents, level, text, maps, condition)
 
     passes = len(self._weights) + unconditional_passes(self._weights)
     noise_key, solver_key = jax.random.split(jax.random.key(seed))
     noise = jax.random.normal(noise_key, shape)
     with progress.bar(f"sample ({passes} passes)", len(self._weights), "step") as bar:
       latents = sample(
-        *map(denoise, conditions),
+        denoise(text, maps),
+        denoise(no_text, no_maps),
         noise,
         self._system.backbone.schedule,
         self._weights,

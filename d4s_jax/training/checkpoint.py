@@ -155,7 +155,7 @@ class Checkpoints:
       training=ocp.args.StandardRestore(_abstract(_training_part(like))),
     )
     with _reading(pathlib.Path(self._manager.directory) / str(step)):
-      restored = self._manager.restore(step, args=args)
+      restored: Any = self._manager.restore(step, args=args)
     model = flatten(restored.model)
     return TrainState(
       frozen={path: model[path] for path in like.frozen},

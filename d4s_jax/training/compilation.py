@@ -15,7 +15,7 @@ def cache() -> None:
   They lie in ~/.cache/d4s_jax, readable by their owner alone: whoever can write there can have code
   run. JAX's own variable JAX_COMPILATION_CACHE_DIR names another folder.
   """
-  if jax.config.jax_compilation_cache_dir is None:
+  if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
     folder = pathlib.Path(home) / "d4s_jax"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -131,7 +131,7 @@ def _of_pipeline(folder: pathlib.Path, report: Report) -> Trained:
 
   def read(name: str) -> Any:
     place, _, stored = opened[name]
-    layout = traverse_util.flatten_dict(_layout(system, name), sep="/")
+    layout: Any = traverse_util.flatten_dict(_layout(system, name), sep="/")
 
     def put(path: str, like: jax.ShapeDtypeStruct) -> jax.Array:
       values = parts_on_disk.numbers(stored, path)
