@@ -1,6 +1,7 @@
 """All models of d4s_jax as one value: a video backbone and the LDRM, built from a configuration."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -95,11 +96,19 @@ class System:
 
   def boxed(self) -> Any:
     """Abstract parameters in boxes that name their logical axes; nothing is computed."""
-    return jax.eval_shape(self._init_boxed, jax.random.key(0))
+    return self._boxed
 
   def abstract(self) -> Any:
     """Shapes and types of the parameters; nothing is computed."""
-    return jax.eval_shape(self.init, jax.random.key(0))
+    return nn.unbox(self._boxed)
+
+  @functools.cached_property
+  def _boxed(self) -> Any:
+    # Tracing a large model takes seconds.
+    return jax.eval_shape(self._init_boxed, jax.random.key(0))
+
+  def __getstate__(self) -> dict[str, Any]:
+    return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
   def _init_boxed(self, key: PRNGKeyArray) -> Any:
     video_key, ldrm_key = jax.random.split(key)

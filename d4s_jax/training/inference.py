@@ -157,11 +157,13 @@ def _layout(system: System, name: str) -> Any:
   boxed = system.boxed()[name]
   mesh = sharding.make_mesh(jax.device_count())
   cuts = sharding.parameter_shardings(mesh, boxed, sharding.GENERATION_RULES)
-  abstract, dtype = system.abstract()[name], getattr(system.backbone, name, system.ldrm).dtype
+  abstract = system.abstract()[name]
+  # What becomes a Gaussian is computed in float32, and adapters are small.
+  dtype = getattr(getattr(system.backbone, name, None), "dtype", jnp.float32)
 
   def describe(path: Any, x: Any, cut: Any) -> jax.ShapeDtypeStruct:
     joined = "/".join(entry.key for entry in path)
-    half = dtype in _HALF and name != "ldrm" and _may_be_half(joined, x)
+    half = dtype in _HALF and _may_be_half(joined, x)
     return jax.ShapeDtypeStruct(x.shape, dtype if half else x.dtype, sharding=cut)
 
   return jax.tree_util.tree_map_with_path(describe, abstract, cuts)
