@@ -253,6 +253,8 @@ def base(preset: str) -> Config:
         **({"image_encoder": ""} if "image_encoder" in PRESETS[preset]["backbone"] else {}),
       },
       "data": {"source": "synthetic", "workers": 0},
+      # Folder of embeddings of prompts, which runs may share; "" embeds them in every step.
+      "text_cache": "",
       "heldout": {"batches": 2, "every": 100 if tiny else 1000},
       "checkpoint": {"every": 50 if tiny else 1000, "keep": 3},
       "mesh": {"fsdp": 1},

@@ -107,7 +107,8 @@ class Clip:
     tracks: point tracks over the source frames; n may be 0.
     instances: instance of each source pixel, 0 the static background.
     dynamic: whether anything moves.
-    text: the caption (str) as a source reads it; token ids, Int["*b l"], after the loader.
+    text: the caption (str) as a source reads it; token ids, Int["*b l"], after the loader; with a
+      text cache, their embeddings after that (`models.backbone.Embedded`).
   """
 
   source: Views

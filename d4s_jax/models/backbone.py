@@ -36,6 +36,18 @@ class Text(NamedTuple):
   mask: Bool[Array, "b l"]
 
 
+class Embedded(NamedTuple):
+  """Prompts of a batch that were embedded before.
+
+  Attributes:
+    text: of `encode_text`.
+    empty: the empty prompt, for each sample.
+  """
+
+  text: Text
+  empty: Text
+
+
 @dataclasses.dataclass(frozen=True)
 class Backbone:
   """A pre-trainable image-to-video model: autoencoder, text encoder, transformer, schedule.
@@ -144,15 +156,20 @@ class Backbone:
     return 0.5 * (video + 1.0)
 
   def encode_text(
-    self, params: Params, tokens: Int[Array, "b l"], drop: Bool[Array, "b"] | None = None
+    self,
+    params: Params,
+    tokens: Int[Array, "b l"] | Embedded,
+    drop: Bool[Array, "b"] | None = None,
   ) -> Text:
     """Embeds prompts.
 
     Args:
       params: the parameters.
-      tokens: token ids as the tokenizer makes them.
+      tokens: token ids as the tokenizer makes them, or prompts that were embedded before.
       drop: samples whose prompt is replaced by the empty one.
     """
+    if isinstance(tokens, Embedded):
+      return tokens.text if drop is None else _pick(drop, tokens.empty, tokens.text)
     if drop is not None:
       empty = jnp.asarray(self.tokenizer(""))[None]
       tokens = jnp.where(drop[:, None], empty, tokens)
@@ -205,6 +222,15 @@ class Backbone:
 
 def _apply(module: nn.Module, params: Any, *args: Any, method: str | None = None) -> Any:
   return module.apply({"params": params}, *args, method=method)
+
+
+def _pick(choice: Bool[Array, "b"], first: Text, second: Text) -> Text:
+  """For each sample the first or the second text."""
+  rows = choice[:, None]
+  return Text(
+    jnp.where(rows[:, :, None], first.embeddings, second.embeddings),
+    jnp.where(rows, first.mask, second.mask),
+  )
 
 
 def _tokenizer(config: Mapping[str, Any], clean: Callable[[str], str] = str) -> Tokenizer:

@@ -28,7 +28,7 @@ from d4s_jax.models.system import System
 from d4s_jax.training.state import TrainState, averaged_params, flatten
 
 # A run may be continued with other values of these.
-RESUMABLE = ("steps", "checkpoint", "heldout", "data.workers")
+RESUMABLE = ("steps", "checkpoint", "heldout", "data.workers", "text_cache")
 
 
 # What every reader of a run's configuration relies on, beside the model.

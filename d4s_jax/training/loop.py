@@ -12,7 +12,15 @@ from d4s_jax.config import Config
 from d4s_jax.data.loader import make_loader
 from d4s_jax.data.source import SOURCES, Source
 from d4s_jax.models.system import System
-from d4s_jax.training import checkpoint, initialize, objectives, sharding, state, validation
+from d4s_jax.training import (
+  checkpoint,
+  initialize,
+  objectives,
+  sharding,
+  state,
+  text_cache,
+  validation,
+)
 from d4s_jax.training.interrupt import StopRequest
 from d4s_jax.training.optimizer import check_groups, make_optimizer
 from d4s_jax.training.record import Record
@@ -44,6 +52,8 @@ def run(config: Config, folder: pathlib.Path) -> None:
       optimizer = make_optimizer(steps=config.steps, **config.optimizer.to_dict())
       like = initialize.abstract_state(system, patterns, optimizer, mesh)
       check_groups(sorted(like.trainable | like.frozen), config.optimizer.groups)
+      cached = config.text_cache if "diffusion" in chosen.objectives else ""
+      text_cache.check(cached, like.trainable)
       settings = objectives.Settings(**config.loss.to_dict())
       step = make_step(
         objectives.make_objective(system, chosen, settings),
@@ -89,10 +99,13 @@ def run(config: Config, folder: pathlib.Path) -> None:
     # The loop.
     with Record(folder, start, config.steps, saved) as record, batches, StopRequest() as stop:
       record.say(_summary(config, now, folder))
+      embed = text_cache.make(cached, system.backbone, now.frozen, record.say)
+      heldout = [embed(batch, now.frozen) for batch in heldout]
       if start == 0:
         record.heldout(0, validate(state.averaged_params(now), heldout))
       for number in range(start + 1, config.steps + 1):
-        now, metrics = step(now, sharding.to_device(next(batches), mesh))
+        batch = embed(next(batches), now.frozen)
+        now, metrics = step(now, sharding.to_device(batch, mesh))
         record.train(number, metrics)
         last = number == config.steps
         if number % config.heldout.every == 0 or last:
