@@ -269,7 +269,10 @@ def base(preset: str) -> Config:
       "checkpoint": {"every": 50 if tiny else 1000, "keep": 3},
       "mesh": {"fsdp": 1},
       # How `generate` samples: N, gamma(t), gamma_max; diffusion.solvers.
-      "sampling": {"steps": 30, "guidance": "cosine", "scale": 7.5, "solver": "ddim"},
+      "sampling": {
+        **{"steps": 30, "guidance": "cosine", "scale": 7.5, "solver": "ddim"},
+        "negative_prompt": "",
+      },
     }
   )
 

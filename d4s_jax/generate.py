@@ -26,6 +26,7 @@ _TRAJECTORY = flags.DEFINE_string(
 )
 _OUTPUT = flags.DEFINE_string("output", None, "Folder of the scene.", required=True)
 _PROMPT = flags.DEFINE_string("prompt", PROMPT, "What is seen, and what happens.")
+_NEGATIVE = flags.DEFINE_string("negative_prompt", None, "What to avoid; else the checkpoint's.")
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "runs/joint-tiny", "A run or converted weights.")
 _RESULT = flags.DEFINE_enum("result", None, results.RESULTS, "Else what the checkpoint can make.")
 _SEED = flags.DEFINE_integer("seed", 0, "Of the noise.")
@@ -60,7 +61,8 @@ def main(argv: list[str]) -> None:
     path = shot.camera_path(_TRAJECTORY.value, frames, distance=_DISTANCE.value, pivot=_PIVOT.value)
     photo = images.read_image(_IMAGE.value)
     image, cameras = shot.photograph(photo, path, height, width, _FOV.value)
-    chosen = {flag.name: flag.value for flag in (_STEPS, _GUIDANCE, _SCALE, _SOLVER)}
+    flagged = (_STEPS, _GUIDANCE, _SCALE, _SOLVER, _NEGATIVE)
+    chosen = {flag.name: flag.value for flag in flagged}
     sampling = trained.config["sampling"] | {k: x for k, x in chosen.items() if x is not None}
     compilation.cache()
     pipeline = Pipeline(trained.system, trained.parts, **sampling)

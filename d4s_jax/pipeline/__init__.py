@@ -46,6 +46,7 @@ class Pipeline:
     guidance: str = "cosine",
     scale: float = 7.5,
     solver: str = "ddim",
+    negative_prompt: str = "",
   ):
     """Prepares a sampler; the arguments but the first two are the configuration's `sampling`.
 
@@ -57,6 +58,7 @@ class Pipeline:
       guidance: guidance schedule, "cosine" or "constant".
       scale: gamma_max of the cosine schedule, or the constant weight.
       solver: of the sampling, a key of `diffusion.solvers.SOLVERS`.
+      negative_prompt: what guidance leads away from; "" is what training drops prompts to.
 
     Raises:
       ValueError: a setting is unknown or out of range.
@@ -74,6 +76,7 @@ class Pipeline:
     self._weights = weights
     self._solver = solver
     solvers.solver(solver)
+    self._no_tokens = jnp.asarray(self._tokenize(negative_prompt))[None]
     backbone = system.backbone
     self._embed = jax.jit(backbone.encode_text)
     self._condition = jax.jit(backbone.condition, static_argnums=2)
@@ -115,7 +118,7 @@ class Pipeline:
     params = self._part("text_encoder")
     with progress.timed("compile, and embed the prompt"):
       text = self._embed(params, tokens)
-      no_text = jax.block_until_ready(self._embed(params, tokens, jnp.ones(1, bool)))
+      no_text = jax.block_until_ready(self._embed(params, self._no_tokens))
     del params
     params = self._part("autoencoder", "image_encoder")
     with progress.timed("compile, and encode the photograph"):
@@ -180,7 +183,7 @@ class Pipeline:
         " one sentence is enough."
       )
     tokens = self._system.tokenize(prompt)
-    if prompt and np.array_equal(tokens, self._system.tokenize(prompt[:-1])):
+    if self._system.backbone.tokenizer.cuts(prompt):
       progress.say(f"note: the prompt is longer than {len(tokens)} tokens; its end is not read.")
     return tokens
 

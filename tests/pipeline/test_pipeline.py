@@ -75,9 +75,10 @@ class ToyBackbone:
   """Encodes an image as its mean; its denoiser points at a latent that tells the conditions."""
 
   schedule = FlowMatching(shift=5.0)
+  tokenizer = ByteTokenizer(24)
 
   def __init__(self):
-    self.calls = []
+    self.calls, self.texts = [], []
 
   def latent_shape(self, batch, frames, height, width):
     return batch, 1 + (frames - 1) // 4, 1, 1, 1
@@ -88,16 +89,15 @@ class ToyBackbone:
   def decode(self, params, latents):
     return latents
 
-  def encode_text(self, params, tokens, drop=None):
-    tokens = tokens if drop is None else jnp.where(drop[:, None], 0, tokens)
+  def encode_text(self, params, tokens):
     return Text(tokens[..., None].astype(jnp.float32), tokens > 0)
 
   def condition(self, params, image, frames):
     return Condition(self.encode(params, image[:, None]))
 
   def denoise(self, params, latents, sigma, text, maps, condition):
-    conditional = bool(text.mask.any())
-    assert conditional == bool(jnp.any(maps != 0)), "prompt and camera are dropped together"
+    conditional = bool(jnp.any(maps != 0))
+    self.texts.append((conditional, np.asarray(text.embeddings)[0, :, 0]))
     self.calls.append((conditional, float(sigma[0]), np.asarray(condition.first)))
     return (latents - (2.0 if conditional else 1.0)) / sigma.reshape(-1, 1, 1, 1, 1)
 
@@ -106,7 +106,7 @@ def toy_system(backbone):
   return types.SimpleNamespace(
     backbone=backbone,
     check_size=lambda *size: None,
-    tokenize=ByteTokenizer(24),
+    tokenize=backbone.tokenizer,
     camera_maps=lambda cameras, dropped=None: jnp.full((1, FRAMES), float(dropped is None)),
   )
 
@@ -115,6 +115,7 @@ def toy_system(backbone):
   "sampling, unguided",
   [
     ({"steps": 30}, 15),
+    ({"steps": 30, "negative_prompt": "rain"}, 15),
     ({"steps": 4, "guidance": "constant", "scale": 1.0}, 4),
     ({"steps": 4, "guidance": "constant", "scale": 3.0}, 0),
   ],
@@ -125,6 +126,10 @@ def test_the_unconditional_pass_is_made_only_where_guidance_needs_it(sampling, u
   image, cameras = photo_and_cameras()
   with jax.disable_jit():  # The toy looks at concrete values.
     latents = pipeline.sample(image, cameras, "a cat")
+  # Prompt and camera go together.
+  texts = {True: "a cat", False: sampling.get("negative_prompt", "")}
+  for flag, tokens in backbone.texts:
+    np.testing.assert_array_equal(tokens, backbone.tokenizer(texts[flag]))
   steps = sampling["steps"]
   conditional = [level for flag, level, _ in backbone.calls if flag]
   unconditional = [level for flag, level, _ in backbone.calls if not flag]
