@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 
 from d4s_jax.layers.linear import XAVIER
 from d4s_jax.layers.partitioning import partitioned
+from d4s_jax.layers.past import preceded
 
 _UNIFORM = nn.initializers.variance_scaling(1.0, "fan_in", "uniform")
 
@@ -35,11 +36,12 @@ class CausalConv3d(nn.Module):
 
   @nn.compact
   def __call__(self, x: Float[Array, "b f h w c"]) -> Float[Array, "b f h w {self.features}"]:
-    """Convolves a clip whose first frame is the first of all."""
+    """Convolves a clip, or the next chunk of one (`layers.past`)."""
     kernel, bias = parameters(self, (*self.kernel_size, x.shape[-1], self.features))
     frames, taps = x.shape[1], self.kernel_size[0]
-    mode = "edge" if self.repeat_first else "constant"
-    x = jnp.pad(x, ((0, 0), (taps - 1, 0), (0, 0), (0, 0), (0, 0)), mode=mode)
+    if taps > 1:
+      before = x[:, :1] if self.repeat_first else jnp.zeros_like(x[:, :1])
+      x = preceded(self, x, jnp.repeat(before, taps - 1, axis=1), taps - 1)
     if jax.default_backend() == "cpu":
       # XLA's 2D convolution runs at several times the speed of its 3D one there.
       return convolve_taps([x[:, i : i + frames] for i in range(taps)], kernel, bias)

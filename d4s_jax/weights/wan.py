@@ -107,6 +107,10 @@ AUTOENCODER = (
   *_coder("decoder"),
   *_residual("decoder.up_blocks.{i}.resnets.{block}", "decoder/up_{i}_block_{block}"),
   *_resample("decoder.up_blocks.{i}.upsamplers.0", "decoder/up_{i}_resample"),
+  # Wan 2.2.
+  *_residual("encoder.down_blocks.{i}.resnets.{block}", "encoder/down_{i}_block_{block}"),
+  *_resample("encoder.down_blocks.{i}.downsampler", "encoder/down_{i}_halve"),
+  *_resample("decoder.up_blocks.{i}.upsampler", "decoder/up_{i}_double"),
 )
 
 
@@ -147,9 +151,9 @@ def autoencoder_fields(config: Mapping[str, Any]) -> dict[str, Any]:
   patch = 1 if config.get("patch_size") is None else read.size("patch_size", LEVELS)
   widths = read.sizes("dim_mult")
   channels = read.size("z_dim", WIDE)
-  read.only("is_residual", False)
+  read.only("is_residual", False, True)
   read.only("attn_scales", [])
-  read.only("decoder_base_dim", None, config.get("base_dim"))
+  of_decoder = config.get("decoder_base_dim")
   for name in ("in_channels", "out_channels"):
     read.only(name, 3 * patch**2, *([None] if patch == 1 else []))
   fields = {
@@ -161,6 +165,8 @@ def autoencoder_fields(config: Mapping[str, Any]) -> dict[str, Any]:
     "latents_mean": read.numbers("latents_mean", channels),
     "latents_std": read.numbers("latents_std", channels),
     "patch": patch,
+    "decoder_base_dim": None if of_decoder is None else read.size("decoder_base_dim", WIDE),
+    "residual": bool(config.get("is_residual", False)),
   }
   read.check()
   return fields
@@ -199,6 +205,8 @@ def autoencoder_config(
   return {
     "_class_name": "AutoencoderKLWan",
     "base_dim": autoencoder.base_dim,
+    "decoder_base_dim": autoencoder.decoder_base_dim,
+    "is_residual": autoencoder.residual,
     "z_dim": channels,
     "dim_mult": list(autoencoder.dim_mult),
     "num_res_blocks": autoencoder.num_res_blocks,

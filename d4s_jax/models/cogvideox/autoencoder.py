@@ -5,8 +5,8 @@ one frame. Convolutions see only the past; group statistics are those of a chunk
 `chunks`), so a frame depends on the others of its chunk too, and the latent of an image alone is
 near that of the same image at the start of a clip, not equal to it.
 
-Whole clips are computed at once, with the numbers that diffusers gets chunk by chunk. Where the
-number of latents is even, diffusers decodes four frames of the first one; here it is one frame, as
+A clip computed whole and one computed chunk by chunk are the same, and what diffusers makes of it.
+Where the number of latents is even, diffusers decodes four frames of the first one; here it is one frame, as
 it was encoded.
 """
 
@@ -20,6 +20,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from d4s_jax.layers.convolution import CausalConv3d, FrameConv
+from d4s_jax.layers.past import by_chunks, first_chunk
 from d4s_jax.models.cogvideox.chunks import ChunkNorm, Chunks, SpatialNorm, enlarge
 
 # Latents of a chunk: what the published model was trained with.
@@ -39,6 +40,7 @@ class CogVideoXAutoencoder(nn.Module):
     scale: what latents are multiplied by (`scaling_factor` as published).
     inverted: whether the transformer was trained with latents of photographs that are divided by
       `scale` (`invert_scale_latents` as published). Nothing here does so; the backbone sees to it.
+    chunk: latents to compute at a time, a multiple of 2; 0 for the whole clip.
     dtype: compute dtype.
   """
 
@@ -49,6 +51,7 @@ class CogVideoXAutoencoder(nn.Module):
   groups: int = 32
   scale: float = 0.7
   inverted: bool = False
+  chunk: int = 0
   dtype: DTypeLike = jnp.float32
 
   @property
@@ -73,16 +76,27 @@ class CogVideoXAutoencoder(nn.Module):
     self, video: Float[Array, "b F H W 3"]
   ) -> tuple[Float[Array, "b f h w c"], Float[Array, "b f h w c"]]:
     """Mean and log variance of the latents, float32, in normalised units."""
-    chunks = Chunks.of(video.shape[1], _CHUNK * self.strides[0])
-    moments = self.encoder(video, chunks).astype(jnp.float32)
+    moments = self._by_chunks(self.encoder, video, self.strides[0]).astype(jnp.float32)
     mean, log_variance = jnp.split(moments, 2, axis=-1)
     log_variance = jnp.clip(log_variance, -30.0, 20.0)
     return mean * self.scale, log_variance + 2.0 * jnp.log(self.scale)
 
   def decode(self, latents: Float[Array, "b f h w c"]) -> Float[Array, "b F H W 3"]:
     """Video, float32, nominally in [-1, 1] but not clipped, from normalised latents."""
-    chunks = Chunks.of(latents.shape[1], _CHUNK)
-    return self.decoder(latents / self.scale, chunks).astype(jnp.float32)
+    return self._by_chunks(self.decoder, latents / self.scale, 1).astype(jnp.float32)
+
+  def _by_chunks(
+    self, coder: nn.Module, x: Float[Array, "b f h w c"], stride: int
+  ) -> Float[Array, "b F H W d"]:
+    """Runs a coder of `stride` frames a latent."""
+    if self.chunk % _CHUNK:
+      raise ValueError(
+        f"chunk is {self.chunk}; expected a multiple of {_CHUNK} latents, over which the published"
+        " model normalises, or 0 for the whole clip."
+      )
+    length = self.chunk * stride
+    first = first_chunk(x.shape[1], length) if length else x.shape[1]
+    return by_chunks(coder, x, first, length)
 
 
 class Encoder(nn.Module):
@@ -96,8 +110,11 @@ class Encoder(nn.Module):
   dtype: DTypeLike
 
   @nn.compact
-  def __call__(self, x: Float[Array, "b F H W c"], chunks: Chunks) -> Float[Array, "b f h w d"]:
-    """Encodes a whole clip."""
+  def __call__(
+    self, x: Float[Array, "b F H W c"], begins: bool = True
+  ) -> Float[Array, "b f h w d"]:
+    """Encodes a clip, or the next chunks of one if they don't begin it."""
+    chunks = Chunks.of(x.shape[1], _CHUNK * 2 ** sum(self.time), begins)
     x = _convolution(self.widths[0], self.dtype, "conv_in")(x)
 
     def block(x, width, name):
@@ -108,8 +125,9 @@ class Encoder(nn.Module):
         x = block(x, width, f"down_{level}_block_{i}")
       if level < len(self.widths) - 1:
         if self.time[level]:
-          pairs = reduce(x[:, 1:], "b (f two) h w c -> b f h w c", "mean", two=2)
-          x = jnp.concatenate([x[:, :1], pairs], axis=1)
+          alone = int(begins)
+          pairs = reduce(x[:, alone:], "b (f two) h w c -> b f h w c", "mean", two=2)
+          x = jnp.concatenate([x[:, :alone], pairs], axis=1)
           chunks = chunks.halved()
         name = f"down_{level}_resample"
         x = FrameConv(width, stride=2, padding=(0, 1), dtype=self.dtype, name=name)(x)
@@ -130,9 +148,10 @@ class Decoder(nn.Module):
 
   @nn.compact
   def __call__(
-    self, latents: Float[Array, "b f h w c"], chunks: Chunks
+    self, latents: Float[Array, "b f h w c"], begins: bool = True
   ) -> Float[Array, "b F H W 3"]:
-    """Decodes a whole clip."""
+    """Decodes a clip, or the next chunks of one if they don't begin it."""
+    chunks = Chunks.of(latents.shape[1], _CHUNK, begins)
     x = _convolution(self.widths[0], self.dtype, "conv_in")(latents)
 
     def block(x, width, name):
@@ -146,9 +165,9 @@ class Decoder(nn.Module):
       if level < len(self.widths) - 1:
         frames, rows, columns = x.shape[1:4]
         if self.time[level]:
-          frames = 2 * frames - 1
+          frames = 2 * frames - int(begins)
           chunks = chunks.doubled()
-        x = enlarge(x, (frames, 2 * rows, 2 * columns))
+        x = enlarge(x, (frames, 2 * rows, 2 * columns), begins)
         x = FrameConv(width, dtype=self.dtype, name=f"up_{level}_resample")(x)
     x = SpatialNorm(self.groups, self.dtype, name="norm_out")(x, latents, chunks)
     return _convolution(3, self.dtype, "conv_out")(jax.nn.silu(x))

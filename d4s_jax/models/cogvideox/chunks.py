@@ -3,7 +3,8 @@
 The published model is run over chunks of 8 frames (2 latents) and carries the causal past of its
 convolutions from one to the next. To a convolution that is the same as the whole clip at once; to a
 group normalisation it is not: each chunk is normalised by itself. That is part of the model: chunks
-of another length make another, worse video.
+of another length make another, worse video. However many of them are computed at a time, the
+normalisation goes by these.
 """
 
 import dataclasses
@@ -26,23 +27,25 @@ class Chunks:
   Attributes:
     count: number of chunks, the same at every resolution of time.
     length: frames of each chunk but the first.
+    begins: whether the first chunk is that of the clip, whose first frame stands alone in time.
   """
 
   count: int
   length: int
+  begins: bool = True
 
   @classmethod
-  def of(cls, frames: int, length: int) -> "Chunks":
-    """The chunks of a clip; one shorter than two chunks is a single one."""
-    return cls(max(frames // length, 1), length)
+  def of(cls, frames: int, length: int, begins: bool = True) -> "Chunks":
+    """The chunks of a clip or a part of one; what is shorter than two chunks is a single one."""
+    return cls(max(frames // length, 1), length, begins)
 
   def halved(self) -> "Chunks":
     """After time was halved."""
-    return Chunks(self.count, self.length // 2)
+    return dataclasses.replace(self, length=self.length // 2)
 
   def doubled(self) -> "Chunks":
     """After time was doubled."""
-    return Chunks(self.count, self.length * 2)
+    return dataclasses.replace(self, length=self.length * 2)
 
   def first(self, frames: int) -> int:
     """Frames of the first chunk of `frames` in all."""
@@ -97,17 +100,19 @@ class SpatialNorm(nn.Module):
   def __call__(
     self, x: Float[Array, "b F H W d"], latents: Float[Array, "b f h w c"], chunks: Chunks
   ) -> Float[Array, "b F H W d"]:
-    """Normalises `x`; the latents are those of the whole clip at their own resolution."""
+    """Normalises `x`; the latents are those of the same chunks at their own resolution."""
 
     def told(name):
       conv = CausalConv3d(x.shape[-1], (1, 1, 1), self.dtype, name=name)
-      return enlarge(conv(latents), x.shape[1:4])
+      return enlarge(conv(latents), x.shape[1:4], chunks.begins)
 
     return ChunkNorm(self.groups, name="norm")(x, chunks) * told("scale") + told("shift")
 
 
-def enlarge(x: Float[Array, "b f h w c"], size: tuple[int, ...]) -> Float[Array, "b F H W c"]:
-  """Nearest neighbour to frames, rows, columns `size`; the first frame stays alone in time."""
+def enlarge(
+  x: Float[Array, "b f h w c"], size: tuple[int, ...], begins: bool
+) -> Float[Array, "b F H W c"]:
+  """Nearest neighbour to frames, rows, columns `size`; a clip's first frame stays one in time."""
   frames, rows, columns = x.shape[1:4]
   x = repeat(
     x,
@@ -115,7 +120,10 @@ def enlarge(x: Float[Array, "b f h w c"], size: tuple[int, ...]) -> Float[Array,
     r=size[1] // rows,
     s=size[2] // columns,
   )
-  if frames == 1:
+  alone = int(begins)
+  if frames == alone:
     return x
-  rest = repeat(x[:, 1:], "b f h w c -> b (f t) h w c", t=(size[0] - 1) // (frames - 1))
-  return jnp.concatenate([x[:, :1], rest], axis=1)
+  rest = repeat(
+    x[:, alone:], "b f h w c -> b (f t) h w c", t=(size[0] - alone) // (frames - alone)
+  )
+  return jnp.concatenate([x[:, :alone], rest], axis=1)

@@ -1,0 +1,133 @@
+"""Every autoencoder in chunks of time: the same as the whole clip at once, in less memory."""
+
+import functools
+
+import flax.linen as nn
+import hypothesis
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from d4s_jax.config import PRESETS
+from d4s_jax.models.cogvideox.autoencoder import CogVideoXAutoencoder
+from d4s_jax.models.wan.autoencoder import WanAutoencoder
+
+_WAN = dict(base_dim=4, z_dim=3, num_res_blocks=1, dim_mult=(1, 2, 2))
+MODELS = {
+  "wan2.1": WanAutoencoder(**_WAN, temporal_downsample=(True, True)),
+  "wan2.2": WanAutoencoder(
+    **_WAN, temporal_downsample=(False, True), decoder_base_dim=8, patch=2, residual=True
+  ),
+  "cogvideox": CogVideoXAutoencoder(widths=(4, 6), z_dim=3, num_res_blocks=1, groups=2),
+}
+# Compiled without LLVM's optimiser: these networks run once.
+jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
+
+@functools.cache
+def _variables(name):
+  module, random = MODELS[name], np.random.default_rng(0)
+  shapes = nn.unbox(
+    jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, 5, *_size(name), 3)))
+  )
+
+  def draw(path, x):
+    noise = random.normal(0, np.prod(x.shape[:-1]) ** -0.5 if x.ndim > 1 else 0.2, x.shape)
+    return jnp.asarray(noise + (path[-1].key == "scale"), jnp.float32)
+
+  return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+def _size(name, rows=1, columns=2):
+  _, height, width = MODELS[name].strides
+  return rows * height, columns * width
+
+
+def _apply(module, method, variables, x):
+  out = module.apply(variables, x, method=method)
+  return out[0] if method == "encode" else out
+
+
+def _input(name, method, latents, batch=1, rows=1):
+  random, module = np.random.default_rng(latents), MODELS[name]
+  if method == "decode":
+    return jnp.asarray(random.normal(size=(batch, latents, rows, 2, module.z_dim)), jnp.float32)
+  frames = 1 + module.strides[0] * (latents - 1)
+  shape = (batch, frames, *_size(name, rows), 3)
+  return jnp.asarray(random.uniform(-1, 1, shape), jnp.float32)
+
+
+def _assert_equal(got, want):
+  # Convolutions are equal to the last bit (`test_past`); XLA sums normalisations of few frames in
+  # another order than those of many, which is 1e-7 each, through some twenty of them.
+  np.testing.assert_allclose(got, want, atol=1e-5 * max(1.0, np.abs(want).max()))
+
+
+@pytest.mark.parametrize("method", ["encode", "decode"])
+@pytest.mark.parametrize("name", MODELS)
+def test_values_and_gradients_of_chunks_equal_those_of_the_whole(name, method):
+  whole, variables = MODELS[name], _variables(name)
+  # Latents that the chunks don't divide: the first one is longer.
+  chunk = 2
+  x = _input(name, method, 7)
+
+  def run(module, variables, x):
+    def objective(variables, x):
+      out = _apply(module, method, variables, x)
+      return jnp.sum(jnp.sin(out)), out
+
+    (_, out), gradients = jax.value_and_grad(objective, (0, 1), has_aux=True)(variables, x)
+    return out, gradients
+
+  want = jit(functools.partial(run, whole))(variables, x)
+  got = jit(functools.partial(run, whole.clone(chunk=chunk)))(variables, x)
+  _assert_equal(got[0], want[0])
+  for a, b in zip(jax.tree.leaves(got[1]), jax.tree.leaves(want[1]), strict=True):
+    # 1e-4 of the largest entry: likewise, and sums over all pixels in another order.
+    np.testing.assert_allclose(a, b, atol=1e-4 * max(1.0, np.abs(b).max()))
+
+
+@pytest.mark.parametrize("name", MODELS)
+@hypothesis.settings(max_examples=3)
+@hypothesis.given(
+  latents=st.integers(1, 6), batch=st.integers(1, 3), rows=st.integers(1, 3), more=st.booleans()
+)
+def test_clips_of_every_shape_are_the_same_in_chunks(name, latents, batch, rows, more):
+  whole, variables = MODELS[name], _variables(name)
+  chunk = (2 if name == "cogvideox" else 1) * (1 + more)
+  for method in ("encode", "decode"):
+    x = _input(name, method, latents, batch, rows)
+    got = jit(functools.partial(_apply, whole.clone(chunk=chunk), method))(variables, x)
+    _assert_equal(got, jit(functools.partial(_apply, whole, method))(variables, x))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_chunks_take_the_memory_of_a_chunk(name):
+  whole, variables = MODELS[name], _variables(name)
+
+  def temporary(module, method, latents):
+    shape = _input(name, method, latents, rows=8)
+    compiled = jit(functools.partial(_apply, module, method)).lower(variables, shape).compile()
+    return compiled.memory_analysis().temp_size_in_bytes
+
+  # An odd number of latents: CogVideoX then starts with three of them.
+  for method in ("encode", "decode"):
+    assert 2.5 * temporary(whole.clone(chunk=2), method, 17) < temporary(whole, method, 17)
+
+
+def test_a_chunk_of_cogvideox_that_cuts_its_norms_is_refused():
+  module = MODELS["cogvideox"].clone(chunk=3)
+  with pytest.raises(ValueError, match="chunk is 3; expected a multiple of 2 latents"):
+    jax.eval_shape(
+      functools.partial(_apply, module, "decode"),
+      _variables("cogvideox"),
+      _input("cogvideox", "decode", 7),
+    )
+
+
+def test_full_sizes_run_in_chunks_as_published():
+  for name, preset in PRESETS.items():
+    want = {"tiny": 0}.get(name, 2 if name.startswith("cogvideox") else 1)
+    assert preset["backbone"]["autoencoder"]["chunk"] == want
