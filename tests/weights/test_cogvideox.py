@@ -1,6 +1,5 @@
 """CogVideoX's tables and configurations, at the published sizes and in every variant."""
 
-import functools
 import json
 import re
 
