@@ -62,6 +62,23 @@ def lora_config() -> ConfigDict:
   return config
 
 
+def small_cogvideox(inverted: bool = False, **transformer: Any) -> ConfigDict:
+  """`small_config` with a CogVideoX of two narrow blocks instead, whose fields are overridden."""
+  config = small_config()
+  config.model.backbone = dict(
+    family="cogvideox",
+    text_length=24,
+    schedule=dict(snr_shift=1.0),
+    autoencoder=dict(
+      **dict(widths=(4, 4, 6, 6), z_dim=4, num_res_blocks=1, groups=2, scale=0.7),
+      inverted=inverted,
+    ),
+    text_encoder=dict(config.model.backbone.text_encoder) | {"per_layer_bias": False},
+    transformer=dict(heads=2, head_dim=16, depth=2, time_dim=24) | transformer,
+  )
+  return config
+
+
 def random_params(system: System, seed: int = 0) -> Any:
   """Random parameters in which nothing is exactly zero, so that every input has an effect.
 

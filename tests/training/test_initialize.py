@@ -10,7 +10,8 @@ import pytest
 from d4s_jax.models.system import System
 from d4s_jax.training import initialize, loop, sharding, state
 from d4s_jax.training.checkpoint import CheckpointError
-from tests.support import random_params, run_command, small_config, write_run
+from tests.models.cogvideox_oracle import torch_autoencoder, torch_transformer
+from tests.support import random_params, run_command, small_cogvideox, small_config, write_run
 
 
 def create(config):
@@ -80,6 +81,59 @@ def test_a_part_comes_from_published_weights_and_its_cameras_from_the_seed(publi
   assert {x.dtype for x in jax.tree.leaves(ours)} == {np.dtype(np.float32)}
   jax.tree.map(np.testing.assert_array_equal, ours["camera"], random["camera"])
   assert jax.tree.structure(ours) == jax.tree.structure(random)
+
+
+@pytest.mark.parity
+def test_a_run_starts_from_a_cogvideox_that_was_published(tmp_path):
+  torch = pytest.importorskip("torch")
+  transformers = pytest.importorskip("transformers")
+  fields = dict(positions="learned", grid=(2, 2, 3), takes_image=True)
+  config = small_cogvideox(**fields)
+  sizes = config.model.backbone
+  transformer = torch_transformer(
+    dict(sizes.transformer) | {"out_channels": 4, "text_length": sizes.text_length},
+    sizes.text_encoder.dim,
+  )
+  torch.nn.init.normal_(transformer.patch_embed.pos_embedding)
+  models = {
+    "transformer": transformer.to(torch.bfloat16),
+    "vae": torch_autoencoder(sizes.autoencoder),
+    "text_encoder": transformers.T5EncoderModel(
+      transformers.T5Config(
+        vocab_size=sizes.text_encoder.vocabulary,
+        **dict(d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2),
+        feed_forward_proj="gated-gelu",
+      )
+    ),
+  }
+  for name, model in models.items():
+    model.save_pretrained(tmp_path / "theirs" / name)
+  index = {name: ["a library", type(model).__name__] for name, model in models.items()}
+  (tmp_path / "theirs" / "model_index.json").write_text(json.dumps(index))
+  run_command("convert", f"--from={tmp_path}/theirs", f"--to={tmp_path}/ours", "--format=flax")
+  for part in ("transformer", "autoencoder", "text_encoder"):
+    config.init[part] = str(tmp_path / "ours")
+  ours = create(config)
+  theirs = {name: model.float().state_dict() for name, model in models.items()}
+  for got, name, tensor in (
+    (ours["transformer"]["positions"]["table"], "transformer", "patch_embed.pos_embedding"),
+    (ours["transformer"]["head"]["kernel"], "transformer", "proj_out.weight"),
+    (ours["autoencoder"]["decoder"]["norm_out"]["norm"]["scale"],)
+    + ("vae", "decoder.norm_out.norm_layer.weight"),
+    (ours["text_encoder"]["embedding"], "text_encoder", "shared.weight"),
+  ):
+    want = theirs[name][tensor].numpy()
+    np.testing.assert_array_equal(got, want.T if "proj" in tensor else want.reshape(got.shape))
+  assert "camera" in ours["transformer"]
+
+  # Tensors of the same shapes, another model.
+  config.model.backbone.transformer.grid = (2, 3, 2)
+  config.model.backbone.autoencoder.scale = 0.5
+  with pytest.raises(CheckpointError, match=r"init.autoencoder.*\(scale 0.7 there, 0.5 here\)"):
+    create(config)
+  config.init.autoencoder = ""
+  with pytest.raises(CheckpointError, match=r"\(grid \[2, 2, 3\] there, \(2, 3, 2\) here\)"):
+    create(config)
 
 
 def test_published_weights_of_another_model_are_refused_with_the_difference(published):

@@ -12,11 +12,13 @@ import pytest
 
 from d4s_jax.formats import parts
 from d4s_jax.geometry.deformation import deform
+from d4s_jax.models.backbone import Text
 from d4s_jax.models.system import System
 from d4s_jax.training import state
 from d4s_jax.weights import run
+from tests.models.cogvideox_oracle import rotary
 from tests.models.test_ldrm import make_cameras
-from tests.support import random_params, run_command, small_config, write_run
+from tests.support import random_params, run_command, small_cogvideox, small_config, write_run
 
 torch = pytest.importorskip("torch")
 
@@ -27,6 +29,15 @@ VARIANTS = {
   "tiny": {},
   "published": dict(canonical="first", degree=1, depth=3, patch=2, pixels_per_cell=1, gaussians=90),
   "flat": dict(encoding="flat"),
+}
+
+
+# CogVideoX, in the place of the backbone of `small_config`: 5 frames of 32 x 48 are 2 x 4 x 6
+# latents.
+COGVIDEOX = {
+  "2b": dict(positions="sine"),
+  "5b-i2v": dict(positions="learned", grid=(2, 2, 3), takes_image=True),
+  "1.5-5b-i2v": dict(patch=(2, 2, 2), takes_image=True, offset=True),
 }
 
 
@@ -138,6 +149,84 @@ def test_the_backbone_with_its_cameras_equals_ours(exported, monkeypatch):
     np.testing.assert_allclose(a, b, atol=1e-4 * max(1.0, np.abs(b).max()))
   assert (got - without).abs().max() > 0.1
   assert torch.equal(again, without)
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("variant", COGVIDEOX)
+def test_cogvideox_with_its_cameras_equals_ours(variant, tmp_path):
+  diffusers = pytest.importorskip("diffusers")
+  system = System.build(
+    small_cogvideox(inverted="patch" in COGVIDEOX[variant], **COGVIDEOX[variant]).model.to_dict()
+  )
+  params, backbone = random_params(system, seed=5), system.backbone
+  run.export(system, params).write(tmp_path, lambda size: None)
+  transformer = diffusers.CogVideoXTransformer3DModel.from_pretrained(tmp_path / "transformer")
+  theirs = module(tmp_path / "diff4splat")
+  _, camera = theirs.load(str(tmp_path / "diff4splat"))
+
+  latents = jax.random.normal(jax.random.key(2), backbone.latent_shape(2, 5, 32, 48))
+  words = jax.random.normal(jax.random.key(3), (2, 24, 16))
+  maps = system.camera_maps(make_cameras(2, 5, 32, 48))
+  # The samples have cameras of their own.
+  maps = maps.at[1].set(maps[1, ::-1])
+  text = Text(words, jnp.ones(words.shape[:2], bool))
+  want = jit(backbone.denoise)(params, latents, jnp.array([0.5, 0.5]), text, maps, None)
+  noisy = tensor(latents).movedim(-1, 2)
+  if backbone.transformer.takes_image:
+    noisy = torch.cat([noisy, torch.zeros_like(noisy)], 2)
+  arguments = dict(
+    hidden_states=noisy,
+    encoder_hidden_states=tensor(words),
+    timestep=torch.tensor([499.0, 499.0]),
+    ofs=torch.full((1,), 2.0) if backbone.transformer.offset else None,
+    image_rotary_emb=rotary(dict(head_dim=16) | COGVIDEOX[variant], 2 // backbone.patch[0], 2, 3),
+  )
+  with torch.no_grad():
+    without = transformer(**arguments).sample
+    with theirs.condition(transformer, camera, tensor(maps)):
+      got = transformer(**arguments).sample
+    with theirs.condition(transformer, camera, tensor(maps[:1])):
+      same = transformer(**arguments).sample
+    again = transformer(**arguments).sample
+  want = np.asarray(want)
+  np.testing.assert_allclose(got.movedim(2, -1), want, atol=1e-4 * max(1.0, np.abs(want).max()))
+  assert (got - without).abs().amax((1, 2, 3, 4)).min() > 0.1
+  # A single sample of cameras goes for all.
+  torch.testing.assert_close(same[0], got[0])
+  assert (same - got)[1].abs().max() > 0.1
+  assert torch.equal(again, without)
+
+
+@pytest.mark.parity
+def test_a_run_of_cogvideox_becomes_models_of_diffusers_and_transformers(tmp_path):
+  diffusers = pytest.importorskip("diffusers")
+  transformers = pytest.importorskip("transformers")
+  config = small_cogvideox(inverted=True, **COGVIDEOX["1.5-5b-i2v"])
+  system = System.build(config.model.to_dict())
+  params, backbone = random_params(system, seed=5), system.backbone
+  write_run(tmp_path / "run", config, params)
+  run_command("convert", f"--from={tmp_path}/run", f"--to={tmp_path}/out", "--format=torch")
+  vae = diffusers.AutoencoderKLCogVideoX.from_pretrained(tmp_path / "out" / "vae").eval()
+  assert vae.config.invert_scale_latents
+  encoder = transformers.T5EncoderModel.from_pretrained(tmp_path / "out" / "text_encoder").eval()
+  transformer = tmp_path / "out" / "transformer"
+  transformer = diffusers.CogVideoXTransformer3DModel.from_pretrained(transformer)
+  kernel = np.asarray(params["transformer"]["blocks"]["mlp_in"]["kernel"])[1]
+  np.testing.assert_array_equal(
+    transformer.transformer_blocks[1].ff.net[0].proj.weight.data, kernel.T
+  )
+
+  tokens = jnp.asarray(backbone.tokenizer("a cat"))[None]
+  latents = jax.random.normal(jax.random.key(2), backbone.latent_shape(1, 1, 16, 16))
+  text = jit(backbone.encode_text)(params, tokens)
+  video = 2 * jit(backbone.decode)(params, latents) - 1
+  with torch.no_grad():
+    # Padding is read as text.
+    embeddings = encoder(tensor(tokens).long()).last_hidden_state
+    decoded = vae.decode(tensor(latents).movedim(-1, 1) / 0.7).sample.movedim(1, -1)
+  for a, b in ((embeddings, text.embeddings), (decoded, video)):
+    b = np.asarray(b)
+    np.testing.assert_allclose(a, b, atol=1e-4 * max(1.0, np.abs(b).max()))
 
 
 def test_what_left_comes_in_again(exported, tmp_path):

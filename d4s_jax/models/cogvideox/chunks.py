@@ -123,7 +123,5 @@ def enlarge(
   alone = int(begins)
   if frames == alone:
     return x
-  rest = repeat(
-    x[:, alone:], "b f h w c -> b (f t) h w c", t=(size[0] - alone) // (frames - alone)
-  )
+  rest = repeat(x[:, alone:], "b f h w c -> b (f t) h w c", t=(size[0] - alone) // (frames - alone))
   return jnp.concatenate([x[:, :alone], rest], axis=1)

@@ -70,20 +70,24 @@ class WanAutoencoder(nn.Module):
   def setup(self):
     """Makes the parts that `encode` and `decode` share with nobody."""
     inner, outer = self.base_dim, self.decoder_base_dim or self.base_dim
-    common = dict(time=tuple(self.temporal_downsample), residual=self.residual, dtype=self.dtype)
+    time = tuple(self.temporal_downsample)
     self.encoder = Encoder(
       widths=tuple(inner * mult for mult in self.dim_mult),
       depth=self.num_res_blocks,
+      time=time,
       features=2 * self.z_dim,
-      **common,
+      residual=self.residual,
+      dtype=self.dtype,
     )
     self.quant_conv = CausalConv3d(2 * self.z_dim, (1, 1, 1), self.dtype)
     self.post_quant_conv = CausalConv3d(self.z_dim, (1, 1, 1), self.dtype)
     self.decoder = Decoder(
       widths=tuple(outer * mult for mult in reversed(self.dim_mult)),
       depth=self.num_res_blocks + 1,
+      time=time[::-1],
       features=3 * self.patch**2,
-      **common | {"time": common["time"][::-1]},
+      residual=self.residual,
+      dtype=self.dtype,
     )
 
   def __call__(self, video: Float[Array, "b F H W 3"]) -> Float[Array, "b F H W 3"]:
