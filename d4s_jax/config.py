@@ -179,6 +179,12 @@ PRESETS: dict[str, dict[str, Any]] = {
     "backbone": _wan_i2v(5.0, dim=5120, ffn_dim=13824, heads=40, depth=40),
     "ldrm": _FULL_LDRM,
   },
+  "wan2.2-5b-ti2v": {
+    "backbone": _wan(dim=3072, ffn_dim=14336, heads=24, depth=30)
+    | {"autoencoder": _WAN22_AUTOENCODER},
+    # Its latents are half as many along each side already.
+    "ldrm": _FULL_LDRM | {"patch": 1},
+  },
   "paper": {
     "backbone": _wan(dim=4096, ffn_dim=16384, heads=32, depth=32)
     | {"autoencoder": _WAN_AUTOENCODER | {"z_dim": 32, "latents_mean": (), "latents_std": ()}},

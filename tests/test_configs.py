@@ -23,6 +23,7 @@ CASES = [
   *((file.stem, "wan1.3b") for file in FILES),
   ("joint", "wan14b"),
   ("joint", "wan14b-i2v-480p"),
+  ("joint", "wan2.2-5b-ti2v"),
   ("joint", "paper"),
   *(("joint", preset) for preset in PRESETS if preset.startswith("cogvideox")),
   ("static", "paper,256"),

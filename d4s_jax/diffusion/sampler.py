@@ -74,7 +74,9 @@ def sample(
     velocity = conditional(state.latents, told)
     if weight >= NEGLIGIBLE:
       velocity = _guided(velocity, unconditional(state.latents, told), jnp.float32(weight))
-    added = jax.random.normal(jax.random.fold_in(key, i), noise.shape) if noisy[i] else None
+    added = None
+    if key is not None and noisy[i]:
+      added = jax.random.normal(jax.random.fold_in(key, i), noise.shape)
     sigma = jnp.full(len(noise), levels.sigma[i], jnp.float32)
     clean = schedule.to_clean(state.latents, velocity, sigma)
     rows = tuple(x[i].astype(np.float32) for x in table)

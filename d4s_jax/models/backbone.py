@@ -243,15 +243,6 @@ def _pick(choice: Bool[Array, "b"], first: Text, second: Text) -> Text:
   )
 
 
-def _pick(choice: Bool[Array, "b"], first: Text, second: Text) -> Text:
-  """For each sample the first or the second text."""
-  rows = choice[:, None]
-  return Text(
-    jnp.where(rows[:, :, None], first.embeddings, second.embeddings),
-    jnp.where(rows, first.mask, second.mask),
-  )
-
-
 def _tokenizer(config: Mapping[str, Any], clean: Callable[[str], str] = str) -> Tokenizer:
   """That of the given files, whose prompts the family's published pipeline cleans."""
   files, vocabulary = config.get("tokenizer_files", {}), config["text_encoder"]["vocabulary"]

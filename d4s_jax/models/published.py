@@ -13,6 +13,7 @@ class Published:
     size: frames, rows, columns of a video where nobody says how large.
     fps: frames a second.
     scale: of the constant guidance.
+    chunk: latents that the autoencoder computes at a time, to save memory.
   """
 
   family: str
@@ -20,9 +21,10 @@ class Published:
   size: tuple[int, int, int]
   fps: int
   scale: float
+  chunk: int
 
 
 PUBLISHED = {
-  "WanTransformer3DModel": Published("wan", 512, (81, 480, 832), 16, 5.0),
-  "CogVideoXTransformer3DModel": Published("cogvideox", 226, (49, 480, 720), 8, 6.0),
+  "WanTransformer3DModel": Published("wan", 512, (81, 480, 832), 16, 5.0, 1),
+  "CogVideoXTransformer3DModel": Published("cogvideox", 226, (49, 480, 720), 8, 6.0, 2),
 }

@@ -123,6 +123,7 @@ def _of_pipeline(folder: pathlib.Path, report: Report) -> Trained:
     "tokenizer": "tokenizer",
     **{name: dict(description.fields) for name, (_, description, _) in opened.items()},
   }
+  model["backbone"]["autoencoder"]["chunk"] = published.chunk
   sampling = {"steps": _STEPS, "guidance": "constant", "scale": published.scale}
   model["backbone"]["schedule"], sampling["solver"] = schedulers.read(folder / "scheduler")
   system = System.build(model, tokenizer_files.read(folder / "tokenizer"))

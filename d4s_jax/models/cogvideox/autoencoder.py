@@ -6,8 +6,8 @@ one frame. Convolutions see only the past; group statistics are those of a chunk
 near that of the same image at the start of a clip, not equal to it.
 
 A clip computed whole and one computed chunk by chunk are the same, and what diffusers makes of it.
-Where the number of latents is even, diffusers decodes four frames of the first one; here it is one frame, as
-it was encoded.
+Where the number of latents is even, diffusers decodes four frames of the first one; here it is one
+frame, as it was encoded.
 """
 
 from collections.abc import Sequence
