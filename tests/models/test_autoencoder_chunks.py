@@ -70,7 +70,6 @@ def _assert_equal(got, want):
 def test_values_and_gradients_of_chunks_equal_those_of_the_whole(name, method):
   whole, variables = MODELS[name], _variables(name)
   # Latents that the chunks don't divide: the first one is longer.
-  chunk = 2
   x = _input(name, method, 7)
 
   def run(module, variables, x):
@@ -82,15 +81,16 @@ def test_values_and_gradients_of_chunks_equal_those_of_the_whole(name, method):
     return out, gradients
 
   want = jit(functools.partial(run, whole))(variables, x)
-  got = jit(functools.partial(run, whole.clone(chunk=chunk)))(variables, x)
+  got = jit(functools.partial(run, whole.clone(chunk=2)))(variables, x)
   _assert_equal(got[0], want[0])
   for a, b in zip(jax.tree.leaves(got[1]), jax.tree.leaves(want[1]), strict=True):
     # 1e-4 of the largest entry: likewise, and sums over all pixels in another order.
     np.testing.assert_allclose(a, b, atol=1e-4 * max(1.0, np.abs(b).max()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
-@hypothesis.settings(max_examples=3)
+@hypothesis.settings(max_examples=15)
 @hypothesis.given(
   latents=st.integers(1, 6), batch=st.integers(1, 3), rows=st.integers(1, 3), more=st.booleans()
 )
@@ -107,14 +107,13 @@ def test_clips_of_every_shape_are_the_same_in_chunks(name, latents, batch, rows,
 def test_chunks_take_the_memory_of_a_chunk(name):
   whole, variables = MODELS[name], _variables(name)
 
-  def temporary(module, method, latents):
-    shape = _input(name, method, latents, rows=8)
-    compiled = jit(functools.partial(_apply, module, method)).lower(variables, shape).compile()
+  def temporary(module):
+    x = _input(name, "decode", 17, rows=8)
+    compiled = jit(functools.partial(_apply, module, "decode")).lower(variables, x).compile()
     return compiled.memory_analysis().temp_size_in_bytes
 
-  # An odd number of latents: CogVideoX then starts with three of them.
-  for method in ("encode", "decode"):
-    assert 2.5 * temporary(whole.clone(chunk=2), method, 17) < temporary(whole, method, 17)
+  # Of 17 latents the first chunk has three; the result is held twice while it is put together.
+  assert 2 * temporary(whole.clone(chunk=2)) < temporary(whole)
 
 
 def test_a_chunk_of_cogvideox_that_cuts_its_norms_is_refused():

@@ -2,12 +2,14 @@ import copy
 import functools
 
 import flax.linen as nn
+import hypothesis
+import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from d4s_jax.config import PRESETS
+from d4s_jax import config
 from d4s_jax.models.wan.autoencoder import WanAutoencoder
 from d4s_jax.weights.wan import AUTOENCODER
 from tests.support import from_torch
@@ -27,21 +29,33 @@ PATCHED = dict(
   temporal_downsample=(True, True),
   patch=2,
 )
-VARIANTS = {"wan2.1": WAN21, "patched": PATCHED}
+WAN22 = dict(
+  base_dim=4,
+  decoder_base_dim=8,
+  z_dim=3,
+  num_res_blocks=1,
+  patch=2,
+  residual=True,
+  latents_mean=(0.5, -0.2, 0.1),
+  latents_std=(2, 1, 3),
+)
+VARIANTS = {"wan2.1": WAN21, "patched": PATCHED, "wan2.2": WAN22}
 # Compiled without LLVM's optimiser: these networks run once.
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
-def _torch_model(config, device="cpu"):
+def _torch_model(fields, device="cpu"):
   torch = pytest.importorskip("torch")
   diffusers = pytest.importorskip("diffusers")
-  config = dict(config)
-  patch = config.pop("patch", 1)
-  config["temperal_downsample"] = config.pop("temporal_downsample", (False, True, True))
+  fields = dict(fields)
+  fields.pop("chunk", None)
+  fields["is_residual"] = fields.pop("residual", False)
+  patch = fields.pop("patch", 1)
+  fields["temperal_downsample"] = fields.pop("temporal_downsample", (False, True, True))
   channels = 3 * patch**2
   with torch.device(device):
     return diffusers.AutoencoderKLWan(
-      **{name: list(v) if isinstance(v, tuple) else v for name, v in config.items()},
+      **{name: list(v) if isinstance(v, tuple) else v for name, v in fields.items()},
       in_channels=channels,
       out_channels=channels,
       patch_size=None if patch == 1 else patch,
@@ -49,12 +63,14 @@ def _torch_model(config, device="cpu"):
 
 
 def _parameters(module, values):
-  shapes = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, 5, 16, 16, 3)))
+  shapes = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, 5, *module.strides[1:], 3)))
   return from_torch(AUTOENCODER, shapes, {name: x.numpy() for name, x in values.items()})
 
 
-def _video(torch, frames, size=16):
-  return 2 * torch.rand(2, 3, frames, size, size + 8) - 1
+def _video(torch, ours, frames):
+  """Two clips of 2 x 3 latents."""
+  _, rows, columns = ours.strides
+  return 2 * torch.rand(2, 3, frames, 2 * rows, 3 * columns) - 1
 
 
 def _channel_last(x):
@@ -75,10 +91,12 @@ def _pair(variant):
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize("variant, frames", [("wan2.1", 1), ("wan2.1", 9), ("patched", 9)])
+@pytest.mark.parametrize(
+  "variant, frames", [("wan2.1", 1), ("wan2.1", 9), ("patched", 9), ("wan2.2", 1), ("wan2.2", 9)]
+)
 def test_encode_and_decode_equal_diffusers(variant, frames):
   torch, model, ours, variables = _pair(variant)
-  video = _video(torch, frames)
+  video = _video(torch, ours, frames)
   with torch.no_grad():
     posterior = model.encode(video).latent_dist
     z = torch.randn_like(posterior.mean)
@@ -104,27 +122,42 @@ def test_encode_and_decode_equal_diffusers(variant, frames):
 
 
 @pytest.mark.parity
-def test_gradients_of_encode_equal_diffusers():
-  torch, model, ours, variables = _pair("wan2.1")
+@pytest.mark.parametrize(
+  "variant, method", [("wan2.1", "encode"), ("wan2.2", "encode"), ("wan2.2", "decode")]
+)
+def test_gradients_equal_diffusers(variant, method):
+  torch, model, ours, variables = _pair(variant)
   model = copy.deepcopy(model)
-  video = _video(torch, 9).requires_grad_()
-  posterior = model.encode(video).latent_dist
-  weights = torch.randn_like(posterior.mean)
-  (posterior.mean * weights).sum().backward()
-  scale = np.asarray(ours.latents_std or 1.0, np.float32)
+  shape = (1, 1, 1, 1, -1)
+  offset, scale = (
+    np.asarray(x, np.float32).reshape(shape) for x in (ours.latents_mean, ours.latents_std)
+  )
+  if method == "encode":
+    x = _video(torch, ours, 9).requires_grad_()
+    out = model.encode(x).latent_dist.mean
+  else:
+    # Small enough that diffusers clips nothing of what it returns.
+    x = (0.1 * torch.randn(2, ours.z_dim, 3, 2, 3)).requires_grad_()
+    out = model.decode(x).sample
+    assert out.abs().max() < 1
+  weights = torch.randn_like(out)
+  (out * weights).sum().backward()
 
   @jit
-  def gradients(variables, video):
-    def objective(variables, video):
-      mean, _ = ours.apply(variables, video, method="encode")
-      return jnp.sum(mean * (_channel_last(weights) * scale))
+  def gradients(variables, x):
+    def objective(variables, x):
+      if method == "encode":
+        got = ours.apply(variables, x, method="encode")[0] * scale
+      else:
+        got = ours.apply(variables, (x - offset) / scale, method="decode")
+      return jnp.sum(got * _channel_last(weights))
 
-    return jax.grad(objective, (0, 1))(variables, video)
+    return jax.grad(objective, (0, 1))(variables, x)
 
-  of_params, of_video = gradients(variables, _channel_last(video))
-  want = _channel_last(video.grad)
+  of_params, of_x = gradients(variables, _channel_last(x))
+  want = _channel_last(x.grad)
   # 1e-4 of the largest entry: float32 sums over all pixels, in another order.
-  np.testing.assert_allclose(of_video, want, atol=1e-4 * np.abs(want).max())
+  np.testing.assert_allclose(of_x, want, atol=1e-4 * np.abs(want).max())
   wanted = {
     name: torch.zeros_like(x) if x.grad is None else x.grad for name, x in model.named_parameters()
   }
@@ -134,6 +167,53 @@ def test_gradients_of_encode_equal_diffusers():
   ):
     size = max(np.abs(want).max(), 1.0)
     np.testing.assert_allclose(got, want, atol=2e-4 * size, err_msg=str(path))
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("variant", ["wan2.1", "wan2.2"])
+def test_bfloat16_is_as_near_to_float32_as_that_of_diffusers(variant):
+  torch, model, ours, variables = _pair(variant)
+  z = torch.randn(1, ours.z_dim, 3, 2, 3)
+  half = copy.deepcopy(model).to(torch.bfloat16)
+  with torch.no_grad():
+    exact = _channel_last(model.decode(z).sample)
+    theirs = _channel_last(half.decode(z.to(torch.bfloat16)).sample.float())
+  latents = _channel_last(z) - np.asarray(ours.latents_mean, np.float32)
+  latents = latents / np.asarray(ours.latents_std, np.float32)
+  ours = ours.clone(dtype=jnp.bfloat16)
+  got = jit(functools.partial(ours.apply, method="decode"))(variables, latents)
+  error, allowed = (np.sqrt(np.mean(np.square(x - exact))) for x in (np.clip(got, -1, 1), theirs))
+  # Both round after every layer, if not at the same places.
+  assert 0 < error < 1.5 * allowed < 0.1
+
+
+@pytest.mark.slow
+@pytest.mark.parity
+@pytest.mark.parametrize("variant", ["wan2.1", "wan2.2"])
+@hypothesis.settings(max_examples=12)
+@hypothesis.given(
+  latents=st.integers(1, 4),
+  batch=st.integers(1, 3),
+  rows=st.integers(1, 5),
+  columns=st.integers(1, 5),
+  chunk=st.integers(0, 2),
+)
+def test_every_shape_equals_diffusers(variant, latents, batch, rows, columns, chunk):
+  torch, model, ours, variables = _pair(variant)
+  time, height, width = ours.strides
+  shape = (batch, 3, 1 + time * (latents - 1), rows * height, columns * width)
+  video = 2 * torch.rand(shape) - 1
+  with torch.no_grad():
+    z = model.encode(video).latent_dist.mean
+    decoded = _channel_last(model.decode(z).sample)
+  ours = ours.clone(chunk=chunk)
+  got, _ = jit(functools.partial(ours.apply, method="encode"))(variables, _channel_last(video))
+  offset, scale = (np.asarray(x, np.float32) for x in (ours.latents_mean, ours.latents_std))
+  want = (_channel_last(z) - offset) / scale
+  # 3e-5: float32 sums in another order, through some thirty convolutions.
+  np.testing.assert_allclose(got, want, atol=3e-5)
+  got = jit(functools.partial(ours.apply, method="decode"))(variables, want)
+  np.testing.assert_allclose(np.clip(got, -1, 1), decoded, atol=3e-5)
 
 
 def test_first_frame_and_past_do_not_see_the_future(key):
@@ -156,20 +236,35 @@ def test_wrong_number_of_statistics_is_refused(key):
     jax.eval_shape(ours.init, key, jnp.zeros((1, 1, 8, 8, 3)))
 
 
+def _config(preset):
+  if preset == "wan2.2":
+    return config._WAN22_AUTOENCODER
+  return config.PRESETS[preset]["backbone"]["autoencoder"]
+
+
+def test_channels_that_no_shortcut_can_make_are_refused(key):
+  for change in ({"base_dim": 3, "dim_mult": (1, 5)}, {"decoder_base_dim": 5, "dim_mult": (1, 3)}):
+    ours = WanAutoencoder(
+      **WAN22 | change | {"temporal_downsample": (False,)} | dict(latents_mean=(), latents_std=())
+    )
+    with pytest.raises(ValueError, match="don't divide"):
+      jax.eval_shape(ours.init, key, jnp.zeros((1, 1, 4, 4, 3)))
+
+
 @pytest.mark.parity
-@pytest.mark.parametrize("preset", ["tiny", "wan1.3b", "paper"])
+@pytest.mark.parametrize("preset", ["tiny", "wan1.3b", "paper", "wan2.2"])
 def test_presets_have_the_parameter_count_of_diffusers(preset):
-  config = PRESETS[preset]["backbone"]["autoencoder"]
-  ours = WanAutoencoder(**config)
-  assert ours.strides == (4, 8, 8)
+  fields = _config(preset)
+  ours = WanAutoencoder(**fields)
+  assert ours.strides == ((4, 16, 16) if preset == "wan2.2" else (4, 8, 8))
   shapes = jax.eval_shape(ours.init, jax.random.key(0), jnp.zeros((1, 5, 16, 16, 3)))
   count = sum(x.size for x in jax.tree.leaves(shapes))
-  assert count == sum(p.numel() for p in _torch_model(config, "meta").parameters())
+  assert count == sum(p.numel() for p in _torch_model(fields, "meta").parameters())
 
 
 @pytest.mark.parity
 def test_statistics_are_the_published_ones():
-  config = _torch_model({}, "meta").config
-  ours = PRESETS["wan1.3b"]["backbone"]["autoencoder"]
-  assert list(ours["latents_mean"]) == config["latents_mean"]
-  assert list(ours["latents_std"]) == config["latents_std"]
+  published = _torch_model({}, "meta").config
+  ours = _config("wan1.3b")
+  assert list(ours["latents_mean"]) == published["latents_mean"]
+  assert list(ours["latents_std"]) == published["latents_std"]
