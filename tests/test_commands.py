@@ -85,6 +85,7 @@ GENERATE = {
   "output holds other things": ("--output={}/papers", "papers exists and is not a scene"),
   "no run": ("--checkpoint={}/none", "none holds no trained model .*Train one first"),
   "prompt": ("--prompt=caf\udce9", "is not text"),
+  "negative prompt": ("--negative_prompt=caf\udce9", "is not text"),
   "steps": ("--steps=0", "0 steps"),
   "guidance": ("--guidance=more", "Unknown guidance 'more'"),
   "scale": ("--scale=nan", "scale nan"),

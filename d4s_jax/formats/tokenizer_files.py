@@ -49,12 +49,14 @@ def read(folder: pathlib.Path) -> dict[str, bytes]:
 
 
 def write(folder: pathlib.Path, files: Mapping[str, bytes]) -> None:
-  """Writes the files of a tokenizer, each whole or not at all; what is there already stays."""
+  """Makes the files of a tokenizer in a folder these, each whole or not at all; others stay."""
   for name, contents in files.items():
     path = folder / name
     if not path.is_file() or path.read_bytes() != contents:
       with atomic.replacing(path) as temporary:
         temporary.write_bytes(contents)
+  for name in {JSON, SENTENCEPIECE, *_OTHERS} - files.keys():
+    (folder / name).unlink(missing_ok=True)
 
 
 def _check_json(contents: bytes, where: str) -> None:

@@ -15,6 +15,7 @@ from d4s_jax.formats import parts
 from d4s_jax.models.wan.autoencoder import WanAutoencoder
 from d4s_jax.weights import wan
 from d4s_jax.weights.components import COMPONENTS
+from tests.published_tokenizers import write_umt5
 from tests.support import full_disk, run_command
 
 torch = pytest.importorskip("torch")
@@ -113,9 +114,9 @@ def pipeline(tmp_path_factory):
   make("transformer").save_pretrained(folder / "transformer", max_shard_size="20KB")
   make("vae").save_pretrained(folder / "vae")
   make("text_encoder").save_pretrained(folder / "text_encoder")
-  for name, file in (("tokenizer", "spiece.model"), ("scheduler", "scheduler_config.json")):
-    (folder / name).mkdir()
-    (folder / name / file).write_bytes(b"\x00 as it is")
+  write_umt5(folder / "tokenizer")
+  (folder / "scheduler").mkdir()
+  (folder / "scheduler" / "scheduler_config.json").write_bytes(b"\x00 as it is")
   index = {
     "_class_name": "WanPipeline",
     "boundary_ratio": None,
@@ -150,8 +151,15 @@ def test_a_pipeline_comes_back_bit_for_bit(pipeline, back):
     assert tensors(back / name) == tensors(pipeline / name)
     configs = [json.loads((x / name / "config.json").read_text()) for x in (pipeline, back)]
     assert configs[0] == configs[1]
-  for name in ("model_index.json", "tokenizer/spiece.model", "scheduler/scheduler_config.json"):
+  for name in ("model_index.json", "scheduler/scheduler_config.json"):
     assert (back / name).read_bytes() == (pipeline / name).read_bytes()
+
+
+def test_a_tokenizer_travels_both_ways_as_it_is(pipeline, converted, back):
+  files = {path.name: path.read_bytes() for path in (pipeline / "tokenizer").iterdir()}
+  assert {"tokenizer.json", "spiece.model", "tokenizer_config.json"} <= files.keys()
+  for folder in (converted, back):
+    assert {x.name: x.read_bytes() for x in (folder / "tokenizer").iterdir()} == files
 
 
 def outputs(name, model):

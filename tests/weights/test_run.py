@@ -1,5 +1,6 @@
 """A run leaves for PyTorch: the code beside the weights computes what ours does, on torch alone."""
 
+import dataclasses
 import functools
 import importlib.util
 import subprocess
@@ -10,14 +11,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from d4s_jax.formats import parts
+from d4s_jax.formats import parts, tokenizer_files
 from d4s_jax.geometry.deformation import deform
 from d4s_jax.models.backbone import Text
 from d4s_jax.models.system import System
+from d4s_jax.models.tokenizer import make_tokenizer
 from d4s_jax.training import state
 from d4s_jax.weights import run
 from tests.models.cogvideox_oracle import rotary
 from tests.models.test_ldrm import make_cameras
+from tests.published_tokenizers import write_umt5
 from tests.support import random_params, run_command, small_cogvideox, small_config, write_run
 
 torch = pytest.importorskip("torch")
@@ -227,6 +230,16 @@ def test_a_run_of_cogvideox_becomes_models_of_diffusers_and_transformers(tmp_pat
   for a, b in ((embeddings, text.embeddings), (decoded, video)):
     b = np.asarray(b)
     np.testing.assert_allclose(a, b, atol=1e-4 * max(1.0, np.abs(b).max()))
+
+
+def test_a_published_tokenizer_travels_along(exported, tmp_path):
+  _, system, params = exported
+  files = tokenizer_files.read(write_umt5(tmp_path / "tokenizer"))
+  backbone = dataclasses.replace(system.backbone, tokenizer=make_tokenizer(24, files, 384))
+  job = run.export(dataclasses.replace(system, backbone=backbone), params)
+  for name, contents in files.items():
+    assert job.files[f"tokenizer/{name}"] == contents
+  assert not [name for name in run.export(system, params).files if "tokenizer" in name]
 
 
 def test_what_left_comes_in_again(exported, tmp_path):
