@@ -75,7 +75,9 @@ def memory() -> None:
           parts = plan.temp_size_in_bytes, plan.argument_size_in_bytes, plan.output_size_in_bytes
           found.append(sum(parts) / 2**30)
         whole, chunks = found
-        print(f"{name:10} {jnp.dtype(dtype).name:9} {method}: {whole:7.2f} {chunks:6.2f}", flush=True)
+        print(
+          f"{name:10} {jnp.dtype(dtype).name:9} {method}: {whole:7.2f} {chunks:6.2f}", flush=True
+        )
 
 
 def _torch_model(name: str):
