@@ -1,9 +1,18 @@
-"""The one entry to attention: XLA everywhere, cuDNN on a GPU where it can."""
+"""The one entry to attention: cuDNN on a GPU where it can, block by block on a CPU, else XLA."""
+
+import functools
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from jaxtyping import Array, Bool, Float
 
+from d4s_jax.layers.partitioning import per_device
+
+# On a CPU: queries whose logits are in the cache together, and logits of a head from which on the
+# way through memory costs more than the loop.
+_BLOCK = 128
+_MANY = 2**20
 # Largest head that cuDNN's fused attention takes on every GPU it supports.
 _CUDNN_HEAD_DIM = 128
 
@@ -35,6 +44,8 @@ def attention(
     return jax.nn.dot_product_attention(
       q, k, v, bias=bias, mask=mask, scale=factor, implementation="cudnn"
     )
+  if _fits_blocks(q, k) and mask is None and bias is None:
+    return per_device(functools.partial(_by_blocks, factor), q, k, v)
   logits = jnp.einsum("bnhd,bmhd->bhnm", q, k, preferred_element_type=jnp.float32) * factor
   if bias is not None:
     logits = logits + bias.astype(jnp.float32)
@@ -49,3 +60,40 @@ def _fits_cudnn(q: Float[Array, "b n h d"]) -> bool:
   half = q.dtype in (jnp.bfloat16, jnp.float16)
   head = q.shape[-1]
   return half and head <= _CUDNN_HEAD_DIM and head % 8 == 0 and jax.default_backend() == "gpu"
+
+
+def _fits_blocks(q: Float[Array, "b n h d"], k: Float[Array, "b m h d"]) -> bool:
+  """A CPU, and too many logits for its cache."""
+  return q.shape[1] * k.shape[1] >= _MANY and jax.default_backend() == "cpu"
+
+
+def _by_blocks(
+  scale: float,
+  q: Float[Array, "b n h d"],
+  k: Float[Array, "b m h d"],
+  v: Float[Array, "b m h d"],
+) -> Float[Array, "b n h d"]:
+  """softmax(scale q k^T) v, one head and one block of queries at a time, there and back.
+
+  XLA would write all logits to memory and read them several times; those of a block stay in the
+  cache, and are computed again for the gradient.
+  """
+  batch, tokens, _, _ = q.shape
+  q = jnp.pad(q, ((0, 0), (0, -tokens % _BLOCK), (0, 0), (0, 0)))
+  blocks = rearrange(q, "b (i n) h d -> (b h) i n d", n=_BLOCK)
+  keys, values = (rearrange(x, "b m h d -> (b h) m d") for x in (k, v))
+
+  def head(inputs):
+    queries, keys, values = inputs
+
+    @jax.checkpoint
+    def block(queries):
+      logits = jnp.matmul(queries, keys.T, preferred_element_type=jnp.float32) * scale
+      weights = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
+      total = jnp.sum(weights, axis=-1, keepdims=True)
+      return (jnp.matmul(weights.astype(values.dtype), values) / total).astype(queries.dtype)
+
+    return jax.lax.map(block, queries)
+
+  y = jax.lax.map(head, (blocks, keys, values))
+  return rearrange(y, "(b h) i n d -> b (i n) h d", b=batch)[:, :tokens]
