@@ -24,16 +24,14 @@ _EPSILON = 1e-5
 def preprocess(image: Float[Array, "b h w 3"], size: int) -> Float[Array, "b {size} {size} 3"]:
   """The square in the middle of an image in [0, 1], with the mean and deviation of CLIP's pixels.
 
-  The shorter side is resized to `size` by bicubic interpolation with antialiasing. What
-  `CLIPImageProcessor` rounds to 8 bits in between is not rounded here.
+  The shorter side is resized to `size` by bicubic interpolation with antialiasing, in float32.
+  `CLIPImageProcessor` rounds and clips to 8 bits after each of rows and columns, in an order that
+  depends on the version of Pillow; beside edges from black to white this shows.
   """
   height, width = image.shape[1:3]
   short = min(height, width)
   height, width = height * size // short, width * size // short
-  # As Pillow does it: columns first, and no value beyond black and white after either pass.
-  for shape in ((image.shape[1], width), (height, width)):
-    if shape != image.shape[1:3]:
-      image = jax.image.resize(image, (len(image), *shape, 3), "cubic").clip(0.0, 1.0)
+  image = jax.image.resize(image, (len(image), height, width, 3), "cubic").clip(0.0, 1.0)
   top, left = (height - size) // 2, (width - size) // 2
   image = image[:, top : top + size, left : left + size]
   return (image - _MEAN.reshape(1, 1, 1, 3)) / _STD.reshape(1, 1, 1, 3)
