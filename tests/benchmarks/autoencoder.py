@@ -40,8 +40,8 @@ MODELS = {
 }
 _METHODS = "encode", "decode"
 _FRAMES, _HEIGHT, _WIDTH = 49, 480, 720
-_SMALL = 17, 96, 144
-_ROUNDS = 5
+_SMALL = 9, 64, 96
+_ROUNDS = 3
 
 
 def _apply(module, method, variables, x):

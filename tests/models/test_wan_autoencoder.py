@@ -136,10 +136,8 @@ def test_gradients_equal_diffusers(variant, method):
     x = _video(torch, ours, 9).requires_grad_()
     out = model.encode(x).latent_dist.mean
   else:
-    # Small enough that diffusers clips nothing of what it returns.
-    x = (0.1 * torch.randn(2, ours.z_dim, 3, 2, 3)).requires_grad_()
+    x = torch.randn(2, ours.z_dim, 3, 2, 3).requires_grad_()
     out = model.decode(x).sample
-    assert out.abs().max() < 1
   weights = torch.randn_like(out)
   (out * weights).sum().backward()
 
@@ -149,7 +147,8 @@ def test_gradients_equal_diffusers(variant, method):
       if method == "encode":
         got = ours.apply(variables, x, method="encode")[0] * scale
       else:
-        got = ours.apply(variables, (x - offset) / scale, method="decode")
+        # diffusers clips what it returns.
+        got = jnp.clip(ours.apply(variables, (x - offset) / scale, method="decode"), -1, 1)
       return jnp.sum(got * _channel_last(weights))
 
     return jax.grad(objective, (0, 1))(variables, x)
