@@ -76,7 +76,7 @@ def _pair(per_layer_bias, dtype="float32"):
 
 
 @pytest.mark.parity
-@settings(max_examples=10)
+@settings(max_examples=4)
 @given(
   per_layer_bias=st.booleans(),
   lengths=st.lists(st.integers(1, 40), min_size=1, max_size=3),
