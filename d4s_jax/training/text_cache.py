@@ -117,14 +117,15 @@ class TextCache:
   def _text(self, tokens: Int[np.ndarray, "l"], frozen: state.Flat) -> Text:
     """One prompt without a batch axis, in NumPy."""
     length = len(tokens)
-    rows = length if self._backbone.reads_padding else np.count_nonzero(tokens != PAD)
+    rows = length if self._backbone.reads_padding else int(np.count_nonzero(tokens != PAD))
     key = hashlib.sha256(self._identity + np.asarray(tokens, "<i4").tobytes()).hexdigest()
     path = self._folder / f"{key}.safetensors"
     if not path.exists():
       _write(path, self._embed(tokens, frozen)[:rows])
-    embeddings = np.zeros((length, self._width), self._dtype)
+    embeddings: Any = np.zeros((length, self._width), self._dtype)
     embeddings[:rows] = _read(path, (rows, self._width), self._dtype)
-    return Text(embeddings, np.arange(length) < rows)
+    mask: Any = np.arange(length) < rows
+    return Text(embeddings, mask)
 
   def _embed(self, tokens: Int[np.ndarray, "l"], frozen: state.Flat) -> Float[np.ndarray, "l d"]:
     if not self._made:
