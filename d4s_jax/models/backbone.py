@@ -94,7 +94,7 @@ class Backbone:
     }
     params = {name: part["params"] for name, part in parts.items()}
     if self.adapter.rank:
-      params[ADAPTER] = self.adapter.boxed(jax.random.fold_in(key, 3), params["transformer"])
+      params[ADAPTER] = self.adapter.boxed(jax.random.fold_in(key, 4), params["transformer"])
     return params
 
   def init(self, key: PRNGKeyArray) -> dict[str, Any]:
