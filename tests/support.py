@@ -51,17 +51,6 @@ def small_config() -> ConfigDict:
   return config
 
 
-def lora_config() -> ConfigDict:
-  """The small configuration of a run of four steps that trains adapters of rank 2 and cameras."""
-  config = small_config()
-  config.stage, config.steps = "diffusion", 4
-  config.model.lora.rank, config.model.lora.scale = 2, 0.5
-  config.frozen_dtype = "bfloat16"
-  config.optimizer.warmup, config.checkpoint.every = 1, 2
-  config.heldout.batches, config.heldout.every = 1, 4
-  return config
-
-
 def small_cogvideox(inverted: bool = False, **transformer: Any) -> ConfigDict:
   """`small_config` with a CogVideoX of two narrow blocks instead, whose fields are overridden."""
   config = small_config()
@@ -114,6 +103,17 @@ def from_torch(
     rows.setdefault(pair.flax, []).append(pair.to_flax(values[pair.torch]))
   stacked = {pair.flax for pair in table if pair.row is not None}
   return state.unflatten({x: np.stack(y) if x in stacked else y[0] for x, y in rows.items()})
+
+
+def lora_config() -> ConfigDict:
+  """The small configuration of a run of four steps that trains adapters of rank 2 and cameras."""
+  config = small_config()
+  config.stage, config.steps = "diffusion", 4
+  config.model.lora.rank, config.model.lora.scale = 2, 0.5
+  config.frozen_dtype = "bfloat16"
+  config.optimizer.warmup, config.checkpoint.every = 1, 2
+  config.heldout.batches, config.heldout.every = 1, 4
+  return config
 
 
 def write_run(folder: pathlib.Path, config: ConfigDict, params: Any, step: int = 7) -> None:

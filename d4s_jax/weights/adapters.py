@@ -31,7 +31,7 @@ from d4s_jax.weights.adapter_tables import (
 )
 from d4s_jax.weights.components import Component
 from d4s_jax.weights.parts import Conversion, check_tensors
-from d4s_jax.weights.rules import Pair, pairs
+from d4s_jax.weights.rules import pairs
 
 PART = "adapter"
 _LONGEST_CONFIG = 2**20
@@ -76,18 +76,18 @@ def to_flax(folder: pathlib.Path) -> Conversion:
   )
   scale = style.scale(rank, str(folder))
 
-  rows: dict[str, list[tuple[Pair, str]]] = collections.defaultdict(list)
+  rows: dict[str, list[str]] = collections.defaultdict(list)
   for pair in table:
     for end, name in zip(("down", "up"), style.names(layer_name(pair))):
-      rows[our_path(pair, end)].append((pair, name))
-  kinds = {path: {file.specs[name].dtype for _, name in rows[path]} for path in rows}
+      rows[our_path(pair, end)].append(name)
+  kinds = {path: {file.specs[name].dtype for name in rows[path]} for path in rows}
   mixed = [f"{path} is {' and '.join(sorted(x))}" for path, x in kinds.items() if len(x) > 1]
   if mixed:
     raise ValueError(f"{folder}: {'; '.join(mixed)}; expected one type in all blocks.")
   specs = {path: Spec(min(kinds[path]), shape) for path, shape in our_shapes(kernels, rank).items()}
 
   def pieces(path: str) -> Iterator[np.ndarray]:
-    return (pair.to_flax(file.read(name)) for pair, name in rows[path])
+    return (file.read(name).T for name in rows[path])
 
   published = {"_class_name": kind} | dataclasses.asdict(style)
   description = parts.Description(PART, {"rank": rank, "scale": scale}, published, {})
@@ -161,12 +161,12 @@ def _published(
   table = pairs(TRANSFORMERS[kind].rules, kernels)
   shapes = published_shapes(table, style, rank)
   sources = {
-    name: (pair, our_path(pair, end))
+    name: (our_path(pair, end), pair.row)
     for pair in table
     for end, name in zip(("down", "up"), style.names(layer_name(pair)))
   }
   specs = {
-    name: Spec(stored.specs[path].dtype, shapes[name]) for name, (_, path) in sources.items()
+    name: Spec(stored.specs[path].dtype, shapes[name]) for name, (path, _) in sources.items()
   }
   alphas = [style.alpha_name(layer_name(pair)) for pair in table] if style.alpha_dtype else []
   specs |= {name: Spec(style.alpha_dtype, ()) for name in alphas}
@@ -175,8 +175,8 @@ def _published(
     if name not in sources:
       yield np.array(style.alpha, jnp.dtype(parts.FLOATS[style.alpha_dtype]))
       return
-    pair, path = sources[name]
-    yield pair.to_torch(stored.read(path, pair.row))
+    path, row = sources[name]
+    yield stored.read(path, row).T
 
   return Conversion(style.config, style.stem, style.metadata, specs, pieces, PEFT_CONFIG)
 

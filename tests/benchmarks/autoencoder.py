@@ -57,6 +57,10 @@ def _shape(module, method, frames, height, width):
   return (1, 1 + (frames - 1) // time, height // rows, width // columns, module.z_dim)
 
 
+def _typed(dtype, x):
+  return jax.ShapeDtypeStruct(x.shape, dtype)
+
+
 def memory() -> None:
   """Prints GiB of each model, direction and type, whole and in chunks."""
   print(f"GiB, {_FRAMES} x {_HEIGHT} x {_WIDTH}: whole, in chunks")
@@ -64,7 +68,7 @@ def memory() -> None:
     for dtype in (jnp.float32, jnp.bfloat16):
       inputs = jnp.zeros((1, 5, *module.strides[1:], 3))
       variables = jax.eval_shape(module.init, jax.random.key(0), inputs)
-      variables = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), variables)
+      variables = jax.tree.map(functools.partial(_typed, dtype), variables)
       for method in _METHODS:
         x = jax.ShapeDtypeStruct(_shape(module, method, _FRAMES, _HEIGHT, _WIDTH), jnp.float32)
         found = []
@@ -113,11 +117,9 @@ def times() -> None:
       x = x.astype(np.float32)
       theirs = torch.from_numpy(np.moveaxis(x, -1, 1).copy())
 
-      def published(run=getattr(model, method), x=theirs):
-        with torch.no_grad():
-          run(x)
-
-      candidates = {"diffusers": published}
+      candidates = {
+        "diffusers": functools.partial(torch.inference_mode()(getattr(model, method)), theirs)
+      }
       for kind, chunk in (("whole", 0), ("chunks", module.chunk)):
         run = jax.jit(functools.partial(_apply, module.clone(chunk=chunk), method))
         candidates[kind] = functools.partial(

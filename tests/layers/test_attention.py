@@ -47,6 +47,12 @@ def test_half_precision_keeps_its_softmax_in_float32(key):
   np.testing.assert_allclose(attention(q, k, v, bias=bias), attention(q, k, v), atol=1e-3)
 
 
+@functools.partial(jax.value_and_grad, argnums=(0, 1, 2), has_aux=True)
+def _loss(*args):
+  y = attention(*args)
+  return jnp.sum(jnp.square(y.astype(jnp.float32))), y
+
+
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_block_by_block_is_the_same_there_and_back(dtype, key, monkeypatch):
   """Numbers of queries that the blocks divide and don't, one sample and several."""
@@ -56,18 +62,10 @@ def test_block_by_block_is_the_same_there_and_back(dtype, key, monkeypatch):
     shapes = ((batch, queries, 2, 8), (batch, keys, 2, 8), (batch, keys, 2, 8))
     args = [jax.random.normal(k, s, dtype) for k, s in zip(jax.random.split(key, 3), shapes)]
 
-    def run(many):
-      monkeypatch.setattr(module, "_MANY", many)
-
-      @functools.partial(jax.value_and_grad, argnums=(0, 1, 2), has_aux=True)
-      def loss(*args):
-        y = attention(*args)
-        return jnp.sum(jnp.square(y.astype(jnp.float32))), y
-
-      return loss(*args)
-
-    (_, dense), wanted = run(2**62)
-    (_, blocks), got = run(0)
+    monkeypatch.setattr(module, "_MANY", 2**62)
+    (_, dense), wanted = _loss(*args)
+    monkeypatch.setattr(module, "_MANY", 0)
+    (_, blocks), got = _loss(*args)
     assert blocks.dtype == dtype
     for a, b in ((blocks, dense), *zip(got, wanted)):
       np.testing.assert_allclose(np.float32(a), np.float32(b), atol=near)
