@@ -192,17 +192,23 @@ print(json.dumps([jax.device_count(), share(kernel)]))
 """
 
 
-def test_four_devices_make_the_same_video(place):
+def test_four_devices_make_the_same_video(place, tmp_path):
   run_command("generate", *arguments(place, "one"))
   done = subprocess.run(
     [sys.executable, "-c", SCRIPT, str(place / "ours"), *arguments(place, "four")],
-    env=os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"},
+    env=os.environ
+    | {
+      "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+      "XDG_CACHE_HOME": str(tmp_path),
+      "JAX_ENABLE_COMPILATION_CACHE": "true",
+    },
     capture_output=True,
     text=True,
     check=False,
   )
   assert done.returncode == 0, done.stderr[-2000:]
   assert json.loads(done.stdout.splitlines()[-1]) == [4, 0.25]
+  assert any((tmp_path / "d4s_jax").iterdir()), "what was compiled is kept"
   one, four = (read_video(place / name / "video.mp4") for name in ("one", "four"))
   # Sums in another order, seen through the rounding of pixels and their compression.
   np.testing.assert_allclose(one, four, atol=3 / 255)
