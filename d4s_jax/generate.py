@@ -24,7 +24,7 @@ _IMAGE = flags.DEFINE_string("image", None, "Photograph of any size.", required=
 _TRAJECTORY = flags.DEFINE_string(
   "trajectory", None, "spiral, forward, backward, up, down, orbit, or a camera file.", required=True
 )
-_OUTPUT = flags.DEFINE_string("output", None, "Folder of the scene.", required=True)
+_OUTPUT = flags.DEFINE_string("output", None, "Folder; a new one for a video.", required=True)
 _PROMPT = flags.DEFINE_string("prompt", PROMPT, "What is seen, and what happens.")
 _NEGATIVE = flags.DEFINE_string("negative_prompt", None, "What to avoid; else the checkpoint's.")
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "runs/joint-tiny", "A run or converted weights.")
@@ -64,10 +64,13 @@ def main(argv: list[str]) -> None:
     flagged = (_STEPS, _GUIDANCE, _SCALE, _SOLVER, _NEGATIVE)
     chosen = {flag.name: flag.value for flag in flagged}
     sampling = trained.config["sampling"] | {k: x for k, x in chosen.items() if x is not None}
-    compilation.cache()
+    for note in (compilation.cache(), trained.note):
+      progress.say(note) if note else None
     pipeline = Pipeline(trained.system, trained.parts, **sampling)
     latents = pipeline.sample(image, cameras, _PROMPT.value, _SEED.value)
-    metadata = results.metadata(trained, cameras, path.times, _PROMPT.value, _SEED.value)
+    config = trained.config | {"sampling": pipeline.sampling}
+    told = (cameras, path.times, _PROMPT.value, _SEED.value)
+    metadata = results.metadata(config, trained.name, *told)
     results.WRITE[kind](output, pipeline, latents, image, metadata, trained.fps)
 
 

@@ -20,6 +20,8 @@ _MOST_PIECES = 2**20
 _LONGEST_PIECE = 1000
 _NORMALIZERS = {"Sequence", "Precompiled", "Strip", "Replace"}
 _SPLITS = {"Sequence", "WhitespaceSplit", "Metaspace"}
+# What replaces runs of spaces, and steps in a row.
+_LONGEST_REPLACEMENT, _MOST_STEPS = 4, 8
 _SPACES = {"Regex": " {2,}"}
 
 
@@ -83,9 +85,11 @@ def _check_kinds(value: Any, where: str, kinds: set[str]) -> None:
   pattern = value.get("pattern")
   if isinstance(pattern, dict) and "Regex" in pattern and pattern != _SPACES:
     raise ValueError(f"{where}: the pattern {pattern!r:.80}; expected none but {_SPACES}.")
+  if len(str(value.get("content", ""))) > _LONGEST_REPLACEMENT:
+    raise ValueError(f"{where}: content {value['content']!r:.60}; expected a character.")
   for name in ("normalizers", "pretokenizers"):
     steps = value.get(name) or []
-    if not isinstance(steps, list):
-      raise ValueError(f"{where}: {name} is no list.")
+    if not isinstance(steps, list) or len(steps) > _MOST_STEPS:
+      raise ValueError(f"{where}: {name} is no list of at most {_MOST_STEPS} steps.")
     for step in steps:
       _check_kinds(step, where, kinds)

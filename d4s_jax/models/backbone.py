@@ -76,6 +76,7 @@ class Backbone:
     image_encoder: maps images in [0, 1] to tokens, which the transformer attends to, and to one
       embedding; None for models that read the photograph from latents alone.
     adapter: low-rank adapters of the transformer.
+    most_frames: of a video, for a model that learnt a position for each; None for any number.
   """
 
   autoencoder: nn.Module
@@ -90,6 +91,7 @@ class Backbone:
   reads_padding: bool = False
   image_encoder: nn.Module | None = None
   adapter: LoRA = LoRA()
+  most_frames: int | None = None
 
   def boxed(self, key: PRNGKeyArray) -> dict[str, Any]:
     """New parameters in boxes that name their logical axes; use under `jax.eval_shape`."""
@@ -143,6 +145,8 @@ class Backbone:
       nearest = " or ".join(str(size) for size in (below, below + step) if size > 0)
       rule = f"{offset} + {step}k" if offset else f"{step}k"
       wrong.append(f"{name} {value} (legal is {rule}, nearest {nearest or step})")
+    if self.most_frames is not None and frames > self.most_frames:
+      wrong.append(f"frames {frames} (this model knows at most {self.most_frames})")
     if wrong:
       raise ValueError("Illegal video size: " + ", ".join(wrong) + ".")
 
@@ -275,6 +279,9 @@ def _build_cogvideox(config: Mapping[str, Any]) -> Backbone:
   # `denoise` is given latents that are multiplied by the scale.
   sizes |= {"image_scale": autoencoder.scale**-2 if autoencoder.inverted else 1.0}
   transformer = CogVideoXTransformer(**dict(config["transformer"]) | sizes)
+  most = None
+  if transformer.positions == "learned" and transformer.grid is not None:
+    most = 1 + autoencoder.strides[0] * (transformer.grid[0] * transformer.patch[0] - 1)
   return Backbone(
     autoencoder=autoencoder,
     text_encoder=T5Encoder(**config["text_encoder"]),
@@ -286,6 +293,7 @@ def _build_cogvideox(config: Mapping[str, Any]) -> Backbone:
     patch=transformer.patch,
     camera_channels=config["camera_channels"],
     reads_padding=True,
+    most_frames=most,
   )
 
 

@@ -35,6 +35,12 @@ class Pipeline:
 
   Each part of the parameters is taken from `params` when its turn comes, and let go after it. A
   mapping that reads them from disk thus keeps one part in memory at a time; a dictionary keeps all.
+
+  The first latent of what is sampled is the photograph's own, for every model. (The published
+  image-to-video pipelines sample that one too, and decode what they get.)
+
+  Attributes:
+    sampling: the settings.
   """
 
   def __init__(
@@ -71,6 +77,8 @@ class Pipeline:
         f"Guidance {guidance!r} of scale {scale} makes weights from {weights.min():.3g} to"
         f" {weights.max():.3g}; expected finite ones of at least 1, which is no guidance."
       )
+    self.sampling = dict(steps=steps, guidance=guidance, scale=scale, solver=solver)
+    self.sampling |= {"negative_prompt": negative_prompt}
     self._system = system
     self._params = params
     self._weights = weights

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -47,12 +47,18 @@ def check_output(folder: pathlib.Path, kind: str) -> None:
 
 
 def metadata(
-  trained: Any, cameras: Cameras, times: Float[np.ndarray, "f"], prompt: str, seed: int
+  config: Mapping[str, Any],
+  name: str,
+  cameras: Cameras,
+  times: Float[np.ndarray, "f"],
+  prompt: str,
+  seed: int,
 ) -> SceneMetadata:
   """Says what was made, and from what.
 
   Args:
-    trained: the checkpoint, with `config` and `name`.
+    config: the checkpoint's, with the `sampling` that was used.
+    name: of the checkpoint.
     cameras: the path [f].
     times: clip time of each camera.
     prompt: the text.
@@ -64,8 +70,8 @@ def metadata(
     prompt=prompt,
     package_version=d4s_jax.__version__,
     seed=seed,
-    checkpoint=trained.name,
-    config_hash=hashlib.sha256(json.dumps(trained.config, sort_keys=True).encode()).hexdigest(),
+    checkpoint=name,
+    config_hash=hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest(),
   )
 
 
@@ -95,7 +101,8 @@ def _write_video(
   video = pipeline.video(latents)
   with atomic.new_folder(folder) as staged:
     preview.write_clip(staged, photo, video, fps)
-    parts.write_json(staged / _DESCRIPTION, scene.encode_metadata(metadata))
+    description = scene.encode_metadata(metadata) | {"sampling": pipeline.sampling}
+    parts.write_json(staged / _DESCRIPTION, description)
   _tell("Video", folder)
 
 

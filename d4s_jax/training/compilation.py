@@ -9,15 +9,24 @@ import jax
 _MOST_BYTES = 8 * 2**30
 
 
-def cache() -> None:
+def cache() -> str:
   """From here on, programs that took over a second to compile are kept for the next time.
 
-  They lie in ~/.cache/d4s_jax, readable by their owner alone: whoever can write there can have code
-  run. JAX's own variable JAX_COMPILATION_CACHE_DIR names another folder.
+  They lie in ~/.cache/d4s_jax, which is made readable by its owner alone: whoever can write there
+  can have code run. JAX's own variable JAX_COMPILATION_CACHE_DIR names another folder.
+
+  Returns:
+    Why nothing will be kept; empty if it will.
   """
-  if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-    home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-    folder = pathlib.Path(home) / "d4s_jax"
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    jax.config.update("jax_compilation_cache_dir", str(folder))
+  if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+    return ""
+  home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+  folder = pathlib.Path(home) / "d4s_jax"
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    folder.chmod(0o700)
+  except OSError as error:
+    return f"note: what is compiled can't be kept ({error})."
+  jax.config.update("jax_compilation_cache_dir", str(folder))
   jax.config.update("jax_compilation_cache_max_size", _MOST_BYTES)
+  return ""

@@ -19,7 +19,7 @@ from flax import traverse_util
 from d4s_jax.config import base
 from d4s_jax.formats import parts as parts_on_disk
 from d4s_jax.formats import schedulers, tokenizer_files
-from d4s_jax.models.published import PUBLISHED
+from d4s_jax.models.published import published
 from d4s_jax.models.system import System
 from d4s_jax.training import checkpoint, initialize, sharding
 
@@ -46,6 +46,9 @@ class Parts(Mapping[str, Any]):
       raise KeyError(name)
     return self._read(name)
 
+  def __contains__(self, name: object) -> bool:
+    return name in self._names
+
   def __iter__(self) -> Iterator[str]:
     return iter(self._names)
 
@@ -64,6 +67,7 @@ class Trained:
     name: where they come from, for provenance.
     reconstructs: whether its LDRM was trained, so that it makes scenes and not only videos.
     fps: frames a second of its videos.
+    note: what people should know who start a video with a photograph; may be empty.
   """
 
   config: dict[str, Any]
@@ -72,6 +76,7 @@ class Trained:
   name: str
   reconstructs: bool
   fps: int
+  note: str = ""
 
 
 def open_checkpoint(folder: pathlib.Path, report: Report) -> Trained:
@@ -84,8 +89,16 @@ def open_checkpoint(folder: pathlib.Path, report: Report) -> Trained:
   Raises:
     ValueError: the folder holds neither, or is damaged.
   """
-  index = folder / "model_index.json"
-  return _of_pipeline(folder, report) if index.is_file() else _of_run(folder, report)
+  if (folder / "model_index.json").is_file():
+    return _of_pipeline(folder, report)
+  if (folder / parts_on_disk.CONFIG).is_file() and not checkpoint.is_run(folder):
+    config = parts_on_disk.read_config(folder)
+    if parts_on_disk.is_description(config):
+      raise ValueError(
+        f"{folder} is a single part, the {config.get('part')!r:.40}; expected the folder of the"
+        " pipeline that it lies in, or of a run."
+      )
+  return _of_run(folder, report)
 
 
 def _of_run(folder: pathlib.Path, report: Report) -> Trained:
@@ -97,36 +110,48 @@ def _of_run(folder: pathlib.Path, report: Report) -> Trained:
       return checkpoint.read_model(folder, {name: _layout(system, name)})[0][name]
 
   # The diffusion stage leaves the LDRM as it found it.
-  reconstructs = config["stage"] in ("static", "joint") or bool(config["init"].get("ldrm"))
+  reconstructs = config.get("stage") in ("static", "joint") or bool(
+    config.get("init", {}).get("ldrm")
+  )
   parts = Parts(tuple(system.abstract()), read)
   return Trained(config, system, parts, f"{folder.resolve().name}, step {step}", reconstructs, _FPS)
 
 
 def _of_pipeline(folder: pathlib.Path, report: Report) -> Trained:
+  if (folder / "transformer_2").is_dir():
+    raise ValueError(f"{folder} has two transformers, as Wan2.2-A14B; expected one of the others.")
   opened = {}
   for name in parts_on_disk.PARTS:
     place = parts_on_disk.find(folder, name)
     if place is not None:
       opened[name] = place, *parts_on_disk.open_part(place, name)
   transformer = opened["transformer"][1].published if "transformer" in opened else {}
-  published = PUBLISHED.get(transformer.get("_class_name", ""))
+  family = published(transformer)
+  if "adapter" in opened:
+    raise ValueError(
+      f"{folder} has an adapter beside its transformer; d4s_jax.convert --merge adds it to that."
+    )
   missing = [name for name in ("transformer", "autoencoder", "text_encoder") if name not in opened]
-  if missing or published is None:
+  if missing or family is None:
     raise ValueError(
       f"{folder} is no pipeline in our layout ({', '.join(missing) or 'transformer'} is missing or"
       " of another kind); expected what d4s_jax.convert --format=flax made of a whole pipeline."
     )
   model = base("wan1.3b").model.to_dict()
   model["backbone"] = {
-    "family": published.family,
-    "text_length": published.text_length,
+    "family": family.family,
+    "text_length": family.text_length,
     "tokenizer": "tokenizer",
     **{name: dict(description.fields) for name, (_, description, _) in opened.items()},
   }
-  model["backbone"]["autoencoder"]["chunk"] = published.chunk
-  sampling = {"steps": _STEPS, "guidance": "constant", "scale": published.scale}
+  model["backbone"]["autoencoder"]["chunk"] = family.chunk
+  sampling = {"steps": _STEPS, "guidance": "constant", "scale": family.scale}
   model["backbone"]["schedule"], sampling["solver"] = schedulers.read(folder / "scheduler")
-  system = System.build(model, tokenizer_files.read(folder / "tokenizer"))
+  files = tokenizer_files.read(folder / "tokenizer")
+  try:
+    system = System.build(model, files)
+  except (KeyError, TypeError, AttributeError) as error:
+    raise ValueError(f"The parts of {folder} make no model ({error}); convert it again.") from error
   for name, (place, description, stored) in opened.items():
     initialize.check_same_model(place, name, system, description, stored)
 
@@ -143,14 +168,15 @@ def _of_pipeline(folder: pathlib.Path, report: Report) -> Trained:
       flat = {path: put(path, like) for path, like in layout.items() if path in stored.specs}
       return traverse_util.unflatten_dict(flat, sep="/")
 
-  frames, height, width = published.size
+  frames, height, width = family.size
   config = {
     "model": model,
     "clip": {"frames": frames, "height": height, "width": width},
     "sampling": sampling,
   }
   parts = Parts(tuple(opened), read)
-  return Trained(config, system, parts, folder.resolve().name, False, published.fps)
+  name = folder.resolve().name
+  return Trained(config, system, parts, name, False, family.fps, family.note)
 
 
 def _layout(system: System, name: str) -> Any:

@@ -137,8 +137,8 @@ def check_same_model(
   ]
   if wrong:
     raise checkpoint.CheckpointError(
-      f"init.{name}: the weights in {folder} are of another model than this configuration"
-      f" ({'; '.join(wrong[:5])}); choose the preset of their size."
+      f"The {name} in {folder} is of another model than the configuration says"
+      f" ({'; '.join(wrong[:5])}); choose the preset of its size, or convert it again."
     )
 
 

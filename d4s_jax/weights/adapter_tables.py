@@ -46,6 +46,8 @@ def kernels(specs: Mapping[str, Spec], component: Component) -> dict[str, tuple[
   }
   known = {x: y for x, y in known.items() if y and all(len(z) == 2 + layers[x] for z in y)}
   depth = commonest([shapes[0][0] for layer, shapes in known.items() if layers[layer]])
+  if not 0 < depth < DEEP:
+    raise ValueError(f"An adapter of {depth} blocks; expected 1 to {DEEP - 1}.")
   return {
     f"{layer}/kernel": (*([depth] if layers[layer] else []), shapes[0][-2], shapes[-1][-1])
     for layer, shapes in known.items()

@@ -5,16 +5,12 @@ from typing import Any
 
 from d4s_jax.models.clip import CLIPVision
 from d4s_jax.weights.configs import DEEP, WIDE, Reader
-from d4s_jax.weights.rules import Rule, dense
+from d4s_jax.weights.rules import Rule, dense, norm
 
 # Old files of a model without projection have it, new ones don't.
 PREFIX = "vision_model."
 _PROJECTED = "CLIPVisionModelWithProjection"
 _LAYER = f"{PREFIX}encoder.layers.{{layer}}"
-
-
-def _norm(torch: str, flax: str) -> list[Rule]:
-  return [Rule(f"{torch}.weight", f"{flax}/scale"), Rule(f"{torch}.bias", f"{flax}/bias")]
 
 
 ENCODER = (
@@ -24,16 +20,16 @@ ENCODER = (
     *("patch_embedding/kernel", "o i r s -> 1 r s i o"),
   ),
   Rule(f"{PREFIX}embeddings.position_embedding.weight", "positions"),
-  *_norm(f"{PREFIX}pre_layrnorm", "norm_in"),
-  *_norm(f"{_LAYER}.layer_norm1", "blocks/attention_norm"),
+  *norm(f"{PREFIX}pre_layrnorm", "norm_in"),
+  *norm(f"{_LAYER}.layer_norm1", "blocks/attention_norm"),
   *dense(f"{_LAYER}.self_attn.q_proj", "blocks/query"),
   *dense(f"{_LAYER}.self_attn.k_proj", "blocks/key"),
   *dense(f"{_LAYER}.self_attn.v_proj", "blocks/value"),
   *dense(f"{_LAYER}.self_attn.out_proj", "blocks/attention_out"),
-  *_norm(f"{_LAYER}.layer_norm2", "blocks/mlp_norm"),
+  *norm(f"{_LAYER}.layer_norm2", "blocks/mlp_norm"),
   *dense(f"{_LAYER}.mlp.fc1", "blocks/mlp_in"),
   *dense(f"{_LAYER}.mlp.fc2", "blocks/mlp_out"),
-  *_norm(f"{PREFIX}post_layernorm", "norm"),
+  *norm(f"{PREFIX}post_layernorm", "norm"),
   *dense("visual_projection", "projection", bias=False),
 )
 

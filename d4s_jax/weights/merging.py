@@ -91,10 +91,15 @@ def _merge(model: Conversion, adapter: Adapter) -> Conversion:
   assert config is not None
   ours = parts.is_description(model.config)
   kernels = adapter.kernels
+  component = components.of(config)
+  depth = component.fields(config)["depth"]
+  other = {x[0] for path, x in kernels.items() if path.startswith("blocks/") and x[0] != depth}
+  if other:
+    raise ValueError(f"The adapter has {min(other)} blocks, the transformer {depth}.")
   # In ours the pieces of a kernel are its rows, in PyTorch each row is a tensor.
   places: dict[str, list[Pair]] = collections.defaultdict(list)
   try:
-    for pair in pairs(components.of(config).rules, kernels):
+    for pair in pairs(component.rules, kernels):
       places[pair.flax if ours else pair.torch].append(pair)
   except LookupError as error:
     raise ValueError(f"The adapter is for another transformer ({error}).") from error

@@ -6,9 +6,8 @@ from typing import Any
 from d4s_jax.models.wan.autoencoder import WanAutoencoder
 from d4s_jax.models.wan.transformer import WanTransformer
 from d4s_jax.weights.configs import DEEP, LEVELS, WIDE, Reader
-from d4s_jax.weights.rules import Rule, dense
+from d4s_jax.weights.rules import Rule, convolution, dense, norm
 
-_CONV3D = "o i t r s -> t r s i o"
 _CONV2D = "o i r s -> r s i o"
 _POINTWISE = "o i 1 1 -> i o"
 
@@ -28,23 +27,19 @@ _IMAGE, _CROSS = "condition_embedder.image_embedder", "blocks.{layer}.attn2"
 
 
 TRANSFORMER = (
-  Rule("patch_embedding.weight", "patch_embedding/kernel", _CONV3D),
-  Rule("patch_embedding.bias", "patch_embedding/bias"),
+  *convolution("patch_embedding", "patch_embedding"),
   *dense("condition_embedder.time_embedder.linear_1", "time/in"),
   *dense("condition_embedder.time_embedder.linear_2", "time/out"),
   *dense("condition_embedder.time_proj", "time/modulation"),
   *dense("condition_embedder.text_embedder.linear_1", "text/in"),
   *dense("condition_embedder.text_embedder.linear_2", "text/out"),
-  Rule(f"{_IMAGE}.norm1.weight", "image/norm_in/scale"),
-  Rule(f"{_IMAGE}.norm1.bias", "image/norm_in/bias"),
+  *norm(f"{_IMAGE}.norm1", "image/norm_in"),
   *dense(f"{_IMAGE}.ff.net.0.proj", "image/in"),
   *dense(f"{_IMAGE}.ff.net.2", "image/out"),
-  Rule(f"{_IMAGE}.norm2.weight", "image/norm_out/scale"),
-  Rule(f"{_IMAGE}.norm2.bias", "image/norm_out/bias"),
+  *norm(f"{_IMAGE}.norm2", "image/norm_out"),
   Rule("blocks.{layer}.scale_shift_table", "blocks/modulation", "1 s d -> s d"),
   *_attention("blocks.{layer}.attn1", "blocks/self_attention"),
-  Rule("blocks.{layer}.norm2.weight", "blocks/cross_norm/scale"),
-  Rule("blocks.{layer}.norm2.bias", "blocks/cross_norm/bias"),
+  *norm("blocks.{layer}.norm2", "blocks/cross_norm"),
   *_attention(_CROSS, "blocks/cross_attention"),
   *dense(f"{_CROSS}.add_k_proj", "blocks/cross_attention/image_key"),
   *dense(f"{_CROSS}.add_v_proj", "blocks/cross_attention/image_value"),
@@ -59,10 +54,6 @@ TRANSFORMER = (
 UNREAD = {f"{_CROSS}.norm_added_q.weight": "blocks/cross_attention/image_key_norm/scale"}
 
 
-def _convolution(torch: str, flax: str, layout: str = _CONV3D) -> list[Rule]:
-  return [Rule(f"{torch}.weight", f"{flax}/kernel", layout), Rule(f"{torch}.bias", f"{flax}/bias")]
-
-
 def _norm(torch: str, flax: str) -> Rule:
   return Rule(f"{torch}.gamma", f"{flax}/scale", "c 1 1 1 -> c")
 
@@ -70,17 +61,17 @@ def _norm(torch: str, flax: str) -> Rule:
 def _residual(torch: str, flax: str) -> list[Rule]:
   return [
     _norm(f"{torch}.norm1", f"{flax}/norm1"),
-    *_convolution(f"{torch}.conv1", f"{flax}/conv1"),
+    *convolution(f"{torch}.conv1", f"{flax}/conv1"),
     _norm(f"{torch}.norm2", f"{flax}/norm2"),
-    *_convolution(f"{torch}.conv2", f"{flax}/conv2"),
-    *_convolution(f"{torch}.conv_shortcut", f"{flax}/shortcut"),
+    *convolution(f"{torch}.conv2", f"{flax}/conv2"),
+    *convolution(f"{torch}.conv_shortcut", f"{flax}/shortcut"),
   ]
 
 
 def _resample(torch: str, flax: str) -> list[Rule]:
   return [
-    *_convolution(f"{torch}.resample.1", f"{flax}/space", _CONV2D),
-    *_convolution(f"{torch}.time_conv", f"{flax}/time"),
+    *convolution(f"{torch}.resample.1", f"{flax}/space", _CONV2D),
+    *convolution(f"{torch}.time_conv", f"{flax}/time"),
   ]
 
 
@@ -88,13 +79,13 @@ def _coder(name: str) -> list[Rule]:
   """What the encoder and the decoder have in common."""
   torch, flax = f"{name}.mid_block", f"{name}/middle"
   return [
-    *_convolution(f"{name}.conv_in", f"{name}/conv_in"),
+    *convolution(f"{name}.conv_in", f"{name}/conv_in"),
     *_residual(f"{torch}.resnets.{{block}}", f"{flax}/block_{{block}}"),
     Rule(f"{torch}.attentions.0.norm.gamma", f"{flax}/attention/norm/scale", "c 1 1 -> c"),
-    *_convolution(f"{torch}.attentions.0.to_qkv", f"{flax}/attention/query_key_value", _POINTWISE),
-    *_convolution(f"{torch}.attentions.0.proj", f"{flax}/attention/out", _POINTWISE),
+    *convolution(f"{torch}.attentions.0.to_qkv", f"{flax}/attention/query_key_value", _POINTWISE),
+    *convolution(f"{torch}.attentions.0.proj", f"{flax}/attention/out", _POINTWISE),
     _norm(f"{name}.norm_out", f"{name}/norm_out"),
-    *_convolution(f"{name}.conv_out", f"{name}/conv_out"),
+    *convolution(f"{name}.conv_out", f"{name}/conv_out"),
   ]
 
 
@@ -102,8 +93,8 @@ AUTOENCODER = (
   *_coder("encoder"),
   *_residual("encoder.down_blocks.{i}", "encoder/down_{i}"),
   *_resample("encoder.down_blocks.{i}", "encoder/down_{i}"),
-  *_convolution("quant_conv", "quant_conv"),
-  *_convolution("post_quant_conv", "post_quant_conv"),
+  *convolution("quant_conv", "quant_conv"),
+  *convolution("post_quant_conv", "post_quant_conv"),
   *_coder("decoder"),
   *_residual("decoder.up_blocks.{i}.resnets.{block}", "decoder/up_{i}_block_{block}"),
   *_resample("decoder.up_blocks.{i}.upsamplers.0", "decoder/up_{i}_resample"),

@@ -3,7 +3,7 @@
 python tests/benchmarks/transformer.py
 python tests/benchmarks/transformer.py --compile
 
-Times are of two blocks of width 1024 over 1,920 video tokens, float32, on two threads of a CPU, with
+Times are of two blocks of width 1024 over 1,920 video tokens, float32, on two threads of a CPU, on
 the same random weights, forward and forward with the gradient of all weights; medians of runs taken
 in turn. A ratio below 1 is in our favour. --compile prints the seconds that tracing and XLA take
 for one pass of the published depths and widths at 480 x 720 (Wan: 480 x 832), computing nothing.

@@ -11,12 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from d4s_jax.config import PRESETS, base
 from d4s_jax.formats.images import read_image, write_image
 from d4s_jax.formats.video import read_video
+from d4s_jax.models.published import PUBLISHED, published
 from d4s_jax.models.system import System
 from d4s_jax.pipeline import Pipeline, progress, shot
 from d4s_jax.training import inference
 from tests import published_tokenizers
+from tests.models.test_clip import torch_encoder
 from tests.support import random_params, run_command, small_config, write_run
 
 torch = pytest.importorskip("torch")
@@ -24,6 +27,7 @@ diffusers = pytest.importorskip("diffusers")
 transformers = pytest.importorskip("transformers")
 
 FRAMES, SIDE = 5, 16
+CLIP = dict(dim=20, ffn_dim=24, heads=2, depth=3, size=32, patch=8)
 SIZE = (f"--frames={FRAMES}", f"--height={SIDE}", f"--width={SIDE}", "--steps=2")
 
 
@@ -35,8 +39,11 @@ def place(tmp_path_factory):
   transformer = diffusers.WanTransformer3DModel(
     num_attention_heads=4,
     attention_head_dim=16,
-    in_channels=4,
+    # The noisy latents, four channels of mask, the photograph's.
+    in_channels=12,
     out_channels=4,
+    image_dim=20,
+    added_kv_proj_dim=64,
     text_dim=32,
     freq_dim=16,
     ffn_dim=64,
@@ -56,24 +63,26 @@ def place(tmp_path_factory):
       feed_forward_proj="gated-gelu",
     )
   )
-  published = folder / "published"
-  transformer.to(torch.bfloat16).save_pretrained(published / "transformer")
-  vae.save_pretrained(published / "vae")
-  text_encoder.save_pretrained(published / "text_encoder")
-  published_tokenizers.write_umt5(published / "tokenizer")
+  source = folder / "published"
+  transformer.to(torch.bfloat16).save_pretrained(source / "transformer")
+  vae.save_pretrained(source / "vae")
+  text_encoder.save_pretrained(source / "text_encoder")
+  torch_encoder(CLIP).save_pretrained(source / "image_encoder")
+  published_tokenizers.write_umt5(source / "tokenizer")
   diffusers.UniPCMultistepScheduler(
     prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
-  ).save_pretrained(published / "scheduler")
+  ).save_pretrained(source / "scheduler")
   index = {
-    "_class_name": "WanPipeline",
+    "_class_name": "WanImageToVideoPipeline",
+    "image_encoder": ["transformers", "CLIPVisionModelWithProjection"],
     "transformer": ["diffusers", "WanTransformer3DModel"],
     "vae": ["diffusers", "AutoencoderKLWan"],
     "text_encoder": ["transformers", "UMT5EncoderModel"],
     "tokenizer": ["transformers", "T5TokenizerFast"],
     "scheduler": ["diffusers", "UniPCMultistepScheduler"],
   }
-  (published / "model_index.json").write_text(json.dumps(index))
-  run_command("convert", f"--from={published}", f"--to={folder / 'ours'}", "--format=flax")
+  (source / "model_index.json").write_text(json.dumps(index))
+  run_command("convert", f"--from={source}", f"--to={folder / 'ours'}", "--format=flax")
   photo = np.random.default_rng(0).random((40, 30, 3), dtype=np.float32)
   write_image(folder / "photo.png", photo)
   return folder
@@ -96,7 +105,11 @@ def quiet(what):
 
 
 def test_it_makes_a_video_and_says_what_it_lacks(place, capsys):
-  run_command("generate", *arguments(place, "clip", "--prompt=a cat", "--seed=3"))
+  run_command("generate", *arguments(place, "clip", "--prompt=a cat", "--seed=3", "--scale=2"))
+  run_command(
+    "generate",
+    *arguments(place, "away", "--prompt=a cat", "--seed=3", "--scale=2", "--negative_prompt=dog"),
+  )
   captured = capsys.readouterr()
   assert "know no cameras" in captured.err
   assert "Video:" in captured.out
@@ -109,6 +122,11 @@ def test_it_makes_a_video_and_says_what_it_lacks(place, capsys):
   description = json.loads((folder / "video.json").read_text())
   assert (description["prompt"], description["provenance"]["seed"]) == ("a cat", 3)
   assert description["provenance"]["checkpoint"] == "ours"
+  assert description["sampling"]["solver"] == "unipc"
+  away = json.loads((place / "away" / "video.json").read_text())
+  assert away["sampling"] == description["sampling"] | {"negative_prompt": "dog"}
+  assert away["provenance"]["config_hash"] != description["provenance"]["config_hash"]
+  assert np.abs(read_video(place / "away" / "video.mp4") - video).max() > 0
 
 
 @pytest.mark.parametrize(
@@ -117,7 +135,10 @@ def test_it_makes_a_video_and_says_what_it_lacks(place, capsys):
     (["--result=scene"], "video model alone"),
     (["--frames=6"], r"frames 6 \(legal is 1 \+ 4k, nearest 5 or 9\)"),
     (["--width=20"], r"width 20 \(legal is 16k, nearest 16 or 32\)"),
-    (["--checkpoint=OURS/transformer"], "is not the configuration of a run"),
+    (
+      ["--checkpoint=OURS/transformer"],
+      "is a single part, the 'transformer'; expected the folder of the pipeline",
+    ),
   ],
 )
 def test_what_it_cant_make_is_one_line(place, capsys, more, message):
@@ -141,11 +162,14 @@ def test_half_precision_stays_half_and_changes_nothing(place):
   backbone = trained.system.backbone
   random = np.random.default_rng(0)
   latents = jnp.asarray(random.standard_normal((1, 2, 2, 2, 4)), jnp.float32)
+  image = jnp.asarray(random.random((1, 16, 16, 3)), jnp.float32)
+  encoders = {name: trained.parts[name] for name in ("autoencoder", "image_encoder")}
+  condition = backbone.condition(encoders, image, FRAMES)
   text = backbone.encode_text(
     {"text_encoder": trained.parts["text_encoder"]},
     jnp.asarray(trained.system.tokenize("a cat"))[None],
   )
-  args = (latents, jnp.full(1, 0.5), text)
+  args = (latents, jnp.full(1, 0.5), text, None, condition)
   wide = jax.tree.map(lambda x: x.astype(jnp.float32), params)
   narrow = backbone.denoise({"transformer": params}, *args)
   # XLA may sum in another order, where it widens a matrix on the way.
@@ -163,9 +187,11 @@ def test_parts_are_read_in_turn_and_let_go(place):
   image, cameras = shot.photograph(photo, shot.camera_path("up", FRAMES), SIDE, SIDE)
   before = len(jax.live_arrays())
   video = pipeline.video(pipeline.sample(image, cameras, "a cat"))
-  assert seen == ["text_encoder", "autoencoder", "transformer", "autoencoder"]
+  before_last = ["text_encoder", "autoencoder", "image_encoder", "transformer"]
+  assert seen == [*before_last, "autoencoder"]
   assert video.shape == (FRAMES, SIDE, SIDE, 3)
-  assert len(jax.live_arrays()) - before < 40, "the parameters are gone"
+  smallest = min(len(jax.tree.leaves(trained.parts[name])) for name in trained.parts)
+  assert len(jax.live_arrays()) - before < smallest, "the parameters are gone"
 
 
 def test_a_run_of_the_diffusion_stage_makes_a_video(place):
@@ -212,3 +238,28 @@ def test_four_devices_make_the_same_video(place, tmp_path):
   one, four = (read_video(place / name / "video.mp4") for name in ("one", "four"))
   # Sums in another order, seen through the rounding of pixels and their compression.
   np.testing.assert_allclose(one, four, atol=3 / 255)
+
+
+@pytest.mark.parametrize("index", range(len(PUBLISHED)))
+def test_the_size_of_a_published_family_is_legal(index):
+  family = PUBLISHED[index]
+  for preset in PRESETS:
+    backbone = base(preset).model.backbone
+    if preset not in ("tiny", "paper") and published(_config(backbone)) == family:
+      System.build(base(preset).model.to_dict()).check_size(*family.size)
+      return
+  pytest.fail(f"no preset is of {family}")
+
+
+def _config(backbone):
+  """What tells families apart in the config.json of a preset's transformer."""
+  patch = backbone.transformer.get("patch", (1, 2, 2))
+  takes = "image_encoder" in backbone or backbone.transformer.get("takes_image", False)
+  names = {"wan": "WanTransformer3DModel", "cogvideox": "CogVideoXTransformer3DModel"}
+  channels = {"wan": 36, "cogvideox": 32}[backbone.family] if takes else 16
+  return {
+    "_class_name": names[backbone.family],
+    "patch_size_t": patch[0] if patch[0] > 1 else None,
+    "in_channels": channels,
+    "out_channels": backbone.autoencoder.z_dim,
+  }
