@@ -100,7 +100,7 @@ class System:
 
   def abstract(self) -> Any:
     """Shapes and types of the parameters; nothing is computed."""
-    return nn.unbox(self._boxed)
+    return jax.eval_shape(nn.unbox, self._boxed)
 
   @functools.cached_property
   def _boxed(self) -> Any:

@@ -137,7 +137,7 @@ def test_it_makes_a_video_and_says_what_it_lacks(place, capsys):
     (["--width=20"], r"width 20 \(legal is 16k, nearest 16 or 32\)"),
     (
       ["--checkpoint=OURS/transformer"],
-      "is a single part, the 'transformer'; expected the folder of the pipeline",
+      "a single part, the 'transformer'; expected the folder",
     ),
   ],
 )

@@ -10,6 +10,7 @@ import pytest
 
 from d4s_jax.config import base
 from d4s_jax.models.backbone import Text, build
+from d4s_jax.models.condition import Condition
 from d4s_jax.training.state import flatten, unflatten
 from tests.support import small_config
 
@@ -48,8 +49,8 @@ def draw(backbone):
 def denoise(backbone, params):
   latents = jax.random.normal(jax.random.key(1), (1, 3, 4, 4, 4))
   text = Text(jax.random.normal(jax.random.key(2), (1, 5, 16)), jnp.ones((1, 5), bool))
-  sigma, first = jnp.array([0.5]), latents[:, :1]
-  return backbone.denoise(params, latents, sigma, text, None, first)
+  sigma, known = jnp.array([0.5]), Condition(latents[:, :1])
+  return backbone.denoise(params, latents, sigma, text, None, known)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
