@@ -170,7 +170,7 @@ def test_a_run_starts_from_them_without_what_no_model_reads(tmp_path):
   config = _config()
   config.init.update(dict.fromkeys(index, str(tmp_path / "ours")))
   system = System.build(config.model.to_dict())
-  params = initialize._read_parts(system, config)
+  params = initialize._read_parts(system, config, system.abstract())
   ours = state.flatten(system.abstract()["transformer"])
   theirs = state.flatten(params["transformer"])
   assert {path for path in ours if not path.startswith("camera/")} == theirs.keys()
@@ -181,7 +181,8 @@ def test_a_run_starts_from_them_without_what_no_model_reads(tmp_path):
   )
   config.model.backbone.image_encoder.size = 24
   with pytest.raises(checkpoint.CheckpointError, match="size 16 there, 24 here"):
-    initialize._read_parts(System.build(config.model.to_dict()), config)
+    system = System.build(config.model.to_dict())
+    initialize._read_parts(system, config, system.abstract())
 
 
 def test_damaged_image_models_are_refused(tmp_path, capsys):
