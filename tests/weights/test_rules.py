@@ -95,18 +95,28 @@ def test_published_sizes_become_the_presets(preset):
 
 
 # Those of CogVideoX are in test_cogvideox.py.
+def _variants(name):
+  """config.json and fields of models that together have all that a table names."""
+  component, backbones = COMPONENTS[name], PRESETS["wan14b-i2v-480p"]["backbone"]
+  if name == "AutoencoderKLWan":
+    presets = ("wan1.3b", "wan2.2-5b-ti2v")
+    return [({}, PRESETS[preset]["backbone"]["autoencoder"]) for preset in presets]
+  if name.startswith("CLIP"):
+    return [({}, backbones["image_encoder"] | {"projection_dim": 1024})]
+  config = _published("wan1.3b")[name.replace("UMT5", "T5").replace("T5", "UMT5")]
+  config = config | {"model_type": "t5" if name == "T5EncoderModel" else "umt5"}
+  image = {"in_channels": 36, "image_dim": 1280, "added_kv_proj_dim": 1536}
+  configs = [config, config | image] if name.startswith("Wan") else [config]
+  return [(config, component.fields(config)) for config in configs]
+
+
 @pytest.mark.parametrize("name", [name for name in COMPONENTS if "CogVideoX" not in name])
 def test_every_rule_names_something(name):
   """A rule that names nothing would be a misspelt one."""
-  component = COMPONENTS[name]
-  if name == "AutoencoderKLWan":
-    config, fields = {}, PRESETS["wan1.3b"]["backbone"]["autoencoder"]
-  else:
-    config = _published("wan1.3b")[name.replace("UMT5", "T5").replace("T5", "UMT5")]
-    config = config | {"model_type": "t5" if name == "T5EncoderModel" else "umt5"}
-    fields = component.fields(config)
-  shapes = component.shapes(config, fields)
-  used = {re.sub(r"_\d+", "_0", pair.flax) for pair in pairs(component.rules, shapes)}
+  component, used = COMPONENTS[name], set()
+  for config, fields in _variants(name):
+    shapes = component.shapes(config, fields)
+    used |= {re.sub(r"_\d+", "_0", pair.flax) for pair in pairs(component.rules, shapes)}
   unused = {re.sub(r"\{\w+\}", "0", rule.flax) for rule in component.rules} - used
   # The middle of the autoencoder keeps its width; T5 and umT5 share a table.
   unused = {path for path in unused if "middle/block_0/shortcut" not in path}
