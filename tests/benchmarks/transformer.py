@@ -11,6 +11,7 @@ for one pass of the published depths and widths at 480 x 720 (Wan: 480 x 832), c
 
 import argparse
 import functools
+import json
 import pathlib
 import statistics
 import sys
@@ -51,7 +52,7 @@ def _models(name: str):
   torch.manual_seed(0)
   model = getattr(diffusers, name)(**_CONFIGS[name])
   component = COMPONENTS[name]
-  settings = dict(model.config) | {"_class_name": name}
+  settings = json.loads(model.to_json_string())
   fields = component.fields(settings)
   module = component.module(**fields)
   inputs = component.inputs(settings, fields)

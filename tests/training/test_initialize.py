@@ -138,7 +138,7 @@ def test_published_weights_of_another_model_are_refused_with_the_difference(publ
   config = small_config()
   config.init.transformer = str(folder)
   config.model.backbone.transformer.heads = 4  # Other heads leave all shapes the same.
-  with pytest.raises(CheckpointError, match=r"init.transformer.*\(heads 2 there, 4 here\)"):
+  with pytest.raises(CheckpointError, match=r"The transformer in.*\(heads 2 there, 4 here\)"):
     create(config)
   config.model.backbone.transformer.heads = 2
   config.model.backbone.transformer.depth = 3
