@@ -26,6 +26,10 @@ MODELS = {
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
+# One of each kind of model, and each direction; the others are slow.
+_QUICK = {("wan2.1", "encode"), ("wan2.2", "decode"), ("cogvideox", "decode")}
+
+
 @functools.cache
 def _variables(name):
   module, random = MODELS[name], np.random.default_rng(0)
@@ -65,8 +69,14 @@ def _assert_equal(got, want):
   np.testing.assert_allclose(got, want, atol=1e-5 * max(1.0, np.abs(want).max()))
 
 
-@pytest.mark.parametrize("method", ["encode", "decode"])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+  ("name", "method"),
+  [
+    pytest.param(name, method, marks=[] if (name, method) in _QUICK else pytest.mark.slow)
+    for name in MODELS
+    for method in ("encode", "decode")
+  ],
+)
 def test_values_and_gradients_of_chunks_equal_those_of_the_whole(name, method):
   whole, variables = MODELS[name], _variables(name)
   # Latents that the chunks don't divide: the first one is longer.
