@@ -195,7 +195,7 @@ def write_config(folder: pathlib.Path, config: Mapping) -> None:
   """
   path = folder / "config.json"
   text = json.dumps(config, indent=2, sort_keys=True)
-  if _is_resumed(folder):
+  if is_resumed(folder):
     saved, current = _leaves(_read_json(folder)), _leaves(json.loads(text))
     differences = [
       f"{key}: saved {saved.get(key)!r}, now {current.get(key)!r}"
@@ -213,7 +213,7 @@ def write_config(folder: pathlib.Path, config: Mapping) -> None:
   temporary.replace(path)
 
 
-def _is_resumed(folder: pathlib.Path) -> bool:
+def is_resumed(folder: pathlib.Path) -> bool:
   """Whether a run in this folder goes on; Orbax names only complete steps by their number."""
   return any(entry.name.isdigit() for entry in folder.glob("checkpoints/*"))
 
@@ -226,7 +226,7 @@ def read_tokenizer(folder: pathlib.Path, model: Mapping[str, Any]) -> dict[str, 
   named = model["backbone"].get("tokenizer", "")
   if not named:
     return {}
-  own = _is_resumed(folder) and _tokenizer(folder).is_dir()
+  own = is_resumed(folder) and _tokenizer(folder).is_dir()
   return tokenizer_files.read(_tokenizer(folder) if own else pathlib.Path(named))
 
 

@@ -74,12 +74,14 @@ def run(config: Config, folder: pathlib.Path) -> None:
     checkpoint.write_config(folder, config.to_dict())
     checkpoint.write_tokenizer(folder, tokenizer)
 
-    # The state: new, or where the folder's newest checkpoint left off.
-    saved = checkpoint.Checkpoints(folder, config.checkpoint.keep)
-    if saved.latest is None:
-      now = initialize.create_state(system, config, patterns, optimizer, like)
-    else:
+    # The state: where the folder's newest checkpoint left off, or new. In this order: Orbax tidies
+    # the folder in a thread, which must not outlive a refused start.
+    if checkpoint.is_resumed(folder):
+      saved = checkpoint.Checkpoints(folder, config.checkpoint.keep)
       now = saved.restore(like)
+    else:
+      now = initialize.create_state(system, config, patterns, optimizer, like)
+      saved = checkpoint.Checkpoints(folder, config.checkpoint.keep)
     start = int(now.step)
     if start > config.steps:
       raise ValueError(
