@@ -3,8 +3,6 @@
 import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# `generate` keeps what it compiles in the user's home.
-os.environ.setdefault("JAX_ENABLE_COMPILATION_CACHE", "false")
 
 import hypothesis  # noqa: E402
 import jax  # noqa: E402
@@ -14,6 +12,8 @@ import pytest  # noqa: E402
 import tests.typechecker  # noqa: E402, F401
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# `generate`, run within a test, would keep what it compiles in the user's home.
+jax.config.update("jax_enable_compilation_cache", False)
 
 # No deadline: the first call of a JAX function compiles.
 hypothesis.settings.register_profile("tests", deadline=None, max_examples=60)

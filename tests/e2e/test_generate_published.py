@@ -226,7 +226,6 @@ def test_four_devices_make_the_same_video(place, tmp_path):
     | {
       "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
       "XDG_CACHE_HOME": str(tmp_path),
-      "JAX_ENABLE_COMPILATION_CACHE": "true",
     },
     capture_output=True,
     text=True,
