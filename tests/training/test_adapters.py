@@ -23,10 +23,12 @@ def quickly(tmp_path_factory):
   usual, init = System.build(lora_config().model.to_dict()), System.init
   params, before = random_params(usual), jax.config.jax_compilation_cache_dir
   jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("cache")))
+  jax.config.update("jax_enable_compilation_cache", True)
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(System, "init", lambda x, key: params if x == usual else init(x, key))
     yield
   jax.config.update("jax_compilation_cache_dir", before)
+  jax.config.update("jax_enable_compilation_cache", False)
 
 
 def prepare(config, make=initialize.create_state):
