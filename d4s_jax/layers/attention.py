@@ -89,7 +89,8 @@ def _by_blocks(
     @jax.checkpoint
     def block(queries):
       logits = jnp.matmul(queries, keys.T, preferred_element_type=jnp.float32) * scale
-      weights = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
+      largest = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
+      weights = jnp.exp(logits - largest)
       total = jnp.sum(weights, axis=-1, keepdims=True)
       return (jnp.matmul(weights.astype(values.dtype), values) / total).astype(queries.dtype)
 

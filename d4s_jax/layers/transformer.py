@@ -27,11 +27,12 @@ def scan_blocks(block: type[nn.Module], depth: int, inputs: int, remat: bool) ->
     block: the module class; its parameters depend on nothing but its fields and input shapes.
     depth: number of copies.
     inputs: how many inputs, the same for every copy, follow the carry.
-    remat: recompute the inside of a block in the backward pass instead of storing it.
+    remat: recompute all of a block in the backward pass, not only what lies between the products
+      with its weights; those are stored otherwise, which takes less time than storing everything.
   """
   every_copy: Any = (nn.broadcast,) * inputs
-  if remat:
-    block = nn.remat(block, prevent_cse=False)
+  policy = None if remat else jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+  block = nn.remat(block, prevent_cse=False, policy=policy)
   return nn.scan(
     block,
     variable_axes={"params": 0, ADAPTER: 0},
