@@ -14,6 +14,8 @@ from d4s_jax.layers.linear import XAVIER
 from d4s_jax.layers.partitioning import partitioned
 from d4s_jax.layers.past import preceded
 
+# On a CPU, the time taps of fewer channels are convolved faster side by side than one by one.
+_FEW = 24
 _UNIFORM = nn.initializers.variance_scaling(1.0, "fan_in", "uniform")
 
 
@@ -141,11 +143,16 @@ def convolve_taps(
   kernel: Float[Array, "t r s c d"],
   bias: Float[Array, "d"],
 ) -> Float[Array, "b f h w d"]:
-  """A 3D convolution as a 2D one: frame i of tap j is what time tap j of output i sees."""
-  batch = taps[0].shape[0]
-  x = rearrange(jnp.concatenate(taps, axis=-1), "b f h w c -> (b f) h w c")
-  kernel = rearrange(kernel, "t r s c d -> r s (t c) d")
-  x = _convolve(x, kernel, padding=_same(kernel, spatial=2))
+  """A 3D convolution as 2D ones: frame i of tap j is what time tap j of output i sees."""
+  batch, channels = taps[0].shape[0], taps[0].shape[-1]
+  if channels < _FEW:
+    taps = [jnp.concatenate(taps, axis=-1)]
+    kernel = rearrange(kernel, "t r s c d -> 1 r s (t c) d")
+  padding = _same(kernel, spatial=2)
+  x = sum(
+    _convolve(rearrange(tap, "b f h w c -> (b f) h w c"), part, padding=padding)
+    for tap, part in zip(taps, kernel)
+  )
   return _add(rearrange(x, "(b f) h w c -> b f h w c", b=batch), bias)
 
 
