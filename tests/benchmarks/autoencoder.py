@@ -91,7 +91,7 @@ def _torch_model(name: str):
   if name == "CogVideoX":
     model = cogvideox_oracle.torch_autoencoder(_COGVIDEOX)
     values = {key: x.numpy() for key, x in model.state_dict().items()}
-    return model, {"params": cogvideox_oracle.autoencoder_parameters(values)}
+    return model, {"params": cogvideox_oracle.autoencoder_parameters(values, _COGVIDEOX)}
   model = diffusers.AutoencoderKLWan.from_config(wan.autoencoder_config(module, {})).eval()
   inputs = jnp.zeros((1, 5, *module.strides[1:], 3))
   shapes = jax.eval_shape(module.init, jax.random.key(0), inputs)
