@@ -17,6 +17,10 @@ _MARKS = {PAD: "<pad>", END: "</s>"}
 _JSON, _SENTENCEPIECE = "tokenizer.json", "spiece.model"
 
 
+class MissingPackageError(ValueError):
+  """A library of the extra `text` is not installed."""
+
+
 @dataclasses.dataclass(frozen=True)
 class ByteTokenizer:
   """UTF-8 bytes as tokens, numbered as in ByT5: 0 pads, 1 ends the text, byte b is b + 3.
@@ -99,7 +103,7 @@ class PublishedTokenizer:
     try:
       module = importlib.import_module(library)
     except ImportError as error:
-      raise ValueError(
+      raise MissingPackageError(
         f"A published tokenizer ({self._name}) needs the package {library}; pip install -e"
         " '.[text]' brings it."
       ) from error

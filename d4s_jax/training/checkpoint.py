@@ -25,6 +25,7 @@ import orbax.checkpoint as ocp
 
 from d4s_jax.formats import tokenizer_files
 from d4s_jax.models.system import System
+from d4s_jax.models.tokenizer import MissingPackageError
 from d4s_jax.training.state import TrainState, averaged_params, flatten
 
 # A run may be continued with other values of these.
@@ -282,6 +283,8 @@ def read_system(folder: pathlib.Path) -> tuple[dict[str, Any], System]:
     own = config["model"]["backbone"].get("tokenizer", "")
     files = tokenizer_files.read(_tokenizer(folder)) if own else {}
     return config, System.build(config["model"], files)
+  except MissingPackageError:
+    raise
   except (KeyError, TypeError, ValueError, AttributeError) as error:
     raise CheckpointError(
       f"The model section of {folder / 'config.json'} describes no model"

@@ -1,5 +1,7 @@
 """A run has its own copy of a published tokenizer, and needs no other."""
 
+import importlib
+
 import numpy as np
 import pytest
 
@@ -52,6 +54,21 @@ def test_a_lost_copy_is_one_clear_error(folder, tmp_path):
   start(run, folder)
   (run / "tokenizer").rename(tmp_path / "lost")
   with pytest.raises(FileNotFoundError, match="No tokenizer in .*run/tokenizer"):
+    checkpoint.read_system(run)
+
+
+def test_a_missing_library_is_no_fault_of_the_run(folder, tmp_path, monkeypatch):
+  run = tmp_path / "run"
+  start(run, folder)
+  found = importlib.import_module
+
+  def without(name):
+    if name == "tokenizers":
+      raise ImportError(name)
+    return found(name)
+
+  monkeypatch.setattr("importlib.import_module", without)
+  with pytest.raises(ValueError, match=r"^A published tokenizer .* needs the package tokenizers"):
     checkpoint.read_system(run)
 
 
