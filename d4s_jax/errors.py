@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from typing import NoReturn
@@ -12,7 +13,11 @@ TRACEBACK = "D4S_JAX_TRACEBACK"
 
 
 def run(main: Callable[[list[str]], None]) -> None:
-  """Parses the flags and runs a command; bad options and Ctrl-C end it with one line too."""
+  """Parses the flags and runs a command; bad options and Ctrl-C end it with one line too.
+
+  So does SIGTERM, which else would leave temporary files behind.
+  """
+  signal.signal(signal.SIGTERM, signal.default_int_handler)
   try:
     app.run(main, flags_parser=_parse)
   except KeyboardInterrupt:
@@ -25,8 +30,9 @@ def run(main: Callable[[list[str]], None]) -> None:
 def one_line() -> Iterator[None]:
   """Ends the process with "error: ..." if the body raises ValueError or OSError.
 
-  These two are what the package raises for input that it can't use: values and files. Set the
-  environment variable D4S_JAX_TRACEBACK=1 to see the traceback instead.
+  These two are what the package raises for input that it can't use: values and files. When XLA is
+  out of memory, that is told in one line too. Set the environment variable D4S_JAX_TRACEBACK=1 to
+  see the traceback instead.
   """
   try:
     yield
@@ -34,6 +40,13 @@ def one_line() -> Iterator[None]:
     if os.environ.get(TRACEBACK):
       raise
     _end(str(error))
+  except Exception as error:
+    # JAX's own class of error, by its text: this module knows no JAX.
+    if os.environ.get(TRACEBACK) or "RESOURCE_EXHAUSTED" not in str(error):
+      raise
+    _end(
+      f"Out of memory ({str(error).strip().splitlines()[0]}); ask for less, or use more devices."
+    )
 
 
 def _parse(arguments: list[str]) -> list[str]:

@@ -58,6 +58,7 @@ def main(argv: list[str]) -> None:
       for flag in (_FRAMES, _HEIGHT, _WIDTH)
     )
     trained.system.check_size(frames, height, width)
+    shot.check_pixels(frames, height, width)
     path = shot.camera_path(_TRAJECTORY.value, frames, distance=_DISTANCE.value, pivot=_PIVOT.value)
     photo = images.read_image(_IMAGE.value)
     image, cameras = shot.photograph(photo, path, height, width, _FOV.value)

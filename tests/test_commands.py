@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from d4s_jax import errors
 from d4s_jax.formats.images import write_image
 from d4s_jax.formats.scene import SceneMetadata, write_scene
 from d4s_jax.geometry.deformation import identity
@@ -82,6 +83,13 @@ GENERATE = {
   "field of view": ("--fov=nan", "Field of view nan"),
   "output is a file": ("--output={}/file", "file exists and is not a scene"),
   "output below a file": ("--output={}/file/scene", "file is a file"),
+  "output too long": ("--output={}/" + 250 * "a", "File name too long; expected a place"),
+  "output here": ("--output=.", r"\. is the folder you are in; name a new one"),
+  "larger than a scene": ("--height=80000", "16 x 80000 pixels; expected sides of at most 65536"),
+  "larger than memory": (
+    "--frames=6250001",
+    "6250001 pictures of 16 x 16 pixels; expected at most",
+  ),
   "output holds other things": ("--output={}/papers", "papers exists and is not a scene"),
   "no run": ("--checkpoint={}/none", "none holds no trained model .*Train one first"),
   "prompt": ("--prompt=caf\udce9", "is not text"),
@@ -221,6 +229,45 @@ def test_help_shows_an_example(command):
   text = start(command, "--help").stdout
   assert f"python -m d4s_jax.{command} --" in text
   assert "--trajectory" in text
+
+
+def test_no_memory_is_one_line(capsys):
+  with pytest.raises(SystemExit), errors.one_line():
+    raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 26 bytes.\nA stack dump")
+  line = capsys.readouterr().err
+  assert line.startswith("error: Out of memory (RESOURCE_EXHAUSTED") and "dump" not in line
+  with pytest.raises(RuntimeError, match="^else$"), errors.one_line():
+    raise RuntimeError("else")
+
+
+def test_a_stop_by_signal_leaves_no_temporary_folder(tmp_path):
+  script = """
+import pathlib, sys, time
+from d4s_jax import errors
+from d4s_jax.formats import atomic
+
+def main(argv):
+  with errors.one_line(), atomic.new_folder(pathlib.Path(argv[0]).parent / "new"):
+    print("begun", flush=True)
+    time.sleep(60)
+
+sys.argv = [sys.argv[1]]
+errors.run(main)
+"""
+  (tmp_path / "script.py").write_text(script)
+  process = subprocess.Popen(
+    [sys.executable, tmp_path / "script.py", tmp_path / "x"],
+    cwd=ROOT,
+    env=os.environ | {"PYTHONPATH": str(ROOT)},
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+  assert process.stdout is not None and process.stdout.readline() == "begun\n"
+  process.terminate()
+  _, said = process.communicate(timeout=30)
+  assert process.returncode == 130 and said.strip() == "error: interrupted"
+  assert [path.name for path in tmp_path.iterdir()] == ["script.py"]
 
 
 def test_a_stray_word_is_one_line():

@@ -14,12 +14,23 @@ def sibling(path: pathlib.Path) -> pathlib.Path:
 
 
 def check_place(path: pathlib.Path) -> None:
-  """Raises OSError if nothing can be written at `path`: below a file, or in a locked folder."""
+  """Raises OSError if nothing can be written at `path`: below a file, in a locked folder, ..."""
   above = next(parent for parent in path.absolute().parents if parent.exists())
   if not above.is_dir():
     raise NotADirectoryError(f"{above} is a file, so {path} can't be written; name another place.")
   if not os.access(above, os.W_OK | os.X_OK):
     raise PermissionError(f"{above} may not be written to, so {path} can't be; name another place.")
+  if path.resolve() == pathlib.Path.cwd():
+    raise FileExistsError(f"{path} is the folder you are in; name a new one.")
+  # Some names are too long with what is added to them, and some folders take no files.
+  probe = above / sibling(path).name
+  try:
+    probe.touch(exist_ok=False)
+    probe.unlink()
+  except OSError as error:
+    raise OSError(
+      error.errno, f"{error.strerror}; expected a place, and a shorter name, for a file", str(path)
+    ) from error
 
 
 @contextlib.contextmanager

@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from d4s_jax.formats import checked, shards
+from d4s_jax.formats.tensors import Spec
 
 FORMAT = "d4s_jax part"
 VERSION = 1
@@ -97,6 +98,32 @@ def decode(config: Mapping[str, Any], where: str) -> Description:
   return Description(**{name: found[name] for name in names})
 
 
+def is_published(folder: pathlib.Path) -> bool:
+  """Whether a folder holds a model, a pipeline or an adapter that was not converted to ours."""
+  if (folder / CONFIG).is_file():
+    config = read_config(folder)
+    return not is_description(config) and bool({"_class_name", "architectures"} & config.keys())
+  inside = [read_config(path.parent) for path in folder.glob(f"*/{CONFIG}")]
+  if (folder / "model_index.json").is_file():
+    return not any(is_description(config) for config in inside)
+  return not inside and any(folder.glob("*.safetensors"))
+
+
+def unconverted(folder: pathlib.Path) -> str:
+  """What to say of a folder that `is_published`."""
+  return (
+    f"{folder} is in the layout of PyTorch; python -m d4s_jax.convert --from={folder} --to=NEW"
+    " --format=flax makes it ours."
+  )
+
+
+def check_floats(where: pathlib.Path | str, specs: Mapping[str, Spec]) -> None:
+  """Raises ValueError unless all tensors are of floating-point numbers."""
+  wrong = [f"{name!r:.120} is {x.dtype}" for name, x in specs.items() if x.dtype not in FLOATS]
+  if wrong:
+    raise ValueError(f"{where}: {'; '.join(wrong[:5])}; expected {', '.join(FLOATS)}.")
+
+
 def find(folder: pathlib.Path, part: str) -> pathlib.Path | None:
   """Where a part lies: this folder, or one in it if it is a converted pipeline; None if neither.
 
@@ -126,9 +153,7 @@ def open_part(folder: pathlib.Path, part: str) -> tuple[Description, shards.Shar
   if description.part != part:
     raise ValueError(f"{folder} holds the {description.part}; expected the {part}.")
   stored = shards.Shards(folder, STEM)
-  wrong = [f"{name} is {x.dtype}" for name, x in stored.specs.items() if x.dtype not in FLOATS]
-  if wrong:
-    raise ValueError(f"{folder}: {'; '.join(wrong[:5])}; expected {', '.join(FLOATS)}.")
+  check_floats(folder, stored.specs)
   return description, stored
 
 

@@ -107,8 +107,8 @@ class Pipeline:
       One scene, without a batch axis, whose deformation is known at the times of the path's frames.
 
     Raises:
-      ValueError: the number of frames or the image size is none that the model takes, or the
-        prompt or the seed can't be used.
+      ValueError: the number of frames or the image size is none that the model takes, the prompt
+        or the seed can't be used, or the weights give no numbers.
     """
     return self.reconstruct(self.sample(image, cameras, prompt, seed), cameras)
 
@@ -160,7 +160,13 @@ class Pipeline:
         report=bar.update,
       )
     # The first latent is the photograph's own.
-    return jnp.concatenate([condition.first, latents[:, 1:]], axis=1)[0]
+    latents = jnp.concatenate([condition.first, latents[:, 1:]], axis=1)[0]
+    if not jnp.isfinite(latents).all():
+      raise ValueError(
+        "The video model gives NaN or infinite latents: its weights are damaged, or too large for"
+        " their type; convert or train it again."
+      )
+    return latents
 
   def reconstruct(self, latents: Float[Array, "f h w c"], cameras: Cameras) -> DynamicGaussians:
     """The second half of `__call__`: the scene behind latents, in NumPy arrays."""

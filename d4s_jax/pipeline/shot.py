@@ -24,8 +24,23 @@ _MOST_FRAMES = 100_000
 _LOWEST = 256
 # All pixels of a video: its colours, depth and opacity take 20 bytes each in memory.
 _MOST_PIXELS = 500_000_000
+# Side of a picture, as scene.json may have it.
+_MOST_SIDE = 65536
 # How far from square the pixels of a picture may be.
 _SQUARE = 0.05
+
+
+def check_pixels(frames: int, height: int, width: int) -> None:
+  """Raises ValueError for a video that no memory or no scene.json holds."""
+  if max(height, width) > _MOST_SIDE:
+    raise ValueError(
+      f"Pictures of {width} x {height} pixels; expected sides of at most {_MOST_SIDE}."
+    )
+  if frames * height * width > _MOST_PIXELS:
+    raise ValueError(
+      f"{frames} pictures of {width} x {height} pixels; expected at most {_MOST_PIXELS} pixels in"
+      " all. Give a smaller height or fewer frames."
+    )
 
 
 def camera_path(
@@ -137,11 +152,7 @@ def through_scene(
     height = enlarged(first).height if width is None else max(1, round(width / aspect))
   if width is None:
     width = max(1, round(height * aspect))
-  if frames * height * width > _MOST_PIXELS:
-    raise ValueError(
-      f"{frames} pictures of {width} x {height} pixels; expected at most {_MOST_PIXELS} pixels in"
-      " all. Give a smaller height or fewer frames."
-    )
+  check_pixels(frames, height, width)
   intrinsics = lenses * np.array([[width], [height], [1]])
   _check_square(intrinsics, f"The pictures have {width} x {height} pixels", "only one of the sizes")
   return Cameras(

@@ -98,6 +98,8 @@ def open_checkpoint(folder: pathlib.Path, report: Report) -> Trained:
         f"{folder} is a single part, the {config.get('part')!r:.40}; expected the folder of the"
         " pipeline that it lies in, or of a run."
       )
+    if parts_on_disk.is_published(folder):
+      raise ValueError(parts_on_disk.unconverted(folder))
   return _of_run(folder, report)
 
 
@@ -151,9 +153,18 @@ def _of_pipeline(folder: pathlib.Path, report: Report) -> Trained:
   try:
     system = System.build(model, files)
   except (KeyError, TypeError, AttributeError) as error:
-    raise ValueError(f"The parts of {folder} make no model ({error}); convert it again.") from error
+    kinds = ", ".join(
+      str(x.published.get("architectures") or x.published.get("_class_name"))
+      for _, x, _ in opened.values()
+    )
+    raise ValueError(
+      f"The parts of {folder} make no model ({error}): {kinds}; expected those of one pipeline."
+    ) from error
   for name, (place, description, stored) in opened.items():
-    initialize.check_same_model(place, name, system, description, stored)
+    initialize.check_same_model(
+      *(place, name, system, description, stored),
+      remedy="it differs from the published models of its family, and generates nothing here",
+    )
 
   def read(name: str) -> Any:
     place, _, stored = opened[name]

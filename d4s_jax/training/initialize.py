@@ -1,6 +1,7 @@
 """Where the parameters of a new run come from: random, shipped, published, or an earlier run."""
 
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -108,6 +109,7 @@ def check_same_model(
   system: System,
   description: parts_on_disk.Description,
   stored: shards.Shards,
+  remedy: str = "choose the preset of its size, or convert it again",
 ) -> None:
   """Raises CheckpointError unless published weights are those of our model.
 
@@ -117,8 +119,15 @@ def check_same_model(
     system: the models.
     description: what their config.json says.
     stored: the tensors.
+    remedy: what to do if they are not.
   """
   module = getattr(system.backbone, name, None)
+  kind = _class_name(description.published)
+  if not all(hasattr(module, key) for key in description.fields):
+    raise checkpoint.CheckpointError(
+      f"The {name} in {folder} is a {kind}, which is no {type(module).__name__} as the"
+      " configuration has it; choose a preset of its family."
+    )
   wrong = [
     f"{key} {value} there, {getattr(module, key)} here"
     for key, value in description.fields.items()
@@ -135,11 +144,23 @@ def check_same_model(
     for path in sorted(ours.keys() | theirs.keys())
     if theirs.get(path) != ours.get(path) and not (path not in theirs and _is_ours(path))
   ]
+  if wrong and name == ADAPTER:
+    layers = sorted({path.rpartition("/")[0] for path in theirs})
+    remedy = (
+      "set config.model.lora.rank and scale to its own, and config.model.lora.targets to patterns"
+      f" of its layers: {', '.join(layers)}"
+    )
   if wrong:
     raise checkpoint.CheckpointError(
       f"The {name} in {folder} is of another model than the configuration says"
-      f" ({'; '.join(wrong[:5])}); choose the preset of its size, or convert it again."
+      f" ({'; '.join(wrong[:5])}); {remedy}."
     )
+
+
+def _class_name(published: Mapping[str, Any]) -> str:
+  """The PyTorch class that a published config.json names."""
+  names = published.get("architectures") or [published.get("_class_name")]
+  return str(names[0]) if isinstance(names, list) else str(names)
 
 
 def _is_ours(path: str) -> bool:
@@ -149,6 +170,8 @@ def _is_ours(path: str) -> bool:
 
 def _from_run(folder: pathlib.Path, name: str, system: System, like: Any) -> Any:
   """One part of the model of another run, which must have the same shapes."""
+  if folder.is_dir() and parts_on_disk.is_published(folder):
+    raise checkpoint.CheckpointError(f"init.{name}: {parts_on_disk.unconverted(folder)}")
   if not folder.is_dir():
     raise checkpoint.CheckpointError(
       f'init.{name} is "{folder}"; expected "", "{shipped.ORIGIN}" or the folder of a run or of'

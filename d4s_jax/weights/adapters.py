@@ -67,6 +67,7 @@ def to_flax(folder: pathlib.Path) -> Conversion:
   if alphas:
     expected |= {style.alpha_name(layer_name(pair)): () for pair in table}
   check_tensors(folder, expected, file.specs, f"an adapter of rank {rank} of a {kind}")
+  parts.check_floats(folder, file.specs)
   style = dataclasses.replace(
     style,
     **_alpha(file, alphas),
@@ -187,6 +188,8 @@ def _recognise(
   """The transformer whose layers these are, and the shapes of their kernels in our layout."""
   found = {kind: adapter_tables.rows(layers, component) for kind, component in TRANSFORMERS.items()}
   kind = max(found, key=lambda kind: len(found[kind]))
+  if not layers:
+    raise ValueError(f"{file.path} has no tensor of a layer; expected those of an adapter.")
   if not found[kind]:
     raise ValueError(
       f"{file.path} has layers like {min(layers)!r:.80}, which are of none of"
@@ -208,9 +211,9 @@ def _alpha(file: TensorFile, names: list[str]) -> dict[str, Any]:
   found = {
     (kind, float(file.read(name).view(jnp.dtype(parts.FLOATS[kind]))))
     for name in names
-    if (kind := file.specs[name].dtype) in parts.FLOATS
+    for kind in [file.specs[name].dtype]
   }
-  if names and (len(found) != 1 or any(file.specs[x].dtype not in parts.FLOATS for x in names)):
+  if len(found) > 1:
     raise ValueError(f"{file.path} has several values of alpha; expected one, of one type.")
   return {key: value for x in found for key, value in zip(("alpha_dtype", "alpha"), x)}
 

@@ -5,8 +5,8 @@ import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from d4s_jax.formats import atomic, checked, shards
-from d4s_jax.weights import adapters
+from d4s_jax.formats import atomic, checked, parts, shards
+from d4s_jax.weights import adapters, components
 from d4s_jax.weights.components import COMPONENTS
 from d4s_jax.weights.parts import Conversion, to_flax, to_torch
 
@@ -16,6 +16,7 @@ _CONVERT_ADAPTER = {"flax": adapters.to_flax, "torch": adapters.to_torch}
 
 # Data of tokenizers and schedulers, which travel as they are.
 _SMALL = (".json", ".model", ".txt", ".jinja")
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 _LARGEST_SMALL = 64 * 2**20
 _MOST_SMALL = 32
 
@@ -70,6 +71,7 @@ def prepare(folder: pathlib.Path, format: str) -> Job:
     raise FileNotFoundError(f"No folder at {folder}; expected a pipeline or a model of diffusers.")
   convert = _CONVERT[format]
   if not (folder / _INDEX).exists():
+    _check_names(folder)
     return Job(
       {"": _CONVERT_ADAPTER[format](folder) if adapters.is_adapter(folder) else convert(folder)}, {}
     )
@@ -83,6 +85,7 @@ def prepare(folder: pathlib.Path, format: str) -> Job:
       inner = checked.within(folder, name)
       if kind in COMPONENTS:
         models[name] = convert(inner)
+        _check_kind(inner, kind)
       else:
         files |= _small_files(inner, kind)
     except (ValueError, OSError) as error:
@@ -105,6 +108,28 @@ def _classes(index: Any, where: pathlib.Path) -> dict[str, str]:
         raise ValueError(f"{where}: {name!r:.60}; expected a library and a class.")
       classes[name] = value[1]
   return classes
+
+
+def _check_names(folder: pathlib.Path) -> None:
+  """Raises ValueError for weights without a configuration that no adapter is named like."""
+  found = sorted(x.name for x in folder.iterdir() if x.suffix in _WEIGHTS)
+  if found and not (folder / parts.CONFIG).exists() and not adapters.is_adapter(folder):
+    raise ValueError(
+      f"{folder} has {', '.join(map(repr, found[:5]))} and no {parts.CONFIG}. An adapter (LoRA)"
+      " must be named pytorch_lora_weights.safetensors or adapter_model.safetensors; rename it."
+      " Other kinds of files may run code when read; save them as safetensors."
+    )
+
+
+def _check_kind(folder: pathlib.Path, kind: str) -> None:
+  """Raises ValueError if the pipeline's index and a model's own configuration disagree."""
+  config = parts.read_config(folder)
+  published = config["published"] if parts.is_description(config) else config
+  if components.of(published) is not COMPONENTS[kind]:
+    own = published.get("architectures") or published.get("_class_name")
+    raise ValueError(
+      f"{folder} is a {kind} in {_INDEX} and a {own} in its {parts.CONFIG}; expected the same."
+    )
 
 
 def _small_files(folder: pathlib.Path, kind: str) -> dict[str, bytes]:

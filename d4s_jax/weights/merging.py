@@ -27,10 +27,12 @@ class Adapter:
   Attributes:
     arrays: its parameters in our layout by path, float32.
     scale: factor on what it adds.
+    kind: the PyTorch class of its transformer.
   """
 
   arrays: Mapping[str, np.ndarray]
   scale: float
+  kind: str
 
   @property
   def kernels(self) -> dict[str, tuple[int, ...]]:
@@ -59,7 +61,8 @@ def read(folder: pathlib.Path) -> Adapter:
     adapters.to_torch(folder)
     description, stored = parts.open_part(folder, adapters.PART)
     arrays = {path: parts.as_float32(stored, path) for path in stored.specs}
-    return Adapter(arrays, description.fields["scale"])
+    kind = str(description.published["_class_name"])
+    return Adapter(arrays, description.fields["scale"], kind)
   raise ValueError(f"{folder} holds no adapter; expected the folder of one.")
 
 
@@ -81,7 +84,10 @@ def merge(job: Job, adapter: Adapter) -> Job:
 
 def _published(model: Conversion) -> Mapping | None:
   """The published config.json of a transformer, None for other models."""
-  config = model.config["published"] if parts.is_description(model.config) else model.config
+  config = model.config
+  if parts.is_description(config):
+    # That of an adapter names its transformer.
+    config = config["published"] if config["part"] == "transformer" else {}
   component = components.COMPONENTS.get(str(config.get("_class_name")))
   return config if component and component.part == "transformer" else None
 
@@ -92,6 +98,10 @@ def _merge(model: Conversion, adapter: Adapter) -> Conversion:
   ours = parts.is_description(model.config)
   kernels = adapter.kernels
   component = components.of(config)
+  if adapter.kind != config["_class_name"]:
+    raise ValueError(
+      f"The adapter is for a {adapter.kind}, the transformer is a {config['_class_name']}."
+    )
   depth = component.fields(config)["depth"]
   other = {x[0] for path, x in kernels.items() if path.startswith("blocks/") and x[0] != depth}
   if other:
@@ -108,6 +118,7 @@ def _merge(model: Conversion, adapter: Adapter) -> Conversion:
   }
   touched = {name: spec for name, spec in model.specs.items() if name in expected}
   check_tensors("The transformer", expected, touched, "the adapter")
+  parts.check_floats("The transformer", touched)
 
   def pieces(name: str) -> Iterator[np.ndarray]:
     for piece, pair in zip(model.pieces(name), places[name]):

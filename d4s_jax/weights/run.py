@@ -67,7 +67,8 @@ def export(system: System, params: Mapping[str, Any], merged: bool = False) -> J
   files = {f"tokenizer/{name}": contents for name, contents in files.items()}
   job = Job(models, {f"{_OURS}/{_CODE.name}": _CODE.read_bytes()} | files)
   if merged:
-    return merging.merge(job, merging.Adapter(flat[ADAPTER], lora.scale))
+    kind = models[_FOLDERS["transformer"]].config["_class_name"]
+    return merging.merge(job, merging.Adapter(flat[ADAPTER], lora.scale, kind))
   if lora.rank:
     models[ADAPTER] = adapters.export(system.backbone.transformer, lora, flat[ADAPTER])
   return job

@@ -174,6 +174,12 @@ def test_inputs_that_cant_be_used_are_refused_before_the_work(system):
       pipeline(image, cameras, "a cat", seed)
 
 
+def test_weights_that_are_no_numbers_are_told_before_anything_is_decoded(system, params):
+  damaged = params | {"transformer": jax.tree.map(lambda x: x * np.nan, params["transformer"])}
+  with pytest.raises(ValueError, match="NaN or infinite latents: its weights are damaged"):
+    Pipeline(system, damaged, steps=1).sample(*photo_and_cameras(), "a cat")
+
+
 def test_seeds_reach_over_32_bits_without_collision():
   keys = [jax.random.key_data(jax.random.key(seed)) for seed in (0, 1, 2**31, 2**32 - 1)]
   assert len({tuple(key.tolist()) for key in keys}) == 4

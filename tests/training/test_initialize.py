@@ -11,7 +11,14 @@ from d4s_jax.models.system import System
 from d4s_jax.training import initialize, loop, sharding, state
 from d4s_jax.training.checkpoint import CheckpointError
 from tests.models.cogvideox_oracle import torch_autoencoder, torch_transformer
-from tests.support import random_params, run_command, small_cogvideox, small_config, write_run
+from tests.support import (
+  lora_config,
+  random_params,
+  run_command,
+  small_cogvideox,
+  small_config,
+  write_run,
+)
 
 
 def create(config):
@@ -150,6 +157,39 @@ def test_published_weights_of_another_model_are_refused_with_the_difference(publ
     create(config)
   config.init.text_encoder = str(folder)
   with pytest.raises(CheckpointError, match="holds no trained model"):
+    create(config)
+
+
+def test_weights_of_another_family_are_refused_by_name(published):
+  folder, _ = published
+  config = small_cogvideox()
+  config.init.transformer = str(folder)
+  message = "is a WanTransformer3DModel, which is no CogVideoXTransformer"
+  with pytest.raises(CheckpointError, match=message):
+    create(config)
+
+
+def test_weights_that_were_not_converted_are_told_how(published):
+  theirs = published[0].parent / "theirs"
+  for place in (theirs, theirs / "transformer"):
+    config = small_config()
+    config.init.transformer = str(place)
+    with pytest.raises(CheckpointError, match=f"d4s_jax.convert --from={place} --to=NEW"):
+      create(config)
+
+
+def test_an_adapter_of_other_layers_is_told_which(tmp_path):
+  config = lora_config()
+  config.model.lora.targets = ("^blocks/mlp_in$",)
+  write_run(tmp_path / "run", config, random_params(System.build(config.model.to_dict())))
+  run_command("convert", f"--from={tmp_path}/run", f"--to={tmp_path}/torch", "--format=torch")
+  adapter = f"{tmp_path}/torch/adapter"
+  run_command("convert", f"--from={adapter}", f"--to={tmp_path}/ours", "--format=flax")
+  config = lora_config()
+  config.init.adapter = str(tmp_path / "ours")
+  with pytest.raises(
+    CheckpointError, match="lora.targets to patterns of its layers: blocks/mlp_in"
+  ):
     create(config)
 
 

@@ -349,7 +349,7 @@ HOSTILE = {
   ),
   "alpha of some": (_alpha(3.0, layers=4), "attn2.to_v.alpha is missing"),
   "many alphas": (rewrite(_one_alpha), "several values of alpha"),
-  "alpha of integers": (_alpha(3, np.int32), "several values of alpha; expected one, of one type"),
+  "alpha of integers": (_alpha(3, np.int32), "to_k.alpha' is I32; expected F64"),
   "infinite alpha": (_alpha(np.inf), "alpha / rank is inf"),
   "two scales": (
     lambda folder: (_alpha(3.0)(folder), _peft()(folder)),
@@ -366,7 +366,19 @@ HOSTILE = {
   ),
   "pickle": (
     lambda x: (x / FILE).rename(x / "pytorch_lora_weights.bin"),
-    "No configuration at",
+    r"has 'pytorch_lora_weights.bin' and no config.json.*save them as safetensors",
+  ),
+  "other name": (
+    lambda x: (x / FILE).rename(x / "cats.safetensors"),
+    r"has 'cats.safetensors' and no config.json.*must be named pytorch_lora_weights.safetensors",
+  ),
+  "integers": (
+    rewrite(lambda x: x.update({f"{LAYER}.lora_A.weight": np.zeros((3, 32), np.int8)})),
+    f"'{LAYER}.lora_A.weight' is I8; expected F64",
+  ),
+  "no layer": (
+    rewrite(lambda x: _replace(x, **{"transformer..lora_A.weight": np.zeros((1, 1))})),
+    "has no tensor of a layer",
   ),
 }
 
@@ -419,6 +431,11 @@ def test_merging_what_does_not_fit_is_refused(lora, exported, tmp_path, capsys):
   assert "merged into one transformer, and there are 0" in line
   line = refused(capsys, folder / "run", new, "torch", merge)
   assert "into a run only its own adapter goes" in line
+  line = refused(capsys, tmp_path / "published", new, "flax", merge)
+  assert "merged into one transformer, and there are 0" in line
+  cogvideox().save_pretrained(tmp_path / "cogvideox")
+  line = refused(capsys, tmp_path / "cogvideox", new, "flax", merge)
+  assert f"The adapter is for a WanTransformer3DModel, the transformer is a {COGVIDEOX}" in line
   line = refused(capsys, folder / "beside" / "transformer", new, "flax", f"--merge={folder}/run")
   assert "holds no adapter" in line
   shutil.copytree(tmp_path / "lora", tmp_path / "short")

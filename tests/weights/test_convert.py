@@ -386,6 +386,16 @@ def _pickle(folder):
   next(folder.glob("*.safetensors")).rename(folder / "diffusion_pytorch_model.bin")
 
 
+def _types(dtype):
+  def damage(folder):
+    path = next(folder.glob("*.safetensors"))
+    values = load_file(path)
+    values["proj_out.bias"] = values["proj_out.bias"].astype(dtype)
+    save_file(values, path, {"format": "pt"})
+
+  return damage
+
+
 HOSTILE = {
   "no model": (
     _configure(_class_name="os.system"),
@@ -414,6 +424,7 @@ HOSTILE = {
     "differ in 'proj_out.bias'",
   ),
   "unnamed tensor": (_index(lambda _, places: places.pop("proj_out.bias")), "'proj_out.bias'"),
+  "integers": (_types(np.int8), "'proj_out.bias' is I8; expected F64, F32"),
   "weight map": (_index(lambda _, places: places.update({"proj_out.bias": 3})), "weight_map"),
 }
 
@@ -453,6 +464,16 @@ def test_hostile_pipelines_are_refused_in_one_line(index, message, tmp_path, cap
   (folder / "model_index.json").write_text(json.dumps(index))
   line = refused(capsys, folder, tmp_path / "new", "flax")
   assert re.search(message, line), line
+  assert not (tmp_path / "new").exists()
+
+
+def test_a_model_of_another_class_than_the_index_says_is_refused(pipeline, tmp_path, capsys):
+  shutil.copytree(pipeline, tmp_path / "copy")
+  index = json.loads((tmp_path / "copy" / "model_index.json").read_text())
+  index["vae"] = ["transformers", "UMT5EncoderModel"]
+  (tmp_path / "copy" / "model_index.json").write_text(json.dumps(index))
+  line = refused(capsys, tmp_path / "copy", tmp_path / "new", "flax")
+  assert "vae is a UMT5EncoderModel in model_index.json and a AutoencoderKLWan in its" in line
   assert not (tmp_path / "new").exists()
 
 
