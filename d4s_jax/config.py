@@ -127,12 +127,13 @@ PRESETS: dict[str, dict[str, Any]] = {
   "tiny": {
     "backbone": {
       "autoencoder": {
-        # Patches of 2x2 pixels instead of a level at full resolution: a third less time.
-        "base_dim": 24,
+        # Strides 2x4x4: at 64 pixels, latents of 4x8x8 don't hold what is seen. Patches of 2x2
+        # pixels stand in for a level at full resolution, which would take most of the time.
+        "base_dim": 16,
         "z_dim": 16,
-        "dim_mult": (1, 2, 4),
+        "dim_mult": (1, 3),
         "num_res_blocks": 1,
-        "temporal_downsample": (True, True),
+        "temporal_downsample": (True,),
         "patch": 2,
         "decoder_base_dim": None,
         "residual": False,
@@ -156,7 +157,7 @@ PRESETS: dict[str, dict[str, Any]] = {
       "width": 192,
       "depth": 4,
       "heads": 4,
-      "patch": 1,
+      "patch": 2,
       "pixels_per_cell": 2,
       "motion_channels": 64,
       "remat": False,
@@ -269,6 +270,7 @@ def base(preset: str) -> Config:
           "geometric": 0.5,
           "motion": 2.0,
           "moments": 0.01,
+          "depth": 1.0,
         },
         "smoothness": 0.1,
         "motion_form": "paper",
@@ -299,7 +301,9 @@ def base(preset: str) -> Config:
         "ldrm": "",
         **({"image_encoder": ""} if "image_encoder" in PRESETS[preset]["backbone"] else {}),
       },
-      "data": {"source": "synthetic", "workers": 0},
+      # source: names of data.source, such as "synthetic,film:PATH"; clips: of each, in an epoch;
+      # cache: folder in which clips are kept once made, "" to make them every time.
+      "data": {"source": "synthetic", "clips": 100_000, "cache": "", "workers": 0},
       # Folder of embeddings of prompts, which runs may share; "" embeds them in every step.
       "text_cache": "",
       "heldout": {"batches": 2, "every": 100 if tiny else 1000},

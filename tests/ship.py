@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from safetensors.numpy import save_file
 
-from d4s_jax.data.source import SOURCES
+from d4s_jax.data.source import open_source
 from d4s_jax.models import shipped
 from d4s_jax.models.system import System
 from d4s_jax.training import checkpoint, state, validation
@@ -27,10 +27,12 @@ def main() -> None:
   params, step = checkpoint.read_model(options.run, system.abstract())
   size = {name: config["clip"][name] for name in ("frames", "height", "width")}
   chosen = stage(config["stage"])
-  source = SOURCES[config["data"]["source"]](split="heldout", kind=chosen.kind, views=2, **size)
-  clips = validation.load_clips(source, system.backbone.tokenizer, 4, 16)
   validate = validation.make_validation(system, chosen)
-  print(f"step {step}, float32, 64 held-out clips: {validate(params, clips)}")
+  clips = {}
+  for name in config["data"]["source"].split(","):
+    source = open_source(name, posed=False, split="heldout", kind=chosen.kind, views=2, **size)
+    clips[name] = validation.load_clips(source, system.backbone.tokenizer, 4, 16)
+    print(f"step {step}, float32, 64 held-out clips of {name}: {validate(params, clips[name])}")
 
   arrays = state.flatten(params[options.part])
   arrays = {name: np.asarray(x, np.float16) for name, x in arrays.items()}
@@ -39,7 +41,8 @@ def main() -> None:
   save_file(arrays, target)
   like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params[options.part])
   params[options.part] = shipped.load(config["preset"], options.part, like)
-  print(f"float16: {validate(params, clips)}")
+  for name, batches in clips.items():
+    print(f"float16, {name}: {validate(params, batches)}")
   print(f"{target}: {target.stat().st_size / 1e6:.1f} MB")
 
 

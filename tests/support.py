@@ -29,12 +29,25 @@ _SMALL = {
   "clip": {"frames": 5, "height": 16, "width": 16, "targets": 2},
   "model": {
     "backbone": {
-      "autoencoder": {"base_dim": 4, "z_dim": 4},
+      # The strides of the published ones, 4x8x8.
+      "autoencoder": {
+        "base_dim": 4,
+        "z_dim": 4,
+        "dim_mult": (1, 2, 4),
+        "temporal_downsample": (True, True),
+      },
       "text_encoder": {"dim": 16, "depth": 1, "heads": 2, "head_dim": 8, "ffn_dim": 16},
       "transformer": {"dim": 32, "ffn_dim": 32, "heads": 2, "depth": 2},
       "text_length": 24,
     },
-    "ldrm": {"gaussians": 128, "width": 32, "depth": 2, "heads": 2, "motion_channels": 8},
+    "ldrm": {
+      "gaussians": 128,
+      "width": 32,
+      "depth": 2,
+      "heads": 2,
+      "motion_channels": 8,
+      "patch": 1,
+    },
   },
   "sampling": {"steps": 3},
   "batch_size": 2,

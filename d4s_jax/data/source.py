@@ -1,8 +1,9 @@
-"""Where clips come from: the protocol of a data source and the table of all sources."""
+"""Where clips come from: the protocol of a data source, the table of all, and their mixture."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from d4s_jax.data.film import Film
 from d4s_jax.data.synthetic import SyntheticScenes
 from d4s_jax.types import Clip
 
@@ -23,5 +24,59 @@ class Source(Protocol):
 
 
 SOURCES: dict[str, Callable[..., Source]] = {
+  "film": Film,
   "synthetic": SyntheticScenes,
 }
+# Sources that read a path, and those that know neither cameras nor depth.
+_FROM_FILES = {"film"}
+_UNPOSED = {"film"}
+
+
+class Mixture:
+  """Clips of several sources in turn.
+
+  Args:
+    parts: the sources.
+  """
+
+  def __init__(self, parts: Sequence[Source]):
+    self._parts = parts
+
+  def __len__(self) -> int:
+    return len(self._parts) * min(len(part) for part in self._parts)
+
+  def read(self, index: int) -> Clip:
+    """One clip: of the first source for index 0, of the second for index 1, and so on, in turn."""
+    turn, part = divmod(index, len(self._parts))
+    return self._parts[part].read(turn)
+
+
+def open_source(names: str, *, posed: bool = True, **options) -> Source:
+  """The source of a name, or the mixture of several.
+
+  Args:
+    names: of SOURCES, with commas between them; what follows a colon is the source's path, as in
+      "synthetic,film:films/bunny.mp4".
+    posed: whether cameras and depth must be known.
+    **options: arguments of every one of them.
+
+  Raises:
+    ValueError: a name is unknown, a path is missing or not wanted, or a source is not posed.
+  """
+  items = [item.partition(":")[::2] for item in names.split(",")]
+  for name, _ in items:
+    if posed and name in _UNPOSED:
+      raise ValueError(
+        f"Data source {name!r} knows neither cameras nor depth; it serves the autoencoder alone."
+      )
+  parts = [_open(name, path, options) for name, path in items]
+  return parts[0] if len(parts) == 1 else Mixture(parts)
+
+
+def _open(name: str, path: str, options) -> Source:
+  if name not in SOURCES:
+    raise ValueError(f"Unknown data source {name!r}; choose one of {sorted(SOURCES)}.")
+  if bool(path) != (name in _FROM_FILES):
+    example = f"'{name}:PATH'" if name in _FROM_FILES else f"'{name}'"
+    raise ValueError(f"Data source {name!r} with the path {path!r}; expected {example}.")
+  return SOURCES[name](**({"path": path} if path else {}), **options)

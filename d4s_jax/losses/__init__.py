@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from d4s_jax.losses.flow_matching import flow_matching
-from d4s_jax.losses.geometric import geometric
+from d4s_jax.losses.geometric import geometric, log_depth
 from d4s_jax.losses.moments import moments
 from d4s_jax.losses.motion import motion
 from d4s_jax.losses.perceptual import perceptual
@@ -23,6 +23,7 @@ LOSSES = {
   "geometric": geometric,
   "moments": moments,
   "motion": motion,
+  "depth": log_depth,
 }
 
 

@@ -35,6 +35,23 @@ def geometric(
   return correlation + smoothness * total_variation(rendered, covered)
 
 
+def log_depth(
+  predicted: Float[Array, "*b f H W"], depth: Float[Array, "*b f h w"]
+) -> Float[Array, ""]:
+  """Mean |log(predicted / true)| over the cells of a map whose true depth is known.
+
+  Args:
+    predicted: positive z-depth of each cell.
+    depth: true z-depth, 0 where it is unknown; `h` and `w` are multiples of `H` and `W`. A cell's
+      is that of the pixel at its centre, the lower right one of four.
+  """
+  rows, columns = (there // here for there, here in zip(depth.shape[-2:], predicted.shape[-2:]))
+  depth = depth[..., rows // 2 :: rows, columns // 2 :: columns]
+  known = depth > 0
+  ratio = jnp.log(jnp.where(known, predicted, 1.0)) - jnp.log(jnp.where(known, depth, 1.0))
+  return jnp.sum(_absolute(ratio)) / jnp.maximum(jnp.sum(known), 1)
+
+
 def correlation_distance(
   rendered: Float[Array, "*b h w"],
   depth: Float[Array, "*b h w"],

@@ -112,7 +112,7 @@ def _of_run(folder: pathlib.Path, report: Report) -> Trained:
       return checkpoint.read_model(folder, {name: _layout(system, name)})[0][name]
 
   # The diffusion stage leaves the LDRM as it found it.
-  reconstructs = config.get("stage") in ("static", "joint") or bool(
+  reconstructs = config.get("stage") in ("static", "dynamic", "joint") or bool(
     config.get("init", {}).get("ldrm")
   )
   parts = Parts(tuple(system.abstract()), read)

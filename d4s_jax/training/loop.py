@@ -2,15 +2,18 @@
 
 import contextlib
 import functools
+import hashlib
+import json
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import flax.linen as nn
 import jax
 
 from d4s_jax.config import Config
 from d4s_jax.data.loader import make_loader
-from d4s_jax.data.source import SOURCES, Source
+from d4s_jax.data.source import Source, open_source
+from d4s_jax.data.stored import Stored
 from d4s_jax.models.system import System
 from d4s_jax.training import (
   checkpoint,
@@ -139,6 +142,7 @@ _LEAST = {
   # Orbax takes 0 at its word and deletes every checkpoint.
   "checkpoint.keep": 1,
   "checkpoint.every": 1,
+  "data.clips": 1,
   "data.workers": 0,
   "model.ldrm.gaussians": 1,
 }
@@ -155,10 +159,6 @@ def _check(config: Config) -> None:
     raise ValueError(
       f"batch_size is {config.batch_size}; expected a multiple of {devices} devices x accumulate"
       f" {parts}."
-    )
-  if config.data.source not in SOURCES:
-    raise ValueError(
-      f"Unknown data.source {config.data.source!r}; choose one of {sorted(SOURCES)}."
     )
 
 
@@ -179,16 +179,27 @@ def _explained() -> Iterator[None]:
     ) from error
 
 
-def _source(config: Config, chosen: Stage) -> functools.partial[Source]:
+def _source(config: Config, chosen: Stage) -> Callable[..., Source]:
   """The clips of the stage; to be called with a split."""
-  return functools.partial(
-    SOURCES[config.data.source],
-    kind=chosen.kind,
-    frames=config.clip.frames,
-    height=config.clip.height,
-    width=config.clip.width,
-    views=config.clip.targets,
-  )
+  options = {
+    "kind": chosen.kind,
+    "frames": config.clip.frames,
+    "height": config.clip.height,
+    "width": config.clip.width,
+    "views": config.clip.targets,
+    "length": config.data.clips,
+  }
+
+  def source(split: str) -> Source:
+    posed = chosen.objectives != ("autoencoding",)
+    opened = open_source(config.data.source, posed=posed, split=split, **options)
+    if not config.data.cache:
+      return opened
+    identity = json.dumps([config.data.source, split, options], sort_keys=True)
+    name = hashlib.sha256(identity.encode()).hexdigest()[:16]
+    return Stored(opened, pathlib.Path(config.data.cache) / name)
+
+  return source
 
 
 def _summary(config: Config, now: state.TrainState, folder: pathlib.Path) -> str:

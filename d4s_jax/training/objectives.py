@@ -17,12 +17,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from d4s_jax import losses
-from d4s_jax.geometry import cameras as pinhole
 from d4s_jax.geometry.deformation import deform
 from d4s_jax.losses.lpips import load_weights
-from d4s_jax.models.ldrm import SourcePoints
 from d4s_jax.models.system import System
 from d4s_jax.render import render
+from d4s_jax.training.motion_queries import motion_error, motion_queries
 from d4s_jax.training.stages import Stage
 from d4s_jax.training.validation import psnr
 from d4s_jax.types import Clip
@@ -68,6 +67,8 @@ def make_objective(
   def objective(params: Any, clip: Clip, key: PRNGKeyArray):
     if "autoencoding" in stage.objectives:
       terms, numbers = autoencoding(system, params, clip, settings, lpips)
+    elif "distillation" in stage.objectives:
+      terms, numbers = distillation(system, params, clip, key, settings)
     else:
       terms, numbers = generation(system, stage, params, clip, key, settings, lpips)
     weights = {name: settings.weights[name] for name in terms}
@@ -173,7 +174,7 @@ def reconstruction(
   """Renders the target views and compares colour, depth and, unless static, motion."""
   target = clip.target
   frame_key, prune_key = jax.random.split(key)
-  points, frames, asked = _motion_queries(
+  points, frames, asked = motion_queries(
     clip, frame_key, settings.motion_times, first_only=system.ldrm.canonical == "first"
   )
   times = jnp.concatenate([target.times, clip.source.times[:, frames]], axis=1)
@@ -211,45 +212,35 @@ def reconstruction(
     predicted = auxiliary.displacement[:, views:]
     true, valid = asked
     terms["motion"] = losses.motion(predicted, true, valid, form=settings.motion_form)
-    moving = valid & (jnp.linalg.norm(true, axis=-1) > 0.05)
-    error = jnp.linalg.norm(predicted - true, axis=-1)
-    still = jnp.linalg.norm(true, axis=-1)
-    # End-point error of moving points over that of predicting no motion.
-    numbers["motion_error"] = jnp.sum(error * moving) / jnp.maximum(jnp.sum(still * moving), 1e-6)
+    numbers["motion_error"] = motion_error(predicted, true, valid)
   return terms, numbers
 
 
-def _motion_queries(clip: Clip, key: PRNGKeyArray, count: int, *, first_only: bool = False):
-  """Where and when the motion loss looks.
+def distillation(
+  system: System, params: Any, clip: Clip, key: PRNGKeyArray, settings: Settings
+) -> Outcome:
+  """Depth of the Gaussians' map and displacement of tracked points, both exact; nothing is drawn.
 
-  Args:
-    clip: a batch.
-    key: of the choices.
-    count: how many source frames.
-    first_only: Gaussians are those of the first frame, so tracks start there.
-
-  Returns:
-    The tracks' points, each at a source frame in which it is visible; `count` source frames, the
-    same for the whole batch; and true displacement [b count n 3] to those frames with its validity.
+  Not of the paper. A step takes a third of one that draws, and what a renderer says about motion
+  is faint until depth is right.
   """
-  tracks = clip.tracks
-  start_key, frame_key = jax.random.split(key)
-  # The visible frame with the highest random score; a point never visible is not valid.
-  length = clip.source.times.shape[1]
-  seen_at = tracks.visible & (jnp.arange(length) == 0)[None, None] if first_only else tracks.visible
-  score = jnp.where(seen_at, jax.random.uniform(start_key, seen_at.shape), -1.0)
-  start = jnp.argmax(score, axis=-1)
-  seen = jnp.max(score, axis=-1) >= 0
-  frames = jax.random.choice(frame_key, length, (min(count, length),), replace=False)
-
-  origin = jnp.take_along_axis(tracks.points, start[..., None, None], axis=2)[:, :, 0]
-  camera = jax.vmap(lambda cameras, index: cameras[index])(clip.source.cameras, start)
-  pixels, _ = pinhole.project(origin[:, :, None], camera)
-  points = SourcePoints(start, pixels[:, :, 0])
-
-  true = jnp.moveaxis(tracks.points[:, :, frames], 2, 1) - origin[:, None]
-  valid = jnp.moveaxis(tracks.valid[:, :, frames], 2, 1) & seen[:, None]
-  return points, frames, (true, valid)
+  latents = jax.lax.stop_gradient(system.backbone.encode(params, clip.source.images))
+  points, frames, (true, valid) = motion_queries(
+    clip, key, settings.motion_times, first_only=system.ldrm.canonical == "first"
+  )
+  # Of the scene nothing is used: one Gaussian is kept.
+  _, auxiliary = system.ldrm.clone(gaussians=1).apply(
+    {"params": params["ldrm"]},
+    latents,
+    clip.source.cameras,
+    clip.source.times[:, frames],
+    points=points,
+  )
+  terms = {
+    "depth": losses.log_depth(auxiliary.depth, clip.source.depth),
+    "motion": losses.motion(auxiliary.displacement, true, valid, form=settings.motion_form),
+  }
+  return terms, {"motion_error": motion_error(auxiliary.displacement, true, valid)}
 
 
 def _scale_gradient(x: Array, factor: float) -> Array:

@@ -87,6 +87,16 @@ def _denoised(system: System, params: Any, clip: Clip) -> tuple[Array, ...]:
   return tuple(system.backbone.decode(params, x) for x in (latents, estimate))
 
 
+def _mapped(system: System, params: Any, clip: Clip) -> tuple[Array, ...]:
+  """The depth of the Gaussians' map."""
+  latents = system.backbone.encode(params, clip.source.images)
+  times = clip.source.times[:, :1]
+  _, auxiliary = system.ldrm.apply({"params": params["ldrm"]}, latents, clip.source.cameras, times)
+  rows, columns = (x // y for x, y in zip(clip.source.depth.shape[2:], auxiliary.depth.shape[2:]))
+  depth = auxiliary.depth.repeat(rows, axis=2).repeat(columns, axis=3)
+  return clip.source.images, clip.source.depth, depth
+
+
 def _redrawn(system: System, params: Any, clip: Clip) -> tuple[Array, ...]:
   """The source path, drawn from the reconstructed scene at its own times."""
   latents = system.backbone.encode(params, clip.source.images)
@@ -97,6 +107,7 @@ def _redrawn(system: System, params: Any, clip: Clip) -> tuple[Array, ...]:
 
 # Names of the panels, from the left, and what makes them, by objective.
 _PANELS = {
+  "distillation": (("input", "true depth", "predicted depth"), _mapped),
   "autoencoding": (("input", "decoded"), _decoded),
   "diffusion": (
     ("decoded input", f"decoded one-step estimate from noise level {validation.LEVEL}"),

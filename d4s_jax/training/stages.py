@@ -29,6 +29,10 @@ STAGES = {
   # The deformation head stays the identity: only what is under ldrm/ but not under its
   # deformation/ moves.
   "static": Stage(("reconstruction",), ("^ldrm/(?!deformation/)",), "static"),
+  # Not of the paper: depth and motion are learnt from the exact ones, before anything is drawn.
+  "geometry": Stage(("distillation",), ("^ldrm/",), "mixed"),
+  # Not of the paper: motion is learnt from true latents before the video model's guesses.
+  "dynamic": Stage(("reconstruction",), ("^ldrm/",), "mixed"),
   "joint": Stage(("diffusion", "reconstruction"), ("^transformer/", "^ldrm/"), "mixed"),
 }
 

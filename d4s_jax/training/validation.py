@@ -15,6 +15,7 @@ from d4s_jax.data.source import Source
 from d4s_jax.geometry.deformation import deform, identity
 from d4s_jax.models.system import System
 from d4s_jax.render import render
+from d4s_jax.training.motion_queries import motion_error, motion_queries
 from d4s_jax.training.stages import Stage
 from d4s_jax.types import Cameras, Clip, DynamicGaussians, Rendering
 
@@ -121,20 +122,20 @@ def _reconstruction_scores(system: System, params: Any, clip: Clip, latents) -> 
   return {
     "psnr": jnp.mean(psnr(rendering.image, target.images)),
     "psnr_without_motion": jnp.mean(psnr(still.image, target.images)),
-    "psnr_nearest_time": jnp.mean(psnr(_nearest_time(clip), target.images)),
-    "psnr_nearest_camera": jnp.mean(psnr(_nearest_camera(clip), target.images)),
+    "psnr_nearest_time": jnp.mean(psnr(nearest_time(clip), target.images)),
+    "psnr_nearest_camera": jnp.mean(psnr(nearest_camera(clip), target.images)),
     "depth_correlation": jnp.mean(correlation(rendering.depth, target.depth)),
     "overflow": jnp.mean(rendering.overflow.astype(jnp.float32)),
   }
 
 
-def _nearest_time(clip: Clip) -> Float[Array, "b v h w 3"]:
+def nearest_time(clip: Clip) -> Float[Array, "b v h w 3"]:
   """Baseline: the source frame nearest in time, repeated."""
   gap = jnp.abs(clip.target.times[:, :, None] - clip.source.times[:, None])
   return _pick(clip.source.images, gap)
 
 
-def _nearest_camera(clip: Clip) -> Float[Array, "b v h w 3"]:
+def nearest_camera(clip: Clip) -> Float[Array, "b v h w 3"]:
   """Baseline: the source frame whose camera is nearest, by distance and turn."""
   ours, theirs = clip.source.cameras.world_from_camera, clip.target.cameras.world_from_camera
   shift = jnp.linalg.norm(theirs[:, :, None, :3, 3] - ours[:, None, :, :3, 3], axis=-1)
@@ -147,8 +148,25 @@ def _pick(images: Float[Array, "b f h w 3"], cost: Float[Array, "b v f"]):
   return jnp.take_along_axis(images, index[:, :, None, None, None], axis=1)
 
 
+def _distillation_scores(system: System, params: Any, clip: Clip, latents) -> dict[str, Array]:
+  frames = clip.source.times.shape[1]
+  points, frames, (true, valid) = motion_queries(clip, jax.random.key(0), frames)
+  _, auxiliary = system.ldrm.clone(gaussians=1).apply(
+    {"params": params["ldrm"]},
+    latents,
+    clip.source.cameras,
+    clip.source.times[:, frames],
+    points=points,
+  )
+  return {
+    "log_depth": losses.log_depth(auxiliary.depth, clip.source.depth),
+    "motion_error": motion_error(auxiliary.displacement, true, valid),
+  }
+
+
 # By the names of `training.objectives`.
 _SCORES = {
+  "distillation": _distillation_scores,
   "autoencoding": _autoencoding_scores,
   "diffusion": _diffusion_scores,
   "reconstruction": _reconstruction_scores,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from d4s_jax.losses import geometric as loss
-from d4s_jax.losses.geometric import correlation_distance, total_variation
+from d4s_jax.losses.geometric import correlation_distance, log_depth, total_variation
 
 SHAPE = (2, 3, 8, 10)
 
@@ -133,3 +133,16 @@ def test_the_two_parts_are_added(depths):
   )
   whole = jax.jit(lambda x: loss(x, covered, depth, smoothness=0.3))(rendered)
   np.testing.assert_allclose(whole, parts, rtol=1e-6)  # order of summation
+
+
+def test_log_depth_of_a_map_with_larger_cells():
+  true = jnp.asarray(np.random.default_rng(0).uniform(1, 9, (2, 4, 6)), jnp.float32)
+  centres = true[:, 1::2, 1::2]
+  assert float(log_depth(centres, true)) == 0.0
+  np.testing.assert_allclose(log_depth(centres * jnp.e, true), 1.0, rtol=1e-5)
+  np.testing.assert_allclose(log_depth(centres / jnp.e, true), 1.0, rtol=1e-5)
+  holes = true.at[0].set(0.0)
+  wrong_there = centres.at[0].set(1e-3)
+  assert float(log_depth(wrong_there, holes)) == 0.0
+  slope = jax.grad(log_depth)(wrong_there, holes)
+  assert np.isfinite(slope).all() and not np.any(slope[0])

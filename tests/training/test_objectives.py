@@ -1,6 +1,5 @@
 """What each stage minimises, and which parameters each term reaches."""
 
-import dataclasses
 import functools
 
 import jax
@@ -10,7 +9,6 @@ import pytest
 
 from d4s_jax.data.source import SOURCES
 from d4s_jax.data.transforms import with_tokens
-from d4s_jax.geometry import cameras as pinhole
 from d4s_jax.models.system import System
 from d4s_jax.training import objectives
 from d4s_jax.training.stages import stage
@@ -43,7 +41,15 @@ def gradients(system, params, clip):
 
   @functools.cache
   def compute(name, weights, **settings):
-    names = ("flow_matching", "photometric", "perceptual", "geometric", "motion", "moments")
+    names = (
+      "flow_matching",
+      "photometric",
+      "perceptual",
+      "geometric",
+      "motion",
+      "moments",
+      "depth",
+    )
     chosen = objectives.Settings(
       weights={term: dict(weights).get(term, 0.0) for term in names},
       lpips="alex",
@@ -105,34 +111,25 @@ def test_static_stage_has_no_motion_and_no_diffusion(gradients):
   assert largest["ldrm"] > 0 and largest["transformer"] == 0
 
 
-def test_motion_queries_are_the_tracks(clip):
-  points, frames, (true, valid) = objectives._motion_queries(clip, jax.random.key(1), 3)
-  assert frames.shape == (3,) and len(set(np.asarray(frames).tolist())) == 3
-  assert bool(valid.any()) and float(jnp.abs(true).max()) > 0.05
-  for sample in range(2):
-    tracks = jax.tree.map(lambda x, i=sample: np.asarray(x[i]), clip.tracks)
-    for n in np.flatnonzero(np.asarray(valid[sample, 0]))[:20]:
-      start = int(points.frames[sample, n])
-      assert tracks.visible[n, start]
-      camera = dataclasses.replace(clip.source.cameras[sample][start])
-      pixel, depth = pinhole.project(tracks.points[n, start][None], camera)
-      np.testing.assert_allclose(points.pixels[sample, n], pixel[0], atol=1e-3)
-      assert depth[0] > 0 and (0 <= pixel).all() and (pixel <= 32).all()
-      expected = tracks.points[n, np.asarray(frames)] - tracks.points[n, start]
-      np.testing.assert_allclose(true[sample, :, n], expected, atol=1e-5)
+def test_exact_depth_and_motion_reach_the_reconstruction_model_only(gradients):
+  _, terms, largest, gradient = gradients("geometry", (("depth", 1.0), ("motion", 1.0)))
+  assert {"depth", "motion", "motion_error"} <= terms.keys()
+  assert not {"photometric", "flow_matching"} & terms.keys()
+  assert largest["ldrm"] > 0 and largest["transformer"] == 0 and largest["autoencoder"] == 0
+  # Both heads.
+  for head in ("gaussian", "deformation"):
+    assert max(float(jnp.abs(x).max()) for x in jax.tree.leaves(gradient["ldrm"][head])) > 0
 
 
-def test_with_the_first_frame_as_canonical_tracks_start_there(clip):
-  points, _, (true, valid) = objectives._motion_queries(clip, jax.random.key(1), 2, first_only=True)
-  assert bool(valid.any()) and not bool(valid.all())
-  np.testing.assert_array_equal(points.frames, 0)
-  np.testing.assert_array_equal(valid[:, 0], clip.tracks.visible[:, :, 0])
-  assert float(jnp.abs(true).max()) > 0.05
-
-
-def test_points_never_seen_are_not_valid(clip):
-  hidden = dataclasses.replace(clip.tracks, visible=jnp.zeros_like(clip.tracks.visible))
-  _, _, (_, valid) = objectives._motion_queries(
-    dataclasses.replace(clip, tracks=hidden), jax.random.key(1), 2
+def test_the_map_is_compared_with_the_depth_of_its_cells(system, params, clip):
+  terms, _ = objectives.distillation(
+    system, params, clip, jax.random.key(0), objectives.Settings(weights={})
   )
-  assert not bool(valid.any())
+  latents = system.backbone.encode(params, clip.source.images)
+  _, auxiliary = system.ldrm.apply(
+    {"params": params["ldrm"]}, latents, clip.source.cameras, clip.source.times[:, :1]
+  )
+  step = clip.source.depth.shape[2] // auxiliary.depth.shape[2]
+  true = clip.source.depth[:, :, step // 2 :: step, step // 2 :: step]
+  error = np.abs(np.log(auxiliary.depth) - np.log(true))
+  assert float(terms["depth"]) == pytest.approx(float(error[np.asarray(true) > 0].mean()), rel=1e-4)

@@ -53,7 +53,7 @@ def test_baselines_repeat_the_nearest_frame():
     times=jnp.asarray(clip.source.times[:, picked] + 0.05),
   )
   clip = dataclasses.replace(clip, target=target)
-  for baseline in (validation._nearest_time, validation._nearest_camera):
+  for baseline in (validation.nearest_time, validation.nearest_camera):
     np.testing.assert_array_equal(baseline(clip), clip.source.images[:, picked])
 
 

@@ -1,0 +1,83 @@
+"""A source whose clips are kept on disk once read: drawing one takes longer than reading it."""
+
+import dataclasses
+import os
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from d4s_jax.types import Cameras, Clip, Tracks, Views
+
+
+class Stored:
+  """The clips of another source, each read from it once and then from a file.
+
+  Colours are kept in 8 bits and depths in 16, as they come on the first reading too.
+
+  Args:
+    source: where clips come from.
+    folder: of their files; it belongs to this source with these options alone.
+  """
+
+  def __init__(self, source: Any, folder: pathlib.Path):
+    self._source, self._folder = source, folder
+    folder.mkdir(parents=True, exist_ok=True)
+
+  def __len__(self) -> int:
+    return len(self._source)
+
+  def read(self, index: int) -> Clip:
+    """One clip."""
+    file = self._folder / f"{index:07d}.npz"
+    if not file.exists():
+      temporary = self._folder / f".{index}-{os.getpid()}"
+      try:
+        with temporary.open("wb") as out:
+          np.savez(out, **_packed(self._source.read(index)))
+        temporary.replace(file)
+      finally:
+        temporary.unlink(missing_ok=True)
+    with np.load(file) as stored:
+      return _unpacked(stored)
+
+
+def _packed(clip: Clip) -> dict[str, Any]:
+  arrays: dict[str, Any] = {"text": np.asarray(clip.text)}
+  for name, views in (("source", clip.source), ("target", clip.target)):
+    arrays |= {
+      f"{name}_images": np.round(np.asarray(views.images) * 255).astype(np.uint8),
+      f"{name}_depth": np.asarray(views.depth).astype(np.float16),
+      f"{name}_poses": np.asarray(views.cameras.world_from_camera),
+      f"{name}_intrinsics": np.asarray(views.cameras.intrinsics),
+      f"{name}_times": np.asarray(views.times),
+    }
+  for field in dataclasses.fields(Tracks):
+    arrays[f"tracks_{field.name}"] = np.asarray(getattr(clip.tracks, field.name))
+  return arrays | {
+    "instances": np.asarray(clip.instances).astype(np.uint8),
+    "dynamic": np.asarray(clip.dynamic),
+  }
+
+
+def _unpacked(arrays) -> Clip:
+  def views(name) -> Views:
+    images = arrays[f"{name}_images"].astype(np.float32) / 255
+    cameras = Cameras(
+      world_from_camera=arrays[f"{name}_poses"],
+      intrinsics=arrays[f"{name}_intrinsics"],
+      height=images.shape[1],
+      width=images.shape[2],
+    )
+    depth = arrays[f"{name}_depth"].astype(np.float32)
+    return Views(images=images, depth=depth, cameras=cameras, times=arrays[f"{name}_times"])
+
+  tracks: Any = {x.name: arrays[f"tracks_{x.name}"] for x in dataclasses.fields(Tracks)}
+  return Clip(
+    source=views("source"),
+    target=views("target"),
+    tracks=Tracks(**tracks),
+    instances=arrays["instances"].astype(np.int32),
+    dynamic=arrays["dynamic"],
+    text=str(arrays["text"]),
+  )
