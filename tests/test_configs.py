@@ -91,7 +91,9 @@ def test_training_step_traces(name, argument):
   expected = {
     "autoencoder": {"photometric", "perceptual", "moments"},
     "diffusion": {"flow_matching"},
+    "geometry": {"depth", "motion", "motion_error"},
     "static": {"photometric", "perceptual", "geometric"},
+    "dynamic": {"photometric", "perceptual", "geometric", "motion"},
     "joint": {"flow_matching", "photometric", "perceptual", "geometric", "motion"},
   }[name]
   assert expected <= metrics.keys()

@@ -118,12 +118,13 @@ class Film:
 
   def _take(self, images, chosen: Int[np.ndarray, "v"]) -> Views:
     """Frames of the clip as views."""
-    times = np.linspace(0, 1, self._frames, dtype=np.float32)[chosen]
-    intrinsics = camera_geometry.intrinsics_from_fov(_FOV, self._height, self._width)
+    times: Any = np.linspace(0, 1, self._frames, dtype=np.float32)[chosen]
+    one = np.asarray(camera_geometry.intrinsics_from_fov(_FOV, self._height, self._width))
+    intrinsics: Any = np.tile(one.astype(np.float32), (len(chosen), 1, 1))
     pose: Any = np.tile(np.eye(4, dtype=np.float32), (len(chosen), 1, 1))
     cameras = Cameras(
       world_from_camera=pose,
-      intrinsics=np.tile(np.asarray(intrinsics, np.float32), (len(chosen), 1, 1)),
+      intrinsics=intrinsics,
       height=self._height,
       width=self._width,
     )

@@ -1,5 +1,6 @@
 """Channel-last convolutions over video: causal in time, frame by frame, and over patches."""
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 
@@ -149,10 +150,11 @@ def convolve_taps(
     taps = [jnp.concatenate(taps, axis=-1)]
     kernel = rearrange(kernel, "t r s c d -> 1 r s (t c) d")
   padding = _same(kernel, spatial=2)
-  x = sum(
+  parts = [
     _convolve(rearrange(tap, "b f h w c -> (b f) h w c"), part, padding=padding)
     for tap, part in zip(taps, kernel)
-  )
+  ]
+  x = functools.reduce(jnp.add, parts)
   return _add(rearrange(x, "(b f) h w c -> b f h w c", b=batch), bias)
 
 

@@ -229,13 +229,14 @@ def distillation(
     clip, key, settings.motion_times, first_only=system.ldrm.canonical == "first"
   )
   # Of the scene nothing is used: one Gaussian is kept.
-  _, auxiliary = system.ldrm.clone(gaussians=1).apply(
+  outcome: Any = system.ldrm.clone(gaussians=1).apply(
     {"params": params["ldrm"]},
     latents,
     clip.source.cameras,
     clip.source.times[:, frames],
     points=points,
   )
+  _, auxiliary = outcome
   terms = {
     "depth": losses.log_depth(auxiliary.depth, clip.source.depth),
     "motion": losses.motion(auxiliary.displacement, true, valid, form=settings.motion_form),

@@ -91,7 +91,9 @@ def _mapped(system: System, params: Any, clip: Clip) -> tuple[Array, ...]:
   """The depth of the Gaussians' map."""
   latents = system.backbone.encode(params, clip.source.images)
   times = clip.source.times[:, :1]
-  _, auxiliary = system.ldrm.apply({"params": params["ldrm"]}, latents, clip.source.cameras, times)
+  variables = {"params": params["ldrm"]}
+  outcome: Any = system.ldrm.apply(variables, latents, clip.source.cameras, times)
+  _, auxiliary = outcome
   rows, columns = (x // y for x, y in zip(clip.source.depth.shape[2:], auxiliary.depth.shape[2:]))
   depth = auxiliary.depth.repeat(rows, axis=2).repeat(columns, axis=3)
   return clip.source.images, clip.source.depth, depth

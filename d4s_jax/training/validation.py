@@ -151,13 +151,14 @@ def _pick(images: Float[Array, "b f h w 3"], cost: Float[Array, "b v f"]):
 def _distillation_scores(system: System, params: Any, clip: Clip, latents) -> dict[str, Array]:
   frames = clip.source.times.shape[1]
   points, frames, (true, valid) = motion_queries(clip, jax.random.key(0), frames)
-  _, auxiliary = system.ldrm.clone(gaussians=1).apply(
+  outcome: Any = system.ldrm.clone(gaussians=1).apply(
     {"params": params["ldrm"]},
     latents,
     clip.source.cameras,
     clip.source.times[:, frames],
     points=points,
   )
+  _, auxiliary = outcome
   return {
     "log_depth": losses.log_depth(auxiliary.depth, clip.source.depth),
     "motion_error": motion_error(auxiliary.displacement, true, valid),

@@ -22,6 +22,7 @@ CONFIG = dict(
     TINY["autoencoder"],
     base_dim=4,
     dim_mult=(1, 1, 1),
+    temporal_downsample=(True, True),
     z_dim=3,
     latents_mean=(0.0, 1.0, 2.0),
     latents_std=(1, 2, 3),
