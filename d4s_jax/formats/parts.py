@@ -98,6 +98,12 @@ def decode(config: Mapping[str, Any], where: str) -> Description:
   return Description(**{name: found[name] for name in names})
 
 
+def class_name(published: Mapping[str, Any]) -> str:
+  """The PyTorch class that a config.json of diffusers or transformers names."""
+  names = published.get("architectures") or [published.get("_class_name")]
+  return str(names[0]) if isinstance(names, list) else str(names)
+
+
 def is_published(folder: pathlib.Path) -> bool:
   """Whether a folder holds a model, a pipeline or an adapter that was not converted to ours."""
   if (folder / CONFIG).is_file():

@@ -153,10 +153,7 @@ def _of_pipeline(folder: pathlib.Path, report: Report) -> Trained:
   try:
     system = System.build(model, files)
   except (KeyError, TypeError, AttributeError) as error:
-    kinds = ", ".join(
-      str(x.published.get("architectures") or x.published.get("_class_name"))
-      for _, x, _ in opened.values()
-    )
+    kinds = ", ".join(parts_on_disk.class_name(x.published) for _, x, _ in opened.values())
     raise ValueError(
       f"The parts of {folder} make no model ({error}): {kinds}; expected those of one pipeline."
     ) from error

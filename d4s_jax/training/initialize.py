@@ -1,7 +1,6 @@
 """Where the parameters of a new run come from: random, shipped, published, or an earlier run."""
 
 import pathlib
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -122,7 +121,7 @@ def check_same_model(
     remedy: what to do if they are not.
   """
   module = getattr(system.backbone, name, None)
-  kind = _class_name(description.published)
+  kind = parts_on_disk.class_name(description.published)
   if not all(hasattr(module, key) for key in description.fields):
     raise checkpoint.CheckpointError(
       f"The {name} in {folder} is a {kind}, which is no {type(module).__name__} as the"
@@ -155,12 +154,6 @@ def check_same_model(
       f"The {name} in {folder} is of another model than the configuration says"
       f" ({'; '.join(wrong[:5])}); {remedy}."
     )
-
-
-def _class_name(published: Mapping[str, Any]) -> str:
-  """The PyTorch class that a published config.json names."""
-  names = published.get("architectures") or [published.get("_class_name")]
-  return str(names[0]) if isinstance(names, list) else str(names)
 
 
 def _is_ours(path: str) -> bool:

@@ -1,11 +1,14 @@
 """Where and when motion is asked for: tracked points as cells of the Gaussians' map."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from d4s_jax.geometry import cameras as pinhole
 from d4s_jax.models.ldrm import SourcePoints
+from d4s_jax.models.system import System
 from d4s_jax.types import Clip
 
 # Metres from which a displacement counts as motion.
@@ -43,6 +46,35 @@ def motion_queries(clip: Clip, key: PRNGKeyArray, count: int, *, first_only: boo
   true = jnp.moveaxis(tracks.points[:, :, frames], 2, 1) - origin[:, None]
   valid = jnp.moveaxis(tracks.valid[:, :, frames], 2, 1) & seen[:, None]
   return points, frames, (true, valid)
+
+
+def ask(
+  system: System,
+  params: Any,
+  clip: Clip,
+  latents: Float[Array, "b f h w c"],
+  key: PRNGKeyArray,
+  count: int,
+) -> tuple[Float[Array, "b F H W"], Float[Array, "b q n 3"], tuple[Array, Array]]:
+  """The depth of the Gaussians' map, and the displacement of tracked points at `count` times.
+
+  Of the scene nothing is used: one Gaussian is kept.
+
+  Returns:
+    Depth and displacement as predicted, and the true displacement with its validity.
+  """
+  points, frames, truth = motion_queries(
+    clip, key, count, first_only=system.ldrm.canonical == "first"
+  )
+  outcome: Any = system.ldrm.clone(gaussians=1).apply(
+    {"params": params["ldrm"]},
+    latents,
+    clip.source.cameras,
+    clip.source.times[:, frames],
+    points=points,
+  )
+  _, auxiliary = outcome
+  return auxiliary.depth, auxiliary.displacement, truth
 
 
 def motion_error(

@@ -21,7 +21,7 @@ from d4s_jax.geometry.deformation import deform
 from d4s_jax.losses.lpips import load_weights
 from d4s_jax.models.system import System
 from d4s_jax.render import render
-from d4s_jax.training.motion_queries import motion_error, motion_queries
+from d4s_jax.training.motion_queries import ask, motion_error, motion_queries
 from d4s_jax.training.stages import Stage
 from d4s_jax.training.validation import psnr
 from d4s_jax.types import Clip
@@ -225,23 +225,12 @@ def distillation(
   is faint until depth is right.
   """
   latents = jax.lax.stop_gradient(system.backbone.encode(params, clip.source.images))
-  points, frames, (true, valid) = motion_queries(
-    clip, key, settings.motion_times, first_only=system.ldrm.canonical == "first"
-  )
-  # Of the scene nothing is used: one Gaussian is kept.
-  outcome: Any = system.ldrm.clone(gaussians=1).apply(
-    {"params": params["ldrm"]},
-    latents,
-    clip.source.cameras,
-    clip.source.times[:, frames],
-    points=points,
-  )
-  _, auxiliary = outcome
+  depth, displacement, truth = ask(system, params, clip, latents, key, settings.motion_times)
   terms = {
-    "depth": losses.log_depth(auxiliary.depth, clip.source.depth),
-    "motion": losses.motion(auxiliary.displacement, true, valid, form=settings.motion_form),
+    "depth": losses.log_depth(depth, clip.source.depth),
+    "motion": losses.motion(displacement, *truth, form=settings.motion_form),
   }
-  return terms, {"motion_error": motion_error(auxiliary.displacement, true, valid)}
+  return terms, {"motion_error": motion_error(displacement, *truth)}
 
 
 def _scale_gradient(x: Array, factor: float) -> Array:

@@ -14,6 +14,7 @@ from d4s_jax.formats.video import colorize_depth, write_video
 from d4s_jax.models.system import System
 from d4s_jax.training import validation
 from d4s_jax.training.log import draw_curves, ends, read_metrics
+from d4s_jax.training.motion_queries import ask
 from d4s_jax.training.stages import Stage
 from d4s_jax.types import Clip
 
@@ -90,12 +91,9 @@ def _denoised(system: System, params: Any, clip: Clip) -> tuple[Array, ...]:
 def _mapped(system: System, params: Any, clip: Clip) -> tuple[Array, ...]:
   """The depth of the Gaussians' map."""
   latents = system.backbone.encode(params, clip.source.images)
-  times = clip.source.times[:, :1]
-  variables = {"params": params["ldrm"]}
-  outcome: Any = system.ldrm.apply(variables, latents, clip.source.cameras, times)
-  _, auxiliary = outcome
-  rows, columns = (x // y for x, y in zip(clip.source.depth.shape[2:], auxiliary.depth.shape[2:]))
-  depth = auxiliary.depth.repeat(rows, axis=2).repeat(columns, axis=3)
+  depth, _, _ = ask(system, params, clip, latents, jax.random.key(0), 1)
+  rows, columns = (x // y for x, y in zip(clip.source.depth.shape[2:], depth.shape[2:]))
+  depth = depth.repeat(rows, axis=2).repeat(columns, axis=3)
   return clip.source.images, clip.source.depth, depth
 
 

@@ -15,7 +15,7 @@ from d4s_jax.data.source import Source
 from d4s_jax.geometry.deformation import deform, identity
 from d4s_jax.models.system import System
 from d4s_jax.render import render
-from d4s_jax.training.motion_queries import motion_error, motion_queries
+from d4s_jax.training.motion_queries import ask, motion_error
 from d4s_jax.training.stages import Stage
 from d4s_jax.types import Cameras, Clip, DynamicGaussians, Rendering
 
@@ -149,19 +149,11 @@ def _pick(images: Float[Array, "b f h w 3"], cost: Float[Array, "b v f"]):
 
 
 def _distillation_scores(system: System, params: Any, clip: Clip, latents) -> dict[str, Array]:
-  frames = clip.source.times.shape[1]
-  points, frames, (true, valid) = motion_queries(clip, jax.random.key(0), frames)
-  outcome: Any = system.ldrm.clone(gaussians=1).apply(
-    {"params": params["ldrm"]},
-    latents,
-    clip.source.cameras,
-    clip.source.times[:, frames],
-    points=points,
-  )
-  _, auxiliary = outcome
+  count = clip.source.times.shape[1]
+  depth, displacement, truth = ask(system, params, clip, latents, jax.random.key(0), count)
   return {
-    "log_depth": losses.log_depth(auxiliary.depth, clip.source.depth),
-    "motion_error": motion_error(auxiliary.displacement, true, valid),
+    "log_depth": losses.log_depth(depth, clip.source.depth),
+    "motion_error": motion_error(displacement, *truth),
   }
 
 

@@ -210,8 +210,7 @@ def _alpha(file: TensorFile, names: list[str]) -> dict[str, Any]:
   """Type and value of the tensors alpha, which must agree; nothing if there are none."""
   found = {
     (kind, float(file.read(name).view(jnp.dtype(parts.FLOATS[kind]))))
-    for name in names
-    for kind in [file.specs[name].dtype]
+    for kind, name in ((file.specs[name].dtype, name) for name in names)
   }
   if len(found) > 1:
     raise ValueError(f"{file.path} has several values of alpha; expected one, of one type.")

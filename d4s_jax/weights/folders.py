@@ -126,7 +126,7 @@ def _check_kind(folder: pathlib.Path, kind: str) -> None:
   config = parts.read_config(folder)
   published = config["published"] if parts.is_description(config) else config
   if components.of(published) is not COMPONENTS[kind]:
-    own = published.get("architectures") or published.get("_class_name")
+    own = parts.class_name(published)
     raise ValueError(
       f"{folder} is a {kind} in {_INDEX} and a {own} in its {parts.CONFIG}; expected the same."
     )

@@ -77,7 +77,6 @@ def to_flax(folder: pathlib.Path) -> Conversion:
   unused = {alias for aliases in names.values() for alias in aliases[1:]}
   found = {name: spec for name, spec in stored.specs.items() if name not in unused}
   check_tensors(folder, {place[pair.torch]: pair.torch_shape for pair in table}, found)
-  parts.check_floats(folder, found)
 
   rows: dict[str, list[Pair]] = collections.defaultdict(list)
   for pair in table:

@@ -8,28 +8,26 @@ were not input, half of them off the camera's path. Every model sees the nine fr
 video; ours sees them through the autoencoder. The baselines are: repeating the input frame nearest
 in time or in camera; one Gaussian for each 2x2 input pixels, of its colour, all at one depth, at
 the mean depth of that pixel of that frame over training scenes, or at its true depth; and our own
-with its deformation off. Means and standard deviations over scenes.
+with its deformation off. Lifted pixels lie before the mean colour of the input. Means and standard
+deviations over scenes.
 """
 
 import argparse
 import dataclasses
 import pathlib
-import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
-
-from d4s_jax.config import base  # noqa: E402
-from d4s_jax.data.source import open_source  # noqa: E402
-from d4s_jax.geometry.deformation import identity  # noqa: E402
-from d4s_jax.models import gaussian_head, shipped  # noqa: E402
-from d4s_jax.models.system import System  # noqa: E402
-from d4s_jax.training import checkpoint, validation  # noqa: E402
-from d4s_jax.training.motion_queries import MOVING, motion_queries  # noqa: E402
-from d4s_jax.types import Clip, DynamicGaussians  # noqa: E402
+from d4s_jax.config import base
+from d4s_jax.data.source import open_source
+from d4s_jax.geometry.deformation import identity
+from d4s_jax.models import gaussian_head, shipped
+from d4s_jax.models.system import System
+from d4s_jax.training import checkpoint, validation
+from d4s_jax.training.motion_queries import MOVING, motion_queries
+from d4s_jax.types import Clip, DynamicGaussians
 
 SCENES, BATCH, VIEWS = 64, 4, 8
 # Training scenes over which the mean depth is taken.
@@ -83,6 +81,17 @@ def lifted(clip: Clip, depth: jax.Array) -> DynamicGaussians:
   )
 
 
+def drawn_lifted(clip: Clip, depth: jax.Array) -> jax.Array:
+  """The views of `lifted`, over the mean colour of the input.
+
+  Black beside what no input frame shows would make a weak baseline, and so would a depth of 0.
+  """
+  depth = jnp.where(depth > 0, depth, jnp.max(depth, axis=(-2, -1), keepdims=True))
+  rendering = validation.draw(lifted(clip, depth), clip.target.cameras)
+  mean = jnp.mean(clip.source.images, axis=(1, 2, 3))[:, None, None, None]
+  return rendering.image + (1 - rendering.alpha[..., None]) * mean
+
+
 def masked_psnr(image, target, mask):
   """PSNR over the masked pixels of all views of a scene; NaN without any."""
   square = jnp.where(mask[..., None], jnp.square(image - target), 0.0)
@@ -126,11 +135,9 @@ def make_scores(system: System, params, constant, layout):
       ).image,
       "frame nearest in time": validation.nearest_time(clip),
       "frame nearest in camera": validation.nearest_camera(clip),
-      "pixels at one depth": validation.draw(lifted(clip, constant), target.cameras).image,
-      "pixels at the mean depth": validation.draw(lifted(clip, layout), target.cameras).image,
-      "pixels at their true depth": validation.draw(
-        lifted(clip, clip.source.depth), target.cameras
-      ).image,
+      "pixels at one depth": drawn_lifted(clip, constant * jnp.ones_like(clip.source.depth)),
+      "pixels at the mean depth": drawn_lifted(clip, layout * jnp.ones_like(clip.source.depth)),
+      "pixels at their true depth": drawn_lifted(clip, clip.source.depth),
     }
     psnr = {
       name: (
