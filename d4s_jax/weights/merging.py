@@ -61,6 +61,12 @@ def read(folder: pathlib.Path) -> Adapter:
     adapters.to_torch(folder)
     description, stored = parts.open_part(folder, adapters.PART)
     arrays = {path: parts.as_float32(stored, path) for path in stored.specs}
+    broken = sorted(path for path, values in arrays.items() if not np.isfinite(values).all())
+    if broken:
+      raise ValueError(
+        f"{folder} holds numbers that are not finite, in {', '.join(broken):.200}; merging would"
+        " spread them. Expected an adapter that trained well."
+      )
     kind = str(description.published["_class_name"])
     return Adapter(arrays, description.fields["scale"], kind)
   raise ValueError(f"{folder} holds no adapter; expected the folder of one.")

@@ -1,13 +1,14 @@
 """The published autoencoders: memory of 49 frames of 480 x 720 pixels, and times beside diffusers.
 
 python tests/benchmarks/autoencoder.py
+python tests/benchmarks/autoencoder.py --profile
 python tests/benchmarks/autoencoder.py --memory
 
 Times are of the full widths at a small size, float32, on two threads of a CPU, with the same random
 weights; a ratio below 1 is in our favour. diffusers computes chunk by chunk, as published. Memory
 is what XLA plans for its CPU backend, arguments (weights among them) and results included; nothing
 of that size is run. Accelerators plan less: only on a CPU are the frames that a convolution sees
-laid side by side, and bfloat16 widened for it.
+laid side by side, and bfloat16 widened for it. --profile prints where our time goes.
 """
 
 import argparse
@@ -29,6 +30,7 @@ from d4s_jax import config  # noqa: E402
 from d4s_jax.models.cogvideox.autoencoder import CogVideoXAutoencoder  # noqa: E402
 from d4s_jax.models.wan.autoencoder import WanAutoencoder  # noqa: E402
 from d4s_jax.weights import wan  # noqa: E402
+from tests.benchmarks.profiling import profile  # noqa: E402
 from tests.models import cogvideox_oracle  # noqa: E402
 from tests.support import from_torch  # noqa: E402
 
@@ -105,6 +107,11 @@ def _seconds(function) -> float:
   return time.perf_counter() - start
 
 
+def _small(module, method):
+  shape = _shape(module, method, *_SMALL)
+  return np.random.default_rng(0).uniform(-1, 1, shape).astype(np.float32)
+
+
 def times() -> None:
   """Prints seconds of diffusers and of ours, and their ratio."""
   torch.set_num_threads(2)
@@ -113,8 +120,7 @@ def times() -> None:
     model, variables = _torch_model(name)
     variables = jax.tree.map(jnp.asarray, variables)
     for method in _METHODS:
-      x = np.random.default_rng(0).uniform(-1, 1, _shape(module, method, *_SMALL))
-      x = x.astype(np.float32)
+      x = _small(module, method)
       theirs = torch.from_numpy(np.moveaxis(x, -1, 1).copy())
 
       candidates = {
@@ -140,11 +146,26 @@ def times() -> None:
       print(f"{name:10} {method}: diffusers {base:.2f} s; {ours}", flush=True)
 
 
+def profiles() -> None:
+  """Prints where the time of ours goes, whole."""
+  for name, module in MODELS.items():
+    _, variables = _torch_model(name)
+    variables = jax.tree.map(jnp.asarray, variables)
+    for method in _METHODS:
+      print(f"{name} {method}", flush=True)
+      function = jax.jit(functools.partial(_apply, module.clone(chunk=0), method))
+      profile(function, variables, jnp.asarray(_small(module, method)))
+
+
 def main() -> None:
-  """Prints the one table or the other."""
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument("--memory", action="store_true", help="memory instead of times")
-  memory() if parser.parse_args().memory else times()
+  """Prints the table asked for."""
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+  )
+  kind = parser.add_mutually_exclusive_group()
+  kind.add_argument("--memory", action="store_const", const=memory, dest="measure")
+  kind.add_argument("--profile", action="store_const", const=profiles, dest="measure")
+  (parser.parse_args().measure or times)()
 
 
 if __name__ == "__main__":

@@ -1,12 +1,14 @@
 """The video transformers beside those of diffusers, and how long the published sizes compile.
 
 python tests/benchmarks/transformer.py
+python tests/benchmarks/transformer.py --profile
 python tests/benchmarks/transformer.py --compile
 
 Times are of two blocks of width 1024 over 1,920 video tokens, float32, on two threads of a CPU, on
 the same random weights, forward and forward with the gradient of all weights; medians of runs taken
 in turn. A ratio below 1 is in our favour. --compile prints the seconds that tracing and XLA take
 for one pass of the published depths and widths at 480 x 720 (Wan: 480 x 832), computing nothing.
+--profile prints where our time goes.
 """
 
 import argparse
@@ -28,10 +30,12 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 from d4s_jax.config import PRESETS, base  # noqa: E402
 from d4s_jax.models.system import System  # noqa: E402
 from d4s_jax.weights.components import COMPONENTS  # noqa: E402
+from tests.benchmarks.profiling import profile  # noqa: E402
 from tests.models.cogvideox_oracle import rotary  # noqa: E402
 from tests.support import from_torch  # noqa: E402
 
 _ROUNDS = 5
+_PASSES = "forward", "with gradients"
 _FRAMES, _ROWS, _COLUMNS, _TEXT = 5, 32, 48, 226
 _CONFIGS = {
   "WanTransformer3DModel": dict(
@@ -93,8 +97,7 @@ def _ours(module, params):
   def apply(params):
     return module.apply({"params": params}, latents, jnp.array([500.0]), text)
 
-  passes = jax.jit(apply), jax.jit(jax.grad(lambda params: jnp.sum(jnp.square(apply(params)))))
-  return tuple(functools.partial(_run, function, params) for function in passes)
+  return jax.jit(apply), jax.jit(jax.grad(lambda params: jnp.sum(jnp.square(apply(params)))))
 
 
 def _run(function, params):
@@ -112,9 +115,8 @@ def times() -> None:
   torch.set_num_threads(2)
   for name in _CONFIGS:
     model, module, params = _models(name)
-    for what, *pair in zip(
-      ("forward", "with gradients"), _theirs(name, model), _ours(module, params)
-    ):
+    ours_ready = [functools.partial(_run, function, params) for function in _ours(module, params)]
+    for what, *pair in zip(_PASSES, _theirs(name, model), ours_ready):
       for function in pair:
         function()
       rounds = [[_seconds(function) for function in pair] for _ in range(_ROUNDS)]
@@ -122,6 +124,15 @@ def times() -> None:
       print(
         f"{name} {what}: diffusers {theirs:.2f} s, ours {ours:.2f} s, ratio {ours / theirs:.2f}"
       )
+
+
+def profiles() -> None:
+  """Prints where the time of ours goes."""
+  for name in _CONFIGS:
+    _, module, params = _models(name)
+    for what, function in zip(_PASSES, _ours(module, params)):
+      print(f"{name} {what}", flush=True)
+      profile(function, params)
 
 
 def compilation() -> None:
@@ -153,5 +164,7 @@ if __name__ == "__main__":
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawTextHelpFormatter
   )
-  parser.add_argument("--compile", action="store_true")
-  compilation() if parser.parse_args().compile else times()
+  kind = parser.add_mutually_exclusive_group()
+  kind.add_argument("--compile", action="store_const", const=compilation, dest="measure")
+  kind.add_argument("--profile", action="store_const", const=profiles, dest="measure")
+  (parser.parse_args().measure or times)()

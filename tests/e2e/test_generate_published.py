@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -147,6 +148,25 @@ def test_what_it_cant_make_is_one_line(place, capsys, more, message):
     run_command("generate", *arguments(place, "refused", *more))
   assert re.search(message, capsys.readouterr().err)
   assert not (place / "refused").exists()
+
+
+def test_what_is_not_converted_or_not_one_family_is_one_line(place, tmp_path, capsys):
+  def refused(folder):
+    with pytest.raises(SystemExit):
+      run_command("generate", *arguments(place, "refused", f"--checkpoint={folder}"))
+    return capsys.readouterr().err
+
+  line = refused(place / "published" / "transformer")
+  assert "d4s_jax.convert" in line and "--format=flax" in line
+  shutil.copytree(place / "ours", tmp_path / "mixed")
+  shutil.rmtree(tmp_path / "mixed" / "vae")
+  diffusers.AutoencoderKLCogVideoX(
+    block_out_channels=(4, 4, 4, 4), latent_channels=4, layers_per_block=1, norm_num_groups=2
+  ).save_pretrained(tmp_path / "other")
+  other = tmp_path / "mixed" / "vae"
+  run_command("convert", f"--from={tmp_path / 'other'}", f"--to={other}", "--format=flax")
+  line = refused(tmp_path / "mixed")
+  assert "make no model" in line and "AutoencoderKLCogVideoX" in line
 
 
 def test_half_precision_stays_half_and_changes_nothing(place):

@@ -445,5 +445,12 @@ def test_merging_what_does_not_fit_is_refused(lora, exported, tmp_path, capsys):
   source, merge = folder / "beside" / "transformer", f"--merge={tmp_path}/short"
   line = refused(capsys, source, new, "flax", merge)
   assert "The adapter has 1 blocks, the transformer 2" in line
+  shutil.copytree(tmp_path / "lora", tmp_path / "broken")
+  path = tmp_path / "broken" / "model.safetensors"
+  values = load_file(path)
+  values["blocks/mlp_in/up"][0, 0] = np.nan
+  save_file(values, path)
+  line = refused(capsys, source, new, "flax", f"--merge={tmp_path}/broken")
+  assert "not finite, in blocks/mlp_in/up" in line
   assert not new.exists()
   assert merging.read(tmp_path / "lora").scale == 1.0
