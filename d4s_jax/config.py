@@ -76,6 +76,7 @@ _FULL_LDRM = {
   "depth": 16,
   "heads": 16,
   "patch": 2,
+  "stem": 0,
   "pixels_per_cell": 1,
   "motion_channels": 128,
   "remat": True,
@@ -158,6 +159,7 @@ PRESETS: dict[str, dict[str, Any]] = {
       "depth": 4,
       "heads": 4,
       "patch": 2,
+      "stem": 2,
       "pixels_per_cell": 2,
       "motion_channels": 64,
       "remat": False,
@@ -248,6 +250,8 @@ def base(preset: str) -> Config:
       "batch_size": 4 if tiny else 64,
       # The batch is cut into this many parts whose gradients are averaged.
       "accumulate": 1,
+      # An update whose gradient's norm is this many times the usual one is skipped, and reported.
+      "spike": 20.0,
       # frames = 1 + 4k of the input video; targets = supervising views a clip.
       "clip": {
         "frames": _FRAMES.get(preset, 49),
@@ -341,7 +345,8 @@ def _model(preset: str) -> dict[str, Any]:
       **model["ldrm"],
       "canonical": "source",
       "degree": 0,
-      "scene_scale": 10.0,
+      # The embedded scenes are small: at 10 m their cameras would hardly seem to move.
+      "scene_scale": 2.0 if preset == "tiny" else 10.0,
       "initial_depth": 4.0,
       "opacity_bias": -2.0,
       "random_share": 0.25,

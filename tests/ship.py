@@ -1,6 +1,7 @@
-"""Puts one trained part of a run into the package, in float16, and scores it before and after.
+"""Puts trained parts of a run into the package, in float16, and scores them before and after.
 
-python tests/ship.py --run=runs/autoencoder-tiny --part=autoencoder
+python tests/ship.py --run=runs/autoencoder-tiny --parts=autoencoder
+python tests/ship.py --run=runs/joint-tiny --parts=transformer,text_encoder,ldrm
 """
 
 import argparse
@@ -20,30 +21,32 @@ from d4s_jax.training.stages import stage
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
   parser.add_argument("--run", type=pathlib.Path, required=True)
-  parser.add_argument("--part", required=True)
+  parser.add_argument("--parts", required=True, help="separated by commas")
   options = parser.parse_args()
   config = checkpoint.read_config(options.run)
   system = System.build(config["model"])
   params, step = checkpoint.read_model(options.run, system.abstract())
   size = {name: config["clip"][name] for name in ("frames", "height", "width")}
   chosen = stage(config["stage"])
+  posed = chosen.objectives != ("autoencoding",)
   validate = validation.make_validation(system, chosen)
   clips = {}
   for name in config["data"]["source"].split(","):
-    source = open_source(name, posed=False, split="heldout", kind=chosen.kind, views=2, **size)
+    source = open_source(name, posed=posed, split="heldout", kind=chosen.kind, views=4, **size)
     clips[name] = validation.load_clips(source, system.backbone.tokenizer, 4, 16)
     print(f"step {step}, float32, 64 held-out clips of {name}: {validate(params, clips[name])}")
 
-  arrays = state.flatten(params[options.part])
-  arrays = {name: np.asarray(x, np.float16) for name, x in arrays.items()}
-  target = shipped.path(config["preset"], options.part)
-  target.parent.mkdir(exist_ok=True)
-  save_file(arrays, target)
-  like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params[options.part])
-  params[options.part] = shipped.load(config["preset"], options.part, like)
+  for part in options.parts.split(","):
+    arrays = state.flatten(params[part])
+    arrays = {name: np.asarray(x, np.float16) for name, x in arrays.items()}
+    target = shipped.path(config["preset"], part)
+    target.parent.mkdir(exist_ok=True)
+    save_file(arrays, target)
+    print(f"{target}: {target.stat().st_size / 1e6:.1f} MB")
+    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params[part])
+    params[part] = shipped.load(config["preset"], part, like)
   for name, batches in clips.items():
     print(f"float16, {name}: {validate(params, batches)}")
-  print(f"{target}: {target.stat().st_size / 1e6:.1f} MB")
 
 
 if __name__ == "__main__":

@@ -53,6 +53,8 @@ class LDRM(nn.Module):
     heads: attention heads.
     strides: frames, rows, columns of video a latent.
     patch: side of a token in latents.
+    stem: residual convolutions over latents before they become tokens; 0, as in the paper, for
+      none.
     pixels_per_cell: side of a cell of the Gaussian map in source pixels.
     encoding: of the cameras, "plucker" or "flat".
     canonical: "source": Gaussians of all frames, each canonical at its own; "first": those of the
@@ -73,6 +75,7 @@ class LDRM(nn.Module):
   heads: int = 16
   strides: tuple[int, int, int] = (4, 8, 8)
   patch: int = 2
+  stem: int = 0
   pixels_per_cell: int = 1
   encoding: str = "plucker"
   canonical: str = "source"
@@ -103,6 +106,8 @@ class LDRM(nn.Module):
       strides=self.strides,
       patch=self.patch,
       taps=deformation_head.TAPS,
+      stem=self.stem,
+      near=self.initial_depth / self.scene_scale,
       dtype=self.dtype,
       remat=self.remat,
     )
@@ -137,8 +142,8 @@ class LDRM(nn.Module):
       ValueError: sizes that don't fit each other or the budget; the message says which.
     """
     sigma = jnp.zeros(latents.shape[0]) if sigma is None else sigma
-    maps = camera_map(_in_units(cameras, self.scene_scale), self.encoding)
-    tokens, taps = self.trunk(latents, maps, sigma)
+    scaled = _in_units(cameras, self.scene_scale)
+    tokens, taps = self.trunk(latents, camera_map(scaled, self.encoding), sigma, scaled)
     if self.canonical == "first":
       tokens, taps, latents = jax.tree.map(lambda x: x[:, :1], (tokens, taps, latents))
       cameras = cameras[:, :1]

@@ -69,7 +69,12 @@ def _abstract(tree: Any) -> Any:
 
 
 def _training_part(state: TrainState) -> dict[str, Any]:
-  return {"step": state.step, "trainable": state.trainable, "optimizer": state.optimizer}
+  return {
+    "step": state.step,
+    "trainable": state.trainable,
+    "optimizer": state.optimizer,
+    "usual_norm": state.usual_norm,
+  }
 
 
 def _reason(error: Exception) -> str:

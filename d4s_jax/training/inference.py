@@ -19,6 +19,7 @@ from flax import traverse_util
 from d4s_jax.config import base
 from d4s_jax.formats import parts as parts_on_disk
 from d4s_jax.formats import schedulers, tokenizer_files
+from d4s_jax.models import shipped
 from d4s_jax.models.published import published
 from d4s_jax.models.system import System
 from d4s_jax.training import checkpoint, initialize, sharding
@@ -79,16 +80,19 @@ class Trained:
   note: str = ""
 
 
-def open_checkpoint(folder: pathlib.Path, report: Report) -> Trained:
-  """Opens a training run, or a pipeline that `d4s_jax.convert` made.
+def open_checkpoint(origin: str | pathlib.Path, report: Report) -> Trained:
+  """Opens the shipped weights, a training run, or a pipeline that `d4s_jax.convert` made.
 
   Args:
-    folder: of either.
+    origin: "shipped", or the folder of either of the others.
     report: is told what is read, when it is.
 
   Raises:
     ValueError: the folder holds neither, or is damaged.
   """
+  if origin == shipped.ORIGIN:
+    return _of_package(report)
+  folder = pathlib.Path(origin)
   if (folder / "model_index.json").is_file():
     return _of_pipeline(folder, report)
   if (folder / parts_on_disk.CONFIG).is_file() and not checkpoint.is_run(folder):
@@ -101,6 +105,22 @@ def open_checkpoint(folder: pathlib.Path, report: Report) -> Trained:
     if parts_on_disk.is_published(folder):
       raise ValueError(parts_on_disk.unconverted(folder))
   return _of_run(folder, report)
+
+
+def _of_package(report: Report) -> Trained:
+  config = base("tiny").to_dict()
+  system = System.build(config["model"])
+  abstract = system.abstract()
+
+  def read(name: str) -> Any:
+    with report(f"read the shipped {name}"):
+      return jax.tree.map(
+        lambda x, like: jax.device_put(x.astype(like.dtype), like.sharding),
+        shipped.load("tiny", name, abstract[name]),
+        _layout(system, name),
+      )
+
+  return Trained(config, system, Parts(tuple(abstract), read), "shipped tiny", True, _FPS)
 
 
 def _of_run(folder: pathlib.Path, report: Report) -> Trained:

@@ -66,6 +66,7 @@ def run(config: Config, folder: pathlib.Path) -> None:
         seed=config.seed,
         average_decay=config.average_decay,
         accumulate=config.accumulate,
+        spike=config.spike,
       )
       step = jax.jit(step, donate_argnums=0, out_shardings=(sharding.of(like), None))
       validate = validation.make_validation(system, chosen)
@@ -136,6 +137,7 @@ _LEAST = {
   "seed": 0,
   "batch_size": 1,
   "accumulate": 1,
+  "spike": 1,
   "clip.targets": 1,
   "heldout.batches": 1,
   "heldout.every": 1,

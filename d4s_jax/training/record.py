@@ -9,6 +9,9 @@ import numpy as np
 from d4s_jax.training.checkpoint import Checkpoints
 from d4s_jax.training.log import MetricLog, Progress
 
+# Share of transparent Gaussians from which on something is wrong.
+_MANY_DEAD = 0.5
+
 
 class TrainingDiverged(ValueError):
   """A loss or gradient is no longer finite."""
@@ -34,6 +37,7 @@ class Record:
     self._progress = Progress(start, steps)
     self._saved = saved
     self._pending: tuple[int, Any] | None = None
+    self._warned_of_dead = False
 
   def __enter__(self) -> "Record":
     return self
@@ -65,6 +69,7 @@ class Record:
     values = {name: float(value) for name, value in jax.device_get(metrics).items()}
     if not values.pop("finite"):
       self._diverged(number, values)
+    self._watch(number, values)
     self._logs["train"].write(number, values)
     self._progress.update({name: values[name] for name in ("loss", "psnr") if name in values})
 
@@ -74,6 +79,22 @@ class Record:
     self._logs["heldout"].write(number, scores)
     text = "  ".join(f"{name} {value:.3g}" for name, value in scores.items())
     self.say(f"held out after {number} steps: {text}")
+
+  def _watch(self, number: int, values: dict[str, float]) -> None:
+    """Explains what is wrong but doesn't end the run."""
+    if values["skipped"]:
+      self.say(
+        f"step {number}: gradient norm {values['gradient_norm']:.3g}, many times the usual one; the"
+        " update was skipped (config.spike). Now and then that is a rare batch; often, lower"
+        " --config.optimizer.peak."
+      )
+    if values.get("dead", 0) > _MANY_DEAD and not self._warned_of_dead:
+      self._warned_of_dead = True
+      self.say(
+        f"step {number}: {values['dead']:.0%} of the Gaussians are transparent and learn nothing;"
+        " those drawn at random come back. If the share stays, lower --config.optimizer.peak or"
+        " raise --config.model.ldrm.opacity_bias."
+      )
 
   def _diverged(self, number: int, values: dict[str, float]) -> None:
     self._saved.wait()

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import traverse_util
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float, Int
 
 from d4s_jax.training.stages import split_by_path
 
@@ -33,6 +33,7 @@ class TrainState:
     frozen: the others, by path.
     average: exponential moving average of `trainable`.
     optimizer: state of the optimizer over `trainable`.
+    usual_norm: moving average of the gradient's norm; 0 before the first update.
   """
 
   step: Int[Array, ""]
@@ -40,6 +41,7 @@ class TrainState:
   frozen: Flat
   average: Flat
   optimizer: Any
+  usual_norm: Float[Array, ""]
 
 
 def flatten(params: Any) -> Flat:
@@ -80,6 +82,7 @@ def create(
     },
     average=jax.tree.map(jnp.copy, trainable),
     optimizer=optimizer.init(trainable),
+    usual_norm=jnp.zeros((), jnp.float32),
   )
 
 

@@ -7,9 +7,13 @@ import einops
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from d4s_jax.training.state import TrainState, unflatten
+
+# Decay of the usual norm of the gradient, and updates before which nothing counts as a spike.
+_NORM_DECAY = 0.98
+_UNUSUAL_FROM = 50
 
 # (nested parameters, batch, key) -> (loss, metrics)
 Objective = Callable[[Any, Any, PRNGKeyArray], tuple[Float[Array, ""], dict[str, Array]]]
@@ -22,6 +26,7 @@ def make_step(
   seed: int,
   average_decay: float,
   accumulate: int = 1,
+  spike: float = 1e30,
 ) -> Callable[[TrainState, Any], tuple[TrainState, dict[str, Array]]]:
   """Builds the update.
 
@@ -31,10 +36,12 @@ def make_step(
     seed: of the random numbers; step s uses fold_in(seed, s), so a run resumes exactly.
     average_decay: decay of the moving average, lower during the first updates.
     accumulate: the batch is cut into this many parts whose gradients are averaged.
+    spike: an update whose gradient's norm is this many times the usual one is not made.
 
   Returns:
     A function from (state, batch) to the next state and metrics. If the loss or the gradient is
-    not finite, the state comes back unchanged and the metric "finite" is False.
+    not finite, the state comes back unchanged and the metric "finite" is False. After a spike only
+    the count of steps and the usual norm change, and the metric "skipped" is True.
   """
 
   def gradient(state: TrainState, batch, key):
@@ -69,15 +76,29 @@ def make_step(
     trainable: Any = optax.apply_updates(state.trainable, updates)
     decay = jnp.minimum(average_decay, (1 + state.step) / (10 + state.step))
     average: Any = optax.incremental_update(trainable, state.average, 1 - decay)
+    # A norm that stays high becomes the usual one; a single spike hardly moves it.
+    bounded = jnp.where(state.step > 0, jnp.minimum(norm, spike * state.usual_norm), norm)
+    memory = jnp.minimum(_NORM_DECAY, state.step / (1 + state.step))
+    usual = memory * state.usual_norm + (1 - memory) * bounded
+    skipped = (state.step >= _UNUSUAL_FROM) & (norm > spike * state.usual_norm)
+    updated = trainable, average, moments
+    kept = state.trainable, state.average, state.optimizer
+    trainable, average, moments = _choose(skipped, kept, updated)
     following = TrainState(
       step=state.step + 1,
       trainable=trainable,
       frozen=state.frozen,
       average=average,
       optimizer=moments,
+      usual_norm=usual,
     )
     finite = jnp.isfinite(loss) & jnp.isfinite(norm)
-    following = jax.tree.map(lambda new, old: jnp.where(finite, new, old), following, state)
-    return following, metrics | {"loss": loss, "gradient_norm": norm, "finite": finite}
+    following = _choose(finite, following, state)
+    numbers = {"loss": loss, "gradient_norm": norm, "finite": finite, "skipped": skipped}
+    return following, metrics | numbers
 
   return step
+
+
+def _choose(condition: Bool[Array, ""], yes: Any, no: Any) -> Any:
+  return jax.tree.map(lambda a, b: jnp.where(condition, a, b), yes, no)

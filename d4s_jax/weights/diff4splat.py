@@ -30,6 +30,8 @@ from torch import Tensor
 from torch.nn import functional
 
 LOG_SCALE_RANGE = (-3.0, 4.0)
+_MATCHED_FRAMES = (-2, -1, 1, 2)
+_NEAREST = 1e-6
 _TYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
@@ -219,7 +221,7 @@ class LDRM(Part):
     near = world_from_camera.clone()
     near[..., :3, 3] /= config["scene_scale"]
     maps = camera_map(near, intrinsics, size, config["encoding"])
-    tokens, taps = self._trunk(latents, maps, sigma)
+    tokens, taps = self._trunk(latents, maps, sigma, (near, intrinsics, size))
     if config["canonical"] == "first":
       tokens, latents, taps = tokens[:, :1], latents[:, :1], [tap[:, :1] for tap in taps]
       world_from_camera, intrinsics = world_from_camera[:, :1], intrinsics[:, :1]
@@ -233,8 +235,11 @@ class LDRM(Part):
     chosen[4] = torch.where(chosen[4] < 0.005, 0.0, chosen[4])
     return Scene(*chosen, times=times, deformation=self._deformation(taps, kept, times))
 
-  def _trunk(self, latents: Tensor, maps: Tensor, sigma: Tensor) -> tuple[Tensor, list[Tensor]]:
+  def _trunk(
+    self, latents: Tensor, maps: Tensor, sigma: Tensor, cameras: tuple
+  ) -> tuple[Tensor, list[Tensor]]:
     time = self.get("trunk/cameras_patch/kernel").shape[0]
+    latents = self._stem(latents, cameras)
     video = self.norm(self.patches(latents, "trunk/latents_patch"), "trunk/latents_norm")
     maps = _with_past(maps, time)
     camera = self.norm(self.patches(maps, "trunk/cameras_patch"), "trunk/cameras_norm")
@@ -254,6 +259,42 @@ class LDRM(Part):
       hidden.append(x.unflatten(1, grid))
     taps = [hidden[-(-depth * tap // 4) - 1] for tap in range(1, 5)]
     return self.norm(x, "trunk/transformer/norm").unflatten(1, grid), taps
+
+  def _stem(self, latents: Tensor, cameras: tuple) -> Tensor:
+    """Latents and convolutions of how they move, and of how they would if they stood still."""
+    if not self.config["stem"]:
+      return latents
+    pose, intrinsics, size = cameras
+    step = self.config["strides"][0]
+    rows, columns = latents.shape[2:4]
+    scale = intrinsics.new_tensor([columns / size[1], rows / size[0], 1.0])
+    intrinsics = intrinsics[:, ::step] * scale[:, None]
+    near = self.config["initial_depth"] / self.config["scene_scale"]
+    still = _still_offsets(pose[:, ::step], intrinsics, (rows, columns), near)
+    x = torch.cat([latents, self._matches(latents), still], -1)
+    x = self.dense(x, "trunk/stem/in")
+    for level in range(self.config["stem"]):
+      kernel = self.get(f"trunk/stem/refine_{level}/kernel").permute(4, 3, 0, 1, 2)
+      y = functional.conv3d(_gelu(x).movedim(-1, 1), kernel, padding=1).movedim(1, -1)
+      x = x + y + self.get(f"trunk/stem/refine_{level}/bias")
+    return torch.cat([latents, self.norm(x, "trunk/stem/norm")], -1)
+
+  def _matches(self, latents: Tensor) -> Tensor:
+    """Offset in units of 4 latents, and certainty, of matches up to two frames before and after."""
+    path = "trunk/stem/matching"
+    frames, rows, columns = latents.shape[1:4]
+    x = self.dense(latents, f"{path}/features").flatten(2, 3)
+    x = x * (x.square().sum(-1, keepdim=True) + 1e-6).rsqrt()
+    grid = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+    place = torch.stack(grid[::-1], -1).flatten(0, 1).to(x)
+    distance = (place[:, None] - place).square().sum(-1) * self.get(f"{path}/locality") / 18
+    found = []
+    for shift in _MATCHED_FRAMES:
+      others = x[:, _shifted(frames, shift)]
+      logits = 20 * self.get(f"{path}/sharpness") * (x @ others.transpose(-1, -2))
+      chances = (logits - distance).softmax(-1)
+      found += [(chances @ place - place) / 4, chances.square().sum(-1, keepdim=True)]
+    return torch.cat(found, -1).unflatten(2, (rows, columns))
 
   def _block(self, x: Tensor, path: str, block: int) -> Tensor:
     y = self.dense(self.norm(x, f"{path}/attention_norm", block), f"{path}/query_key_value", block)
@@ -387,6 +428,34 @@ def _plane(intrinsics: Tensor, height: int, width: int, depth: Tensor | float) -
   y = (y[:, None] - per_camera[..., 1, 2]) / per_camera[..., 1, 1]
   x, y = torch.broadcast_tensors(x, y)
   return torch.stack([x, y, torch.ones_like(x)], -1) * depth
+
+
+def _shifted(frames: int, shift: int) -> Tensor:
+  """Numbers of the frames so many later, the first or last where there is none."""
+  return (torch.arange(frames) + shift).clamp(0, frames - 1)
+
+
+def _still_offsets(pose: Tensor, intrinsics: Tensor, size: tuple[int, int], near: float) -> Tensor:
+  """How far each latent would go in other frames were it a still point far away, or `near`."""
+  height, width = size
+  most = max(size)
+  grid = _plane(torch.eye(3).to(intrinsics).expand_as(intrinsics), height, width, 1.0)[..., :2]
+  found = []
+  for shift in _MATCHED_FRAMES:
+    others = _shifted(pose.shape[1], shift)
+    for depth in (1000 * near, near):
+      points = (
+        _rotate(pose, _plane(intrinsics, height, width, depth)) + pose[:, :, None, None, :3, 3]
+      )
+      local = points - pose[:, others, None, None, :3, 3]
+      local = torch.einsum("bfji,bfhwj->bfhwi", pose[:, others, :3, :3], local)
+      z = local[..., 2:]
+      z = torch.where(z.abs() < _NEAREST, _NEAREST, z)
+      lens = intrinsics[:, others]
+      focal = torch.stack([lens[..., 0, 0], lens[..., 1, 1]], -1)[:, :, None, None]
+      pixels = focal * local[..., :2] / z + lens[:, :, None, None, :2, 2]
+      found.append((pixels - grid).clamp(-most, most) / 4)
+  return torch.cat(found, -1)
 
 
 def _rotate(world_from_camera: Tensor, local: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ _CODE = pathlib.Path(__file__).with_name("diff4splat.py")
 _OURS = "diff4splat"
 # What the code has to know of the LDRM beside the shapes of its parameters.
 _FIELDS = (
-  *("gaussians", "depth", "heads", "strides", "pixels_per_cell", "encoding", "canonical"),
+  *("gaussians", "depth", "heads", "stem", "strides", "pixels_per_cell", "encoding", "canonical"),
   *("scene_scale", "initial_depth", "opacity_bias"),
 )
 # As in published pipelines.

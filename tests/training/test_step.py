@@ -71,6 +71,29 @@ def test_an_update_that_is_not_finite_is_not_applied(poison):
   jax.tree.map(np.testing.assert_array_equal, after, before)
 
 
+def test_a_spike_is_skipped_and_a_higher_level_is_not():
+  optimizer = optax.sgd(1e-6)
+  step = jax.jit(make_step(objective, optimizer, seed=0, average_decay=0.9, spike=10.0))
+  now = start(optimizer)
+  for _ in range(60):
+    now, metrics = step(now, batch())
+    assert not metrics["skipped"]
+  np.testing.assert_allclose(now.usual_norm, metrics["gradient_norm"], rtol=0.01)
+  large = batch()
+  large["y"] = 100 * large["y"]
+  after, metrics = step(now, large)
+  assert metrics["skipped"] and metrics["finite"] and after.step == now.step + 1
+  for name in ("trainable", "average", "optimizer"):
+    jax.tree.map(np.testing.assert_array_equal, getattr(after, name), getattr(now, name))
+  assert now.usual_norm < after.usual_norm < 1.5 * now.usual_norm
+  # In the long run what was a spike is usual.
+  counts = []
+  for _ in range(40):
+    after, metrics = step(after, large)
+    counts.append(bool(metrics["skipped"]))
+  assert counts[0] and not counts[-1]
+
+
 def test_average_follows_fast_at_first_then_slowly():
   optimizer = optax.sgd(0.1)
   step = jax.jit(make_step(objective, optimizer, seed=0, average_decay=0.5))

@@ -30,7 +30,9 @@ jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_lev
 TIMES = np.array([[0.0, 0.4, 1.0], [0.1, 0.5, 0.6]], np.float32)
 VARIANTS = {
   "tiny": {},
-  "published": dict(canonical="first", degree=1, depth=3, patch=2, pixels_per_cell=1, gaussians=90),
+  "published": dict(
+    canonical="first", degree=1, depth=3, patch=2, stem=0, pixels_per_cell=1, gaussians=90
+  ),
   "flat": dict(encoding="flat"),
 }
 
