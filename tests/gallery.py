@@ -38,7 +38,7 @@ def motion_as_color(dynamic: DynamicGaussians) -> DynamicGaussians:
   moved = dynamic.deformation[-1, :, :3] - dynamic.deformation[0, :, :3]
   rgb = 0.5 + 0.5 * np.clip(moved / _HIGHEST_MOTION, -1, 1)
   flat = np.zeros_like(dynamic.harmonics)
-  flat[:, 0] = harmonics.from_rgb(rgb)
+  flat[:, :1] = harmonics.from_rgb(rgb)
   return dataclasses.replace(dynamic, harmonics=flat)
 
 
