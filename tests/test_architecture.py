@@ -13,7 +13,7 @@ TIERS = [
   "types errors",
   "geometry layers diffusion config",
   "models render losses data formats",
-  "training pipeline weights",
+  "training pipeline weights evaluation",
   "train generate render_scene convert",
 ]
 TIER = {name: tier for tier, names in enumerate(TIERS) for name in names.split()}

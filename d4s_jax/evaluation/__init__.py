@@ -1,0 +1,1 @@
+"""Scores of arrays: features, camera paths, depth, motion; nothing here knows a model or a file."""
