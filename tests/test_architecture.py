@@ -10,7 +10,7 @@ import d4s_jax
 
 PACKAGE = pathlib.Path(d4s_jax.__file__).parent
 TIERS = [
-  "types errors",
+  "types errors packaged",
   "geometry layers diffusion config",
   "models render losses data formats",
   "training pipeline weights evaluation",

