@@ -1,7 +1,6 @@
 """Distances between two sets of features: Frechet (FVD's) and kernel (KVD's)."""
 
 import numpy as np
-import scipy.linalg
 from jaxtyping import Float
 
 
@@ -19,7 +18,7 @@ def frechet(x: Float[np.ndarray, "n d"], y: Float[np.ndarray, "m d"]) -> float:
   difference = x.mean(axis=0) - y.mean(axis=0)
   # S = A^T A with A of n rows: the singular values of A_x A_y^T are those of the product of roots.
   first, second = (np.sqrt(1 / (len(z) - 1)) * (z - z.mean(axis=0)) for z in (x, y))
-  shared = scipy.linalg.svdvals(first @ second.T).sum()
+  shared = np.linalg.svd(first @ second.T, compute_uv=False).sum()
   spread = np.sum(first**2) + np.sum(second**2)
   return float(max(difference @ difference + spread - 2 * shared, 0.0))
 

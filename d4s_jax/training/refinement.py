@@ -56,11 +56,13 @@ def refine(
     The scene after the last step.
   """
   rates = dict(_RATES) | {name: extent * _RATES[name] for name in ("means", "deformation")}
+
+  def descend(updates: Any, _: Any) -> Any:
+    return {name: -rates[name] * value for name, value in updates.items()}
+
   optimizer = optax.chain(
     optax.scale_by_adam(eps=1e-15),
-    optax.stateless(
-      lambda updates, _: {name: -rates[name] * value for name, value in updates.items()}
-    ),
+    optax.stateless(descend),
   )
 
   def loss(fields: Fields, index):
