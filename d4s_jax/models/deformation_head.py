@@ -49,6 +49,7 @@ class DeformationHead(nn.Module):
     taps: Sequence[Float[Array, "b f h w d"]],
     cells: Int[Array, "b n"],
     times: Float[Array, "b q"],
+    detail: Float[Array, "b F H W e"] | None = None,
   ) -> Float[Array, "b q n 10"]:
     """Deformation of the Gaussians of some cells.
 
@@ -56,6 +57,7 @@ class DeformationHead(nn.Module):
       taps: tokens after four blocks, from early to late.
       cells: indices into the flattened map, frames before rows before columns.
       times: clip times in [0, 1].
+      detail: features of each cell beside the tokens', see `models.stem`.
 
     Returns:
       dmu in metres and ds, both linear and unbounded, and between them dq, a unit quaternion.
@@ -64,6 +66,9 @@ class DeformationHead(nn.Module):
     _, frames, rows, columns, _ = fine.shape
     x = _gather(fine, cells)
     x = dense(self.channels, "channels", None, dtype=self.dtype, name="fine")(x)
+    if detail is not None:
+      cell = _gather(detail, cells)
+      x = x + dense(self.channels, None, None, dtype=self.dtype, name="detail")(cell)
     x = x + _gather(coarse, _coarser(cells, fine.shape[1:4], coarse.shape[1:4]))
 
     clock = jnp.linspace(0.0, 1.0, frames)[None]

@@ -6,13 +6,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from einops import rearrange
+from einops import rearrange, reduce
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from d4s_jax.geometry import cameras as pinhole
 from d4s_jax.geometry import harmonics, rotations
 from d4s_jax.layers.convolution import FrameConv
+from d4s_jax.layers.linear import dense
 from d4s_jax.models.deconvolution import Deconvolution
 from d4s_jax.types import Cameras
 
@@ -25,6 +26,8 @@ DEPTH_RANGE = (0.01, 100.0)
 INITIAL_SCALE = 0.37
 # Harmonics of degree 1 start this much smaller than the constant colour (MoVieS: .1 * .25^degree).
 DEGREE_1_SCALE = 0.025
+# Of a pixel's colour in [-1, 1], whose raw value would be infinite at 1.
+COLOUR_LIMIT = 0.98
 
 
 class GaussianMap(NamedTuple):
@@ -40,12 +43,12 @@ class GaussianMap(NamedTuple):
 
 
 class GaussianHead(nn.Module):
-  """Deconvolution of the tokens to raw channels, plus a linear map from latents to colour.
+  """Deconvolution of the tokens to raw channels, with a skip from the input to colour.
 
-  The linear map is the input-colour skip: it lets colours be right long before the trunk is, and at
-  generation there are latents only, no pixels. A latent colours the frames that it was encoded
-  from, with its neighbours: for `tiny`, the best such map explains colours 2 dB better than that
-  of each latent alone.
+  The skip lets colours be right long before the trunk is. At generation there are no pixels, only
+  latents, so it is a linear map from them. A latent colours the frames that it was encoded from,
+  with its neighbours: for `tiny`, the best such map explains colours 2 dB better than that of each
+  latent alone. Where there is a decoded video (`models.stem`), the skip is its pixels.
 
   Attributes:
     upsampling: frames, rows, columns of the map a token.
@@ -61,7 +64,11 @@ class GaussianHead(nn.Module):
 
   @nn.compact
   def __call__(
-    self, tokens: Float[Array, "b f h w d"], latents: Float[Array, "b f y x c"]
+    self,
+    tokens: Float[Array, "b f h w d"],
+    latents: Float[Array, "b f y x c"],
+    video: Float[Array, "b F Y X 3"] | None = None,
+    detail: Float[Array, "b F H W e"] | None = None,
   ) -> Float[Array, "b F H W k"]:
     """Returns the raw channels, float32; see `activate`."""
     if self.degree not in (0, 1):
@@ -69,6 +76,14 @@ class GaussianHead(nn.Module):
     features = CHANNELS + 9 * self.degree
     # Small at first: every Gaussian starts near the biases of `activate`.
     raw = Deconvolution(features, self.upsampling, 0.1, self.dtype, name="map")(tokens)
+    raw = raw.astype(jnp.float32)
+    if video is None or detail is None:
+      return raw.at[..., 1:4].add(self._colour(latents))
+    small = nn.initializers.normal(0.1 / detail.shape[-1] ** 0.5)
+    fine = dense(features, None, None, dtype=self.dtype, kernel_init=small, name="detail")(detail)
+    return (raw + fine.astype(jnp.float32)).at[..., 1:4].add(raw_colour(video, raw.shape[2:4]))
+
+  def _colour(self, latents):
     time, rows, columns = self.latent_upsampling
     zeros = nn.initializers.zeros
     colour = FrameConv(
@@ -78,8 +93,18 @@ class GaussianHead(nn.Module):
       colour, "b f y x (t r s d) -> b (f t) (y r) (x s) d", t=time, r=rows, s=columns
     )
     # The first latent stands for the first frame alone.
-    raw, colour = raw.astype(jnp.float32), colour[:, time - 1 :].astype(jnp.float32)
-    return raw.at[..., 1:4].add(colour)
+    return colour[:, time - 1 :].astype(jnp.float32)
+
+
+def raw_colour(
+  video: Float[Array, "b f Y X 3"], grid: tuple[int, ...]
+) -> Float[Array, "b f H W 3"]:
+  """The mean colours of the cells of a grid (H, W) as raw channels of `activate`."""
+  rows, columns = video.shape[2] // grid[0], video.shape[3] // grid[1]
+  cells = reduce(
+    video.astype(jnp.float32), "b f (y r) (x s) c -> b f y x c", "mean", r=rows, s=columns
+  )
+  return jnp.arctanh(jnp.clip(2 * cells - 1, -COLOUR_LIMIT, COLOUR_LIMIT))
 
 
 def activate(

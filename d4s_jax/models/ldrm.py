@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from d4s_jax.geometry.plucker import camera_map
 from d4s_jax.models import deformation_head, gaussian_head, pruning
+from d4s_jax.models.stem import Detail, Stem
 from d4s_jax.models.trunk import Trunk
 from d4s_jax.types import Cameras, DynamicGaussians
 
@@ -53,8 +54,8 @@ class LDRM(nn.Module):
     heads: attention heads.
     strides: frames, rows, columns of video a latent.
     patch: side of a token in latents.
-    stem: residual convolutions over latents before they become tokens; 0, as in the paper, for
-      none.
+    stem: residual convolutions over the decoded video, whose features tokens and heads see beside
+      the latents (`models.stem`); 0, as in the paper, for latents alone.
     pixels_per_cell: side of a cell of the Gaussian map in source pixels.
     encoding: of the cameras, "plucker" or "flat".
     canonical: "source": Gaussians of all frames, each canonical at its own; "first": those of the
@@ -106,11 +107,13 @@ class LDRM(nn.Module):
       strides=self.strides,
       patch=self.patch,
       taps=deformation_head.TAPS,
-      stem=self.stem,
-      near=self.initial_depth / self.scene_scale,
       dtype=self.dtype,
       remat=self.remat,
     )
+    if self.stem:
+      near = self.initial_depth / self.scene_scale
+      self.video_stem = Stem(self.stem, self.strides[1:], near, self.dtype, name="stem")
+      self.detail = Detail(token, latent[1:], self.dtype)
     self.gaussian = gaussian_head.GaussianHead(token, latent, self.degree, self.dtype)
     self.deformation = deformation_head.DeformationHead(self.motion_channels, token, self.dtype)
 
@@ -120,6 +123,7 @@ class LDRM(nn.Module):
     cameras: Cameras,
     times: Float[Array, "b q"],
     *,
+    video: Float[Array, "b F H W 3"] | None = None,
     sigma: Float[Array, "b"] | None = None,
     points: SourcePoints | None = None,
     key: PRNGKeyArray | None = None,
@@ -130,6 +134,7 @@ class LDRM(nn.Module):
       latents: normalised latents of a video whose 1 + 4k frames span the clip times 0 to 1.
       cameras: of all frames, [b F], for the whole image of the video; the first is the identity.
       times: clip times at which the deformation is wanted, rising.
+      video: what the latents decode to, in [0, 1]; for a model with a `stem`, and none other.
       sigma: noise level in [0, 1] at which a denoiser guessed the latents; None: they are clean.
       points: source points whose displacement at `times` is wanted. With `canonical` "first", only
         points of frame 0 have one; those of other frames get that of their pixel in frame 0.
@@ -143,12 +148,20 @@ class LDRM(nn.Module):
     """
     sigma = jnp.zeros(latents.shape[0]) if sigma is None else sigma
     scaled = _in_units(cameras, self.scene_scale)
-    tokens, taps = self.trunk(latents, camera_map(scaled, self.encoding), sigma, scaled)
+    if (video is None) == bool(self.stem):
+      raise ValueError(
+        f"A reconstruction model with a stem of {self.stem} takes"
+        f" {'the decoded video beside the latents' if self.stem else 'no video'}."
+      )
+    seen = None if video is None else self.video_stem(video, scaled)
+    tokens, taps = self.trunk(latents, camera_map(scaled, self.encoding), sigma, seen)
     if self.canonical == "first":
-      tokens, taps, latents = jax.tree.map(lambda x: x[:, :1], (tokens, taps, latents))
+      parts = (tokens, taps, latents, seen, video)
+      tokens, taps, latents, seen, video = jax.tree.map(lambda x: x[:, :1], parts)
       cameras = cameras[:, :1]
+    detail = None if seen is None or video is None else self.detail(tokens, seen, video)
 
-    raw = self.gaussian(tokens, latents)
+    raw = self.gaussian(tokens, latents, video, detail)
     canonical = gaussian_head.activate(
       raw,
       cameras,
@@ -159,7 +172,7 @@ class LDRM(nn.Module):
     flat = jax.tree.map(lambda x: jax.lax.collapse(x, 1, 4), canonical)
     kept = pruning.select(flat.opacities, self.gaussians, key=key, random_share=self.random_share)
     asked = _cells(points, cameras, raw.shape[1:4]) if points else kept[:, :0]
-    deformation = self.deformation(taps, jnp.concatenate([kept, asked], axis=1), times)
+    deformation = self.deformation(taps, jnp.concatenate([kept, asked], axis=1), times, detail)
     scene = _scene(flat, kept, times, deformation[:, :, : self.gaussians])
     displacement = deformation[:, :, self.gaussians :, :3]
     return scene, Auxiliary(canonical.depth, kept, displacement)

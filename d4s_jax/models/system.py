@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from d4s_jax.geometry.plucker import CHANNELS, camera_map
 from d4s_jax.models import backbone
 from d4s_jax.models.backbone import Backbone
-from d4s_jax.models.ldrm import LDRM
+from d4s_jax.models.ldrm import LDRM, Auxiliary
 from d4s_jax.types import Cameras, DynamicGaussians
 
 
@@ -86,9 +86,26 @@ class System:
     latents: Float[Array, "b f h w c"],
     cameras: Cameras,
     times: Float[Array, "b q"],
-  ) -> DynamicGaussians:
-    """The scene behind clean latents, with its deformation at `times`."""
-    return self.ldrm.apply({"params": params["ldrm"]}, latents, cameras, times)[0]
+    *,
+    gaussians: int | None = None,
+    **asked: Any,
+  ) -> tuple[DynamicGaussians, Auxiliary]:
+    """The scene behind latents, with its deformation at `times`, and what losses need of it.
+
+    Args:
+      params: the parameters.
+      latents: of a video.
+      cameras: of its frames.
+      times: clip times at which the deformation is wanted, rising.
+      gaussians: how many to keep, if not the model's own budget.
+      **asked: further arguments of `LDRM`.
+    """
+    ldrm = self.ldrm if gaussians is None else self.ldrm.clone(gaussians=gaussians)
+    video = self.backbone.decode(params, latents) if ldrm.stem else None
+    outcome: Any = ldrm.apply(
+      {"params": params["ldrm"]}, latents, cameras, times, video=video, **asked
+    )
+    return outcome
 
   def init(self, key: PRNGKeyArray) -> Any:
     """Random parameters, float32; they fit clips of every legal size."""
@@ -124,7 +141,8 @@ class System:
     )
     latents = jnp.zeros(self.backbone.latent_shape(1, frames, height, width))
     module = self.ldrm.clone(gaussians=1)
-    ldrm = module.init(ldrm_key, latents, cameras, jnp.zeros((1, 1)))["params"]
+    video = jnp.zeros((1, frames, height, width, 3)) if module.stem else None
+    ldrm = module.init(ldrm_key, latents, cameras, jnp.zeros((1, 1)), video=video)["params"]
     return self.backbone.boxed(video_key) | {"ldrm": ldrm}
 
 

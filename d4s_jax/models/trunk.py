@@ -8,27 +8,15 @@ from einops import rearrange, repeat
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from d4s_jax.geometry import cameras as pinhole
-from d4s_jax.layers.convolution import CausalConv3d, PatchConv3d
+from d4s_jax.layers.convolution import PatchConv3d
 from d4s_jax.layers.embeddings import sinusoidal
 from d4s_jax.layers.linear import dense
 from d4s_jax.layers.normalization import LayerNorm
 from d4s_jax.layers.partitioning import constrain
 from d4s_jax.layers.transformer import Transformer
-from d4s_jax.types import Cameras
 
 POSITION_CHANNELS = 64
 NOISE_CHANNELS = 256
-STEM_CHANNELS = 64
-# Latent frames in which a latent is looked for, relative to its own.
-MATCHED_FRAMES = (-2, -1, 1, 2)
-MATCH_CHANNELS = 32
-# At first: a factor on cosines, and how far a match may lie, in latents.
-MATCH_SHARPNESS, MATCH_DEVIATION = 20.0, 3.0
-# Latents that are one unit of an offset.
-MATCH_UNIT = 4.0
-# A far point, as a multiple of the depth of a near one.
-FAR = 1000.0
 
 
 class Trunk(nn.Module):
@@ -41,8 +29,6 @@ class Trunk(nn.Module):
     strides: frames, rows, columns of video a latent.
     patch: side of a token in latents.
     taps: how many intermediate results to return, evenly spaced, the last after the last block.
-    stem: residual convolutions over latents before they are cut into patches; 0 for none.
-    near: z-depth of a near point, for the stem; see `still_offsets`.
     dtype: compute dtype.
     remat: recompute the inside of a block in the backward pass instead of storing it.
   """
@@ -53,8 +39,6 @@ class Trunk(nn.Module):
   strides: tuple[int, int, int]
   patch: int
   taps: int
-  stem: int = 0
-  near: float = 0.4
   dtype: DTypeLike = jnp.float32
   remat: bool = False
 
@@ -64,7 +48,7 @@ class Trunk(nn.Module):
     latents: Float[Array, "b f y x c"],
     maps: Float[Array, "b F H W k"],
     sigma: Float[Array, "b"],
-    cameras: Cameras,
+    seen: Float[Array, "b F y x s"] | None = None,
   ) -> tuple[Float[Array, "b f h w d"], list[Float[Array, "b f h w d"]]]:
     """Returns the tokens and the taps, from early to late, as grids.
 
@@ -72,20 +56,18 @@ class Trunk(nn.Module):
       latents: normalised latents.
       maps: camera maps of the video, one channel vector for each pixel.
       sigma: noise level in [0, 1] that a denoiser guessed the latents at; 0 for clean ones.
-      cameras: those of the maps.
+      seen: features of each frame of the video at the size of the latents, see `models.stem`.
 
     Raises:
       ValueError: latents and camera maps do not belong to a video of one size.
     """
     self._check(latents.shape, maps.shape)
     time, *space = self.strides
-    past = repeat(maps[:, 0], "b h w k -> b t h w k", t=time - 1)
-    maps = jnp.concatenate([past, maps], axis=1)
     camera_patch = (time, *(stride * self.patch for stride in space))
-    if self.stem:
-      last = cameras[:, :: self.strides[0]]
-      still = still_offsets(pinhole.resize(last, *latents.shape[2:4]), self.near)
-      latents = Stem(self.stem, self.dtype, name="stem")(latents, still)
+    maps = _with_past(maps, time)
+    if seen is not None:
+      frames = rearrange(_with_past(seen, time), "b (f t) y x s -> b f y x (t s)", t=time)
+      latents = jnp.concatenate([latents.astype(self.dtype), frames], axis=-1)
     video = self._tokens(latents, (1, self.patch, self.patch), "latents")
     camera = self._tokens(maps, camera_patch, "cameras")
     grid = video.shape[1:4]
@@ -134,100 +116,9 @@ class Trunk(nn.Module):
       )
 
 
-class Stem(nn.Module):
-  """Latents and, beside them, convolutions of how they move and how they would if they stood still.
-
-  Not of the paper, whose trunk sees more videos. Depth is how far a still thing moves along the
-  line that the cameras allow, motion is what leaves that line: attention finds both late, and from
-  tokens of several latents.
-
-  Attributes:
-    depth: number of residual convolutions.
-    dtype: compute dtype.
-  """
-
-  depth: int
-  dtype: DTypeLike = jnp.float32
-
-  @nn.compact
-  def __call__(
-    self, latents: Float[Array, "b f h w c"], still: Float[Array, "b f h w k"]
-  ) -> Float[Array, "b f h w d"]:
-    """Appends STEM_CHANNELS features to the latents; see `still_offsets`."""
-    matches = Matching(self.dtype, name="matching")(latents)
-    latents = latents.astype(self.dtype)
-    x = jnp.concatenate([latents, matches.astype(self.dtype), still.astype(self.dtype)], axis=-1)
-    x = dense(STEM_CHANNELS, None, "channels", dtype=self.dtype, name="in")(x)
-    for level in range(self.depth):
-      # One frame of the future and one of the past: a causal convolution, shifted by a frame.
-      ahead = jnp.pad(jax.nn.gelu(x), ((0, 0), (0, 1)) + ((0, 0),) * 3)
-      x = x + CausalConv3d(STEM_CHANNELS, dtype=self.dtype, name=f"refine_{level}")(ahead)[:, 1:]
-    return jnp.concatenate([latents, LayerNorm(name="norm")(x)], axis=-1)
-
-
-class Matching(nn.Module):
-  """How far each latent has gone in frames before and after its own (soft argmax, as in GMFlow).
-
-  A latent is compared with all of another frame; nearer ones are likelier. The cost grows with the
-  square of the latents a frame.
-
-  Attributes:
-    dtype: compute dtype of the comparison.
-  """
-
-  dtype: DTypeLike = jnp.float32
-
-  @nn.compact
-  def __call__(self, latents: Float[Array, "b f h w c"]) -> Float[Array, "b f h w k"]:
-    """Returns for each of MATCHED_FRAMES the expected offset (x, y) in MATCH_UNIT and a certainty.
-
-    The frame nearest to one outside the clip stands for it. Certainty is the sum of the squared
-    probabilities: 1 for one match, 0 for none.
-    """
-    _, frames, rows, columns, _ = latents.shape
-    x = dense(MATCH_CHANNELS, None, "channels", dtype=self.dtype, name="features")(latents)
-    x = rearrange(x, "b f h w d -> b f (h w) d")
-    x = x * jax.lax.rsqrt(jnp.sum(jnp.square(x), axis=-1, keepdims=True) + 1e-6)
-    ones = nn.initializers.ones
-    sharpness = MATCH_SHARPNESS * self.param("sharpness", ones, ())
-    locality = self.param("locality", ones, ()) / (2 * MATCH_DEVIATION**2)
-    place = np.stack(np.meshgrid(np.arange(columns), np.arange(rows)), axis=-1).reshape(-1, 2)
-    place = place.astype(np.float32)
-    distance = np.sum(np.square(place[:, None] - place[None]), axis=-1)
-
-    found = []
-    for shift in MATCHED_FRAMES:
-      others = x[:, np.clip(np.arange(frames) + shift, 0, frames - 1)]
-      logits = jnp.einsum("bfnd,bfmd->bfnm", x, others, preferred_element_type=jnp.float32)
-      chances = jax.nn.softmax(sharpness * logits - locality * distance[None, None], axis=-1)
-      offset = (chances @ place - place[None, None]) / MATCH_UNIT
-      found += [offset, jnp.sum(jnp.square(chances), axis=-1, keepdims=True)]
-    return rearrange(jnp.concatenate(found, axis=-1), "b f (h w) k -> b f h w k", h=rows)
-
-
-def still_offsets(cameras: Cameras, near: float) -> Float[Array, "b f h w k"]:
-  """How far a latent would go in MATCHED_FRAMES were it a still point far away, or at depth `near`.
-
-  Args:
-    cameras: of the latent frames, at the size of the latents.
-    near: z-depth in the unit of the cameras' positions.
-
-  Returns:
-    For each of the frames the offset (x, y) in MATCH_UNIT of the far and of the near point, bounded
-    to the image's own size; 0 where the frame is outside the clip and its end stands for it.
-  """
-  frames, rows, columns = cameras.world_from_camera.shape[1], cameras.height, cameras.width
-  grid = jnp.asarray(pinhole.pixel_grid(rows, columns)).reshape(1, 1, -1, 2)
-  found = []
-  for shift in MATCHED_FRAMES:
-    others = cameras[:, np.clip(np.arange(frames) + shift, 0, frames - 1)]
-    for depth in (FAR * near, near):
-      points = pinhole.unproject(
-        jnp.full((*cameras.world_from_camera.shape[:2], rows, columns), depth), cameras
-      )
-      pixels, _ = pinhole.project(rearrange(points, "b f h w c -> b f (h w) c"), others)
-      found.append(jnp.clip(pixels - grid, -max(rows, columns), max(rows, columns)) / MATCH_UNIT)
-  return rearrange(jnp.concatenate(found, axis=-1), "b f (h w) k -> b f h w k", h=rows)
+def _with_past(x, time: int):
+  """The first frame repeated in front, so that it falls on the first latent frame alone."""
+  return jnp.concatenate([repeat(x[:, 0], "b h w k -> b t h w k", t=time - 1), x], axis=1)
 
 
 def _grid(tokens, grid):

@@ -171,7 +171,8 @@ class Pipeline:
   def reconstruct(self, latents: Float[Array, "f h w c"], cameras: Cameras) -> DynamicGaussians:
     """The second half of `__call__`: the scene behind latents, in NumPy arrays."""
     count, size = len(cameras.world_from_camera), f"{cameras.height} x {cameras.width}"
-    params = self._part("ldrm")
+    decoded = ("autoencoder",) if self._system.ldrm.stem else ()
+    params = self._part("ldrm", *decoded)
     with progress.timed(f"compile, and reconstruct from {count} frames of {size} pixels"):
       scene = self._reconstruct(params, latents[None], _batched(cameras))
       return jax.tree.map(lambda x: np.asarray(x[0]), scene)
@@ -211,4 +212,4 @@ def _reconstruct(
 ) -> DynamicGaussians:
   batch, frames = cameras.world_from_camera.shape[:2]
   times = jnp.broadcast_to(jnp.linspace(0, 1, frames), (batch, frames))
-  return system.reconstruct(params, latents, cameras, times)
+  return system.reconstruct(params, latents, cameras, times)[0]

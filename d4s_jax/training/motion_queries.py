@@ -66,14 +66,10 @@ def ask(
   points, frames, truth = motion_queries(
     clip, key, count, first_only=system.ldrm.canonical == "first"
   )
-  outcome: Any = system.ldrm.clone(gaussians=1).apply(
-    {"params": params["ldrm"]},
-    latents,
-    clip.source.cameras,
-    clip.source.times[:, frames],
-    points=points,
+  times = clip.source.times[:, frames]
+  _, auxiliary = system.reconstruct(
+    params, latents, clip.source.cameras, times, gaussians=1, points=points
   )
-  _, auxiliary = outcome
   return auxiliary.depth, auxiliary.displacement, truth
 
 

@@ -180,16 +180,9 @@ def reconstruction(
   times = jnp.concatenate([target.times, clip.source.times[:, frames]], axis=1)
   views = target.times.shape[1]
 
-  outcome: Any = system.ldrm.apply(
-    {"params": params["ldrm"]},
-    latents,
-    clip.source.cameras,
-    times,
-    sigma=sigma,
-    points=points,
-    key=prune_key,
+  dynamic, auxiliary = system.reconstruct(
+    params, latents, clip.source.cameras, times, sigma=sigma, points=points, key=prune_key
   )
-  dynamic, auxiliary = outcome
   at_views = dataclasses.replace(
     dynamic, times=target.times, deformation=dynamic.deformation[:, :views]
   )

@@ -100,7 +100,7 @@ def _mapped(system: System, params: Any, clip: Clip) -> tuple[Array, ...]:
 def _redrawn(system: System, params: Any, clip: Clip) -> tuple[Array, ...]:
   """The source path, drawn from the reconstructed scene at its own times."""
   latents = system.backbone.encode(params, clip.source.images)
-  dynamic = system.reconstruct(params, latents, clip.source.cameras, clip.source.times)
+  dynamic, _ = system.reconstruct(params, latents, clip.source.cameras, clip.source.times)
   rendering = validation.draw(dynamic, clip.source.cameras)
   return clip.source.images, rendering.image, clip.source.depth, rendering.depth
 

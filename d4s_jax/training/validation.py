@@ -115,7 +115,7 @@ def _autoencoding_scores(system: System, params: Any, clip: Clip, latents) -> di
 
 
 def _reconstruction_scores(system: System, params: Any, clip: Clip, latents) -> dict[str, Array]:
-  dynamic = system.reconstruct(params, latents, clip.source.cameras, clip.target.times)
+  dynamic, _ = system.reconstruct(params, latents, clip.source.cameras, clip.target.times)
   rendering = draw(dynamic, clip.target.cameras)
   still = draw(without_motion(dynamic), clip.target.cameras)
   target = clip.target

@@ -5,10 +5,11 @@ needs nothing but torch:
 
   from diff4splat import at, load
   ldrm, camera = load("folder/diff4splat")
-  scene = ldrm(latents, world_from_camera, intrinsics, (height, width), times)
+  scene = ldrm(latents, world_from_camera, intrinsics, (height, width), times, video=video)
   means, quaternions, scales = at(scene, 0)
 
-`ldrm` is the reconstruction model with its heads. `camera` is what cameras add to the patch
+`ldrm` is the reconstruction model with its heads; `video`, what the latents decode to, is for
+models whose config.json has a `stem` above 0. `camera` is what cameras add to the patch
 embedding of the video transformer, a WanTransformer3DModel or CogVideoXTransformer3DModel of
 diffusers; `condition` hooks it in.
 
@@ -30,7 +31,7 @@ from torch import Tensor
 from torch.nn import functional
 
 LOG_SCALE_RANGE = (-3.0, 4.0)
-_MATCHED_FRAMES = (-2, -1, 1, 2)
+_MATCHED_FRAMES = (-4, -1, 1, 4)
 _NEAREST = 1e-6
 _TYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
@@ -204,6 +205,7 @@ class LDRM(Part):
     size: tuple[int, int],
     times: Tensor,
     sigma: Tensor | None = None,
+    video: Tensor | None = None,
   ) -> Scene:
     """Reconstructs scenes.
 
@@ -214,6 +216,7 @@ class LDRM(Part):
       size: height and width of the video.
       times: [b q] in [0, 1], rising: where the deformation is wanted.
       sigma: noise level [b] of the latents; None for clean ones.
+      video: what the latents decode to [b F H W 3], in [0, 1]; needed by a model with a stem.
     """
     config = self.config
     if sigma is None:
@@ -221,11 +224,17 @@ class LDRM(Part):
     near = world_from_camera.clone()
     near[..., :3, 3] /= config["scene_scale"]
     maps = camera_map(near, intrinsics, size, config["encoding"])
-    tokens, taps = self._trunk(latents, maps, sigma, (near, intrinsics, size))
+    if (video is None) == bool(config["stem"]):
+      raise ValueError(f"A model with a stem of {config['stem']}: video must be given if above 0.")
+    seen = None if video is None else self._stem(video, near, intrinsics)
+    tokens, taps = self._trunk(latents, maps, sigma, seen)
     if config["canonical"] == "first":
       tokens, latents, taps = tokens[:, :1], latents[:, :1], [tap[:, :1] for tap in taps]
       world_from_camera, intrinsics = world_from_camera[:, :1], intrinsics[:, :1]
-    canonical = self._gaussians(tokens, latents, world_from_camera, intrinsics, size)
+      if seen is not None and video is not None:
+        seen, video = seen[:, :1], video[:, :1]
+    raw, detail = self._raw(tokens, latents, seen, video)
+    canonical = self._gaussians(raw, world_from_camera, intrinsics, size)
     canonical = [x.flatten(1, 3) for x in canonical]
     kept = canonical[4].topk(config["gaussians"], dim=1).indices
     chosen = [
@@ -233,13 +242,15 @@ class LDRM(Part):
       for x in canonical
     ]
     chosen[4] = torch.where(chosen[4] < 0.005, 0.0, chosen[4])
-    return Scene(*chosen, times=times, deformation=self._deformation(taps, kept, times))
+    return Scene(*chosen, times=times, deformation=self._deformation(taps, kept, times, detail))
 
   def _trunk(
-    self, latents: Tensor, maps: Tensor, sigma: Tensor, cameras: tuple
+    self, latents: Tensor, maps: Tensor, sigma: Tensor, seen: Tensor | None
   ) -> tuple[Tensor, list[Tensor]]:
     time = self.get("trunk/cameras_patch/kernel").shape[0]
-    latents = self._stem(latents, cameras)
+    if seen is not None:
+      frames = _with_past(seen, time).unflatten(1, (-1, time))
+      latents = torch.cat([latents, frames.permute(0, 1, 3, 4, 2, 5).flatten(4)], -1)
     video = self.norm(self.patches(latents, "trunk/latents_patch"), "trunk/latents_norm")
     maps = _with_past(maps, time)
     camera = self.norm(self.patches(maps, "trunk/cameras_patch"), "trunk/cameras_norm")
@@ -260,30 +271,27 @@ class LDRM(Part):
     taps = [hidden[-(-depth * tap // 4) - 1] for tap in range(1, 5)]
     return self.norm(x, "trunk/transformer/norm").unflatten(1, grid), taps
 
-  def _stem(self, latents: Tensor, cameras: tuple) -> Tensor:
-    """Latents and convolutions of how they move, and of how they would if they stood still."""
-    if not self.config["stem"]:
-      return latents
-    pose, intrinsics, size = cameras
-    step = self.config["strides"][0]
-    rows, columns = latents.shape[2:4]
-    scale = intrinsics.new_tensor([columns / size[1], rows / size[0], 1.0])
-    intrinsics = intrinsics[:, ::step] * scale[:, None]
+  def _stem(self, video: Tensor, pose: Tensor, intrinsics: Tensor) -> Tensor:
+    """Features [b F y x c] of what is seen, how it moves and how it would if it stood still."""
+    height, width = video.shape[2:4]
+    cell = self.config["strides"][1:]
+    rows, columns = height // cell[0], width // cell[1]
+    intrinsics = intrinsics * intrinsics.new_tensor([columns / width, rows / height, 1.0])[:, None]
     near = self.config["initial_depth"] / self.config["scene_scale"]
-    still = _still_offsets(pose[:, ::step], intrinsics, (rows, columns), near)
-    x = torch.cat([latents, self._matches(latents), still], -1)
-    x = self.dense(x, "trunk/stem/in")
+    still = _still_offsets(pose, intrinsics, (rows, columns), near)
+    cells = _cells(video, cell)
+    x = self.dense(torch.cat([cells, self._matches(cells), still], -1), "stem/in")
     for level in range(self.config["stem"]):
-      kernel = self.get(f"trunk/stem/refine_{level}/kernel").permute(4, 3, 0, 1, 2)
+      kernel = self.get(f"stem/refine_{level}/kernel").permute(4, 3, 0, 1, 2)
       y = functional.conv3d(_gelu(x).movedim(-1, 1), kernel, padding=1).movedim(1, -1)
-      x = x + y + self.get(f"trunk/stem/refine_{level}/bias")
-    return torch.cat([latents, self.norm(x, "trunk/stem/norm")], -1)
+      x = x + y + self.get(f"stem/refine_{level}/bias")
+    return self.norm(x, "stem/norm")
 
-  def _matches(self, latents: Tensor) -> Tensor:
-    """Offset in units of 4 latents, and certainty, of matches up to two frames before and after."""
-    path = "trunk/stem/matching"
-    frames, rows, columns = latents.shape[1:4]
-    x = self.dense(latents, f"{path}/features").flatten(2, 3)
+  def _matches(self, cells: Tensor) -> Tensor:
+    """Offset in units of 4 cells, and certainty, of matches in frames before and after."""
+    path = "stem/matching"
+    frames, rows, columns = cells.shape[1:4]
+    x = self.convolve(cells, f"{path}/features").flatten(2, 3)
     x = x * (x.square().sum(-1, keepdim=True) + 1e-6).rsqrt()
     grid = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
     place = torch.stack(grid[::-1], -1).flatten(0, 1).to(x)
@@ -296,6 +304,18 @@ class LDRM(Part):
       found += [(chances @ place - place) / 4, chances.square().sum(-1, keepdim=True)]
     return torch.cat(found, -1).unflatten(2, (rows, columns))
 
+  def _detail(self, tokens: Tensor, seen: Tensor, video: Tensor) -> Tensor:
+    """Tokens with the stem's features and the pixels, at each cell of the map."""
+    x = self.deconvolve(tokens, "detail/tokens")
+    rows, columns = (there // here for there, here in zip(x.shape[2:4], seen.shape[2:4]))
+    fine = self.dense(seen, "detail/seen").unflatten(-1, (rows, columns, -1))
+    x = x + fine.permute(0, 1, 2, 4, 3, 5, 6).flatten(4, 5).flatten(2, 3)
+    side = self.config["pixels_per_cell"]
+    x = x + self.dense(_cells(video, (side, side)), "detail/pixels")
+    for level in range(2):
+      x = x + self.convolve(_gelu(x), f"detail/refine_{level}")
+    return self.norm(x, "detail/norm")
+
   def _block(self, x: Tensor, path: str, block: int) -> Tensor:
     y = self.dense(self.norm(x, f"{path}/attention_norm", block), f"{path}/query_key_value", block)
     # [b n (t h d)] to t tensors [b h n d].
@@ -307,22 +327,26 @@ class LDRM(Part):
     y = _gelu(self.dense(self.norm(x, f"{path}/mlp_norm", block), f"{path}/mlp_in", block))
     return x + self.dense(y, f"{path}/mlp_out", block)
 
+  def _raw(
+    self, tokens: Tensor, latents: Tensor, seen: Tensor | None, video: Tensor | None
+  ) -> tuple[Tensor, Tensor | None]:
+    """Raw channels of all cells, and the features beside them that the deformation sees, too."""
+    raw, detail = self.deconvolve(tokens, "gaussian/map"), None
+    if seen is None or video is None:
+      colour = self._colour(latents)
+    else:
+      detail = self._detail(tokens, seen, video)
+      raw = raw + self.dense(detail, "gaussian/detail")
+      side = self.config["pixels_per_cell"]
+      cells = _cells(video, (side, side)).unflatten(-1, (-1, 3)).mean(-2)
+      colour = cells.clamp(-0.98, 0.98).atanh()
+    return torch.cat([raw[..., :1], raw[..., 1:4] + colour, raw[..., 4:]], -1), detail
+
   def _gaussians(
-    self,
-    tokens: Tensor,
-    latents: Tensor,
-    world_from_camera: Tensor,
-    intrinsics: Tensor,
-    size: tuple[int, int],
+    self, raw: Tensor, world_from_camera: Tensor, intrinsics: Tensor, size: tuple[int, int]
   ) -> list[Tensor]:
     """The canonical Gaussians of all cells, in the order of `Scene`."""
     config = self.config
-    raw = self.deconvolve(tokens, "gaussian/map")
-    time, rows, columns = config["strides"]
-    rows, columns = rows // config["pixels_per_cell"], columns // config["pixels_per_cell"]
-    colour = self.convolve(latents, "gaussian/colour")
-    colour = colour.unflatten(-1, (time, rows, columns, 3)).permute(0, 1, 4, 2, 5, 3, 6, 7)
-    colour = colour.flatten(5, 6).flatten(3, 4).flatten(1, 2)[:, time - 1 :]
     depth, rgb, scale, quaternion, opacity, rest = raw.split(
       (1, 3, 3, 4, 1, raw.shape[-1] - 12), dim=-1
     )
@@ -337,7 +361,7 @@ class LDRM(Part):
     means = _rotate(world_from_camera, local) + world_from_camera[:, :, None, None, :3, 3]
     identity = raw.new_tensor([1.0, 0.0, 0.0, 0.0])
     # sqrt(1 / (4 pi)) is the constant harmonic.
-    constant = 0.5 * (rgb + colour).tanh() / math.sqrt(1 / (4 * math.pi))
+    constant = 0.5 * rgb.tanh() / math.sqrt(1 / (4 * math.pi))
     rest = 0.025 * rest.unflatten(-1, (-1, 3)) if rest.shape[-1] else rest.unflatten(-1, (0, 3))
     return [
       means,
@@ -348,7 +372,17 @@ class LDRM(Part):
       torch.cat([constant[..., None, :], rest], -2),
     ]
 
-  def _deformation(self, taps: list[Tensor], cells: Tensor, times: Tensor) -> Tensor:
+  def _colour(self, latents: Tensor) -> Tensor:
+    """The skip from latents to raw colour, for models that see no video."""
+    time, *space = self.config["strides"]
+    rows, columns = (stride // self.config["pixels_per_cell"] for stride in space)
+    colour = self.convolve(latents, "gaussian/colour")
+    colour = colour.unflatten(-1, (time, rows, columns, 3)).permute(0, 1, 4, 2, 5, 3, 6, 7)
+    return colour.flatten(5, 6).flatten(3, 4).flatten(1, 2)[:, time - 1 :]
+
+  def _deformation(
+    self, taps: list[Tensor], cells: Tensor, times: Tensor, detail: Tensor | None
+  ) -> Tensor:
     fine, coarse = self._pyramid(taps)
     _, frames, rows, columns, _ = fine.shape
     frame = cells // (rows * columns)
@@ -357,6 +391,8 @@ class LDRM(Part):
     above = (frame + run - 1) // run * coarse.shape[2] + row * coarse.shape[2] // rows
     above = above * coarse.shape[3] + column * coarse.shape[3] // columns
     x = self.dense(_gather(fine, cells), "deformation/fine") + _gather(coarse, above)
+    if detail is not None:
+      x = x + self.dense(_gather(detail, cells), "deformation/detail")
 
     clock = torch.linspace(0.0, 1.0, frames, dtype=x.dtype, device=x.device)
     scale, shift = self._modulation(clock, "deformation/source_time")[frame].chunk(2, -1)
@@ -412,6 +448,14 @@ def _laid_out(x: Tensor, like: Tensor) -> Tensor:
     samples = like.shape[0] // x.shape[1]
     return x.expand(samples, -1, -1, -1, -1).flatten(0, 1).movedim(-1, 1)
   return x.movedim(-1, 1)  # Video [b d f h w], of Wan.
+
+
+def _cells(video: Tensor, cell: tuple[int, int]) -> Tensor:
+  """The pixels of each cell side by side, in [-1, 1]."""
+  rows, columns = cell
+  batch, frames, height, width, _ = video.shape
+  x = (2 * video - 1).reshape(batch, frames, height // rows, rows, width // columns, columns, 3)
+  return x.permute(0, 1, 2, 4, 3, 5, 6).flatten(4)
 
 
 def _with_past(maps: Tensor, time: int) -> Tensor:

@@ -154,8 +154,8 @@ def make_scores(system: System, params, constant, layout):
       clip, jax.random.key(0), clip.source.times.shape[1]
     )
     times = jnp.concatenate([target.times, clip.source.times[:, frames]], axis=1)
-    dynamic, auxiliary = system.ldrm.apply(
-      {"params": params["ldrm"]}, latents, clip.source.cameras, times, points=points
+    dynamic, auxiliary = system.reconstruct(
+      params, latents, clip.source.cameras, times, points=points
     )
     views = target.times.shape[1]
     ours = _at(dynamic, slice(0, views))

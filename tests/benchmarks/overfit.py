@@ -93,7 +93,7 @@ def main() -> None:
 
   @jax.jit
   def draw(params, clip: Clip):
-    dynamic = system.reconstruct(params, latents, clip.source.cameras, clip.target.times)
+    dynamic, _ = system.reconstruct(params, latents, clip.source.cameras, clip.target.times)
     rendering = validation.draw(dynamic, clip.target.cameras)
     return rendering.image[0], rendering.depth[0]
 

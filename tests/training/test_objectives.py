@@ -126,9 +126,7 @@ def test_the_map_is_compared_with_the_depth_of_its_cells(system, params, clip):
     system, params, clip, jax.random.key(0), objectives.Settings(weights={})
   )
   latents = system.backbone.encode(params, clip.source.images)
-  _, auxiliary = system.ldrm.apply(
-    {"params": params["ldrm"]}, latents, clip.source.cameras, clip.source.times[:, :1]
-  )
+  _, auxiliary = system.reconstruct(params, latents, clip.source.cameras, clip.source.times[:, :1])
   step = clip.source.depth.shape[2] // auxiliary.depth.shape[2]
   true = clip.source.depth[:, :, step // 2 :: step, step // 2 :: step]
   error = np.abs(np.log(auxiliary.depth) - np.log(true))

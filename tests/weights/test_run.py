@@ -81,15 +81,17 @@ def test_gaussians_equal_ours(variant, tmp_path):
 
   @jit
   def ours(params):
-    scene, _ = system.ldrm.apply({"params": params}, latents, cameras, times, sigma=sigma)
+    scene, _ = system.reconstruct(params, latents, cameras, times, sigma=sigma)
     return scene, deform(scene)
 
-  want, deformed = ours(params["ldrm"])
+  want, deformed = ours(params)
+  video = system.backbone.decode(params, latents) if system.ldrm.stem else None
   ldrm, _ = theirs.load(str(tmp_path / "diff4splat"))
   with torch.no_grad():
     got = ldrm(
       *(tensor(x) for x in (latents, cameras.world_from_camera, cameras.intrinsics)),
       *((32, 48), tensor(TIMES), tensor(sigma)),
+      video=None if video is None else tensor(video),
     )
     moved = theirs.at(got, 1)
   for name in got._fields:
