@@ -1,5 +1,6 @@
 """Bad input to the commands: one clear line, exit status 1, nothing saved is lost."""
 
+import dataclasses
 import os
 import pathlib
 import re
@@ -9,11 +10,12 @@ import sys
 
 import jax.numpy as jnp
 import numpy as np
+import plyfile
 import pytest
 
 from d4s_jax import errors
 from d4s_jax.formats.images import write_image
-from d4s_jax.formats.scene import SceneMetadata, write_scene
+from d4s_jax.formats.scene import SceneMetadata, read_scene, write_scene
 from d4s_jax.geometry.deformation import identity
 from d4s_jax.models.system import System
 from d4s_jax.pipeline import shot
@@ -181,6 +183,59 @@ def test_render_scene_refuses_a_truncated_scene(place, capsys):
   assert "scene.safetensors is truncated" in line
 
 
+EXPORT = {
+  "no scene": (["--scene={}/papers"], "No scene at .*papers"),
+  "suffix": (["--output={}/new.obj"], "new.obj; expected a name that ends in .ply, .splat"),
+  "time": (["--time=1.5"], "--time is 1.5; expected a clip time from 0 to 1"),
+  "no time": (["--time=nan"], "--time is nan"),
+  "time and frames": (["--time=0.5", "--frames=3"], "give one of the two"),
+  "frames": (["--frames=0", "--output={}/frames/a.ply"], "--frames is 0; expected 1 to 10000"),
+  "frames beside others": (["--frames=3", "--output={}/papers/a.ply"], "papers exists; expected a"),
+  "output is a folder": (["--output={}/folder.ply"], "folder.ply is a folder"),
+  "output below a file": (["--output={}/file/new.ply"], "file is a file"),
+}
+
+
+@pytest.mark.parametrize("arguments, message", EXPORT.values(), ids=EXPORT)
+def test_export_refuses(arguments, message, place, capsys):
+  (place / "folder.ply").mkdir()
+  before = sorted(place.rglob("*"))
+  good = ["--scene={}/scene", "--output={}/new.ply"]
+  line = refused(capsys, "export", *(text.format(place) for text in [*good, *arguments]))
+  assert re.search(message, line), line
+  assert sorted(place.rglob("*")) == before
+
+
+@pytest.mark.parametrize("suffix", ["ply", "splat", "spz", "glb"])
+def test_export_writes_one_moment(suffix, place, capsys):
+  run_command("export", f"--scene={place}/scene", f"--output={place}/new.{suffix}", "--time=0.5")
+  assert (place / f"new.{suffix}").stat().st_size > 50
+  assert f"new.{suffix}" in capsys.readouterr().out
+
+
+def test_export_writes_numbered_moments(place):
+  dynamic, metadata = read_scene(place / "scene")
+  moving = np.array(dynamic.deformation)
+  moving[1, :, 0] = 2.0
+  write_scene(place / "moving", dataclasses.replace(dynamic, deformation=moving), metadata)
+  run_command("export", f"--scene={place}/moving", f"--output={place}/frames/a.ply", "--frames=3")
+  files = sorted((place / "frames").iterdir())
+  assert [file.name for file in files] == ["a_0001.ply", "a_0002.ply", "a_0003.ply"]
+  # Half way at the time between the two that are stored.
+  for file, shift in zip(files, (0, 1, 2)):
+    np.testing.assert_allclose(plyfile.PlyData.read(file)["vertex"]["x"], shift, atol=1e-6)
+
+
+def test_a_full_disk_leaves_no_part_of_a_sequence(place, capsys):
+  with full_disk(500):
+    line = refused(
+      capsys, "export", f"--scene={place}/scene", f"--output={place}/frames/a.ply", "--frames=3"
+    )
+  assert "File too large" in line
+  assert not (place / "frames").exists()
+  assert not [path for path in place.iterdir() if path.name.startswith(".")]
+
+
 def test_a_full_disk_leaves_the_old_video(place, capsys):
   video = place / "video.mp4"
   video.write_bytes(b"old")
@@ -224,11 +279,11 @@ def test_one_line_and_status_1_from_the_shell(place):
   assert done.stderr.startswith("error: ") and "python -m d4s_jax.train" in done.stderr
 
 
-@pytest.mark.parametrize("command", ["generate", "render_scene"])
+@pytest.mark.parametrize("command", ["generate", "render_scene", "export"])
 def test_help_shows_an_example(command):
   text = start(command, "--help").stdout
   assert f"python -m d4s_jax.{command} --" in text
-  assert "--trajectory" in text
+  assert "--output" in text
 
 
 def test_no_memory_is_one_line(capsys):

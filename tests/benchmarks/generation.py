@@ -13,6 +13,11 @@ Words steer if the thing that moves goes where the caption says: each scene whos
 "left" or "right" is generated from its caption and from the one with the other word, and the sign
 of the mean horizontal displacement, weighted by how far each Gaussian goes, is compared. Chance is
 half.
+
+The camera obeys if structure from motion finds the path that was asked for in the drawn scene, 256
+pixels wide: the share of scenes in which it places every frame, and the errors over those, the
+path scaled to the true one. Views are drawn at the cameras asked for, so this measures whether the
+scene holds together in 3D; beside it stands the same of the true videos.
 """
 
 import argparse
@@ -22,13 +27,18 @@ import jax
 import numpy as np
 
 from d4s_jax.data.source import open_source
-from d4s_jax.evaluation import i3d
+from d4s_jax.evaluation import i3d, structure_from_motion
+from d4s_jax.evaluation.camera_paths import path_error
 from d4s_jax.evaluation.distances import frechet, kernel
+from d4s_jax.evaluation.structure_from_motion import find_path
+from d4s_jax.geometry import cameras as pinhole
 from d4s_jax.pipeline import Pipeline, progress
 from d4s_jax.pipeline.drawing import draw
 from d4s_jax.training import inference, validation
 from d4s_jax.types import DynamicGaussians
 
+# Of the pictures in which camera paths are looked for.
+SIDE = 256
 _OTHER = {"left": "right", "right": "left"}
 
 
@@ -59,6 +69,24 @@ def steering(pipeline: Pipeline, clips) -> tuple[float, float, int]:
   return float(np.mean(right)), float(np.mean(ordered)), len(ordered)
 
 
+def obedience(videos, clips) -> str:
+  """How often a camera path is found in videos 256 pixels wide, and how far it is from the true."""
+  errors = []
+  for video, clip in zip(videos, clips):
+    cameras = pinhole.resize(clip.source.cameras, SIDE, SIDE)
+    found = find_path(video, cameras)
+    if found is not None:
+      errors.append(path_error(found, np.asarray(cameras.world_from_camera)))
+  if not errors:
+    return f"found in 0 of {len(clips)}"
+  rotation = np.median([error.relative_rotation for error in errors])
+  translation = np.median([error.relative_translation for error in errors])
+  return (
+    f"found in {len(errors)} of {len(clips)}; medians of relative error {translation:.3f} m,"
+    f" {rotation:.2f} degrees"
+  )
+
+
 def main() -> None:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -83,11 +111,14 @@ def main() -> None:
     "repeat the image": [np.repeat(video[:1], len(video), axis=0) for video in truth],
     "true video through the autoencoder": [np.clip(through(video), 0, 1) for video in truth],
   }
+  wide = []
   for clip in clips:
     image = np.asarray(clip.source.images[0])
     latents = pipeline.sample(image, clip.source.cameras, clip.text)
     dynamic = pipeline.reconstruct(latents, clip.source.cameras)
     drawn = draw(dynamic, clip.source.cameras, times, "draw")
+    large = pinhole.resize(clip.source.cameras, SIDE, SIDE)
+    wide.append(np.clip(draw(dynamic, large, times, "draw").image, 0, 1))
     videos["generated scene, drawn"].append(np.clip(drawn.image, 0, 1))
     videos["the video model, decoded"].append(np.asarray(pipeline.video(latents)))
 
@@ -101,6 +132,19 @@ def main() -> None:
       f" {np.mean(psnr):5.2f} +- {np.std(psnr):.2f} dB",
       flush=True,
     )
+  print(f"  camera ({structure_from_motion.PROTOCOL}):")
+  print(f"    generated scenes: {obedience(wide, clips)}")
+  source = open_source(
+    "synthetic",
+    split="heldout",
+    kind="dynamic",
+    views=1,
+    frames=size["frames"],
+    height=SIDE,
+    width=SIDE,
+  )
+  large = [np.asarray(source.read(number).source.images) for number in range(options.scenes)]
+  print(f"    true videos: {obedience(large, clips)}", flush=True)
   right, ordered, count = steering(pipeline, clips)
   print(
     f"  words: {right:.0%} of {2 * count} go where the caption says (chance 50%); with the other"

@@ -40,6 +40,8 @@ from d4s_jax.types import Clip, DynamicGaussians
 SCENES, BATCH, VIEWS = 64, 4, 8
 # Training scenes over which the mean depth is taken.
 _LAYOUTS = 64
+# Bounds of depth of lifted pixels, as those of `tiny`.
+SCENE_SCALE = base("tiny").model.ldrm.scene_scale
 # Pixels of a lifted Gaussian along each side and its opacity.
 _CELL, _OPACITY = 2, 0.2
 
@@ -71,7 +73,7 @@ def lifted(clip: Clip, depth: jax.Array) -> DynamicGaussians:
   found = gaussian_head.activate(
     raw,
     clip.source.cameras,
-    scene_scale=10.0,
+    scene_scale=SCENE_SCALE,
     initial_depth=1.0,
     opacity_bias=float(np.log(_OPACITY / (1 - _OPACITY))),
   )

@@ -1,0 +1,246 @@
+"""Gaussians at one time as files of other programs: PLY of 3DGS, .splat, SPZ, glTF.
+
+Slots without opacity are left out. PLY, .splat and SPZ keep our axes (x right, y down, z forward),
+as the tools that read them do; glTF has y up and z towards the viewer, so everything is turned half
+a turn about x. What a format rounds is said at its writer.
+"""
+
+import gzip
+import json
+import os
+import pathlib
+import struct
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from d4s_jax.formats import atomic
+from d4s_jax.geometry import harmonics, rotations
+from d4s_jax.types import Gaussians
+
+# Opacities are stored as logits where a format wants them: 0 and 1 would be infinite.
+_OPAQUE = 1 - 1e-6
+# The only colour space of ours: colours are those of the photographs that trained the models.
+_COLOR_SPACE = "srgb_rec709_display"
+_GLTF = "KHR_gaussian_splatting"
+# SPZ: positions are multiples of 2^-12 m in 24 bits.
+_SPZ_FRACTION = 12
+_FLOAT, _POINTS, _ARRAY_BUFFER = 5126, 0, 34962
+
+
+def write_ply(
+  path: str | os.PathLike, gaussians: Gaussians, comments: tuple[str, ...] = ()
+) -> None:
+  """Writes the PLY of the 3DGS authors: float32, nothing is lost but opacities beyond 1 - 1e-6.
+
+  Args:
+    path: the file.
+    gaussians: of one scene at one time, [n].
+    comments: lines for the header.
+
+  Raises:
+    ValueError: a value is NaN or infinite, or nothing is visible.
+  """
+  g = _visible(gaussians)
+  rest = np.swapaxes(g.harmonics[:, 1:], 1, 2).reshape(len(g.means), -1)  # all red, green, blue
+  columns = {
+    "x y z": g.means,
+    "nx ny nz": np.zeros_like(g.means),
+    "f_dc_0 f_dc_1 f_dc_2": g.harmonics[:, 0],
+    " ".join(f"f_rest_{i}" for i in range(rest.shape[1])): rest,
+    "opacity": _logit(g.opacities)[:, None],
+    "scale_0 scale_1 scale_2": np.log(g.scales),
+    "rot_0 rot_1 rot_2 rot_3": g.quaternions,
+  }
+  names = " ".join(columns).split()
+  table = np.concatenate(list(columns.values()), axis=1).astype("<f4")
+  header = ["ply", "format binary_little_endian 1.0"]
+  header += [f"comment {_plain(line)}" for line in comments]
+  header += [f"element vertex {len(table)}", *(f"property float {x}" for x in names), "end_header"]
+  _write(path, "\n".join(header).encode("ascii") + b"\n" + table.tobytes())
+
+
+def write_splat(path: str | os.PathLike, gaussians: Gaussians) -> None:
+  """Writes antimatter15's .splat, largest first: 8-bit colour, opacity and quaternion, degree 0."""
+  g = _visible(gaussians)
+  order = np.argsort(-g.opacities * np.prod(g.scales, axis=1), kind="stable")
+  rgba = np.concatenate([_rgb(g), g.opacities[:, None]], axis=1)
+  row = np.dtype([("means", "<f4", 3), ("scales", "<f4", 3), ("rgba", "u1", 4), ("turn", "u1", 4)])
+  rows = np.zeros(len(order), row)
+  rows["means"], rows["scales"] = g.means[order], g.scales[order]
+  rows["rgba"] = _byte(255 * rgba[order])
+  rows["turn"] = _byte(128 * g.quaternions[order] + 128)
+  _write(path, rows.tobytes())
+
+
+def write_spz(path: str | os.PathLike, gaussians: Gaussians) -> None:
+  """Writes SPZ version 3 of Niantic: positions to 0.1 mm, the rest in 8 to 10 bits.
+
+  Raises:
+    ValueError: also for positions beyond 2 km, which its 24 bits don't hold.
+  """
+  g = _visible(gaussians)
+  fixed = np.round(g.means * 2.0**_SPZ_FRACTION)
+  if np.abs(fixed).max() >= 2**23:
+    raise ValueError(
+      f"A Gaussian is {np.abs(g.means).max():.0f} m from the origin; SPZ holds 2,047 m. Export"
+      " .ply, or move the scene."
+    )
+  positions = fixed.astype("<i4").view("u1").reshape(-1, 3, 4)[..., :3]
+  degree = round(g.harmonics.shape[1] ** 0.5) - 1
+  header = struct.pack("<4sIIBBBB", b"NGSP", 3, len(g.means), degree, _SPZ_FRACTION, 0, 0)
+  planes = [
+    positions,
+    _byte(255 * g.opacities),
+    _byte(255 * (0.15 * g.harmonics[:, 0] + 0.5)),
+    _byte((np.log(g.scales) + 10) * 16),
+    _smallest_three(g.quaternions),
+    _byte(128 * g.harmonics[:, 1:] + 128),
+  ]
+  # No time and no name in the gzip header: the same scene is the same file.
+  contents = header + b"".join(np.ascontiguousarray(plane).tobytes() for plane in planes)
+  _write(path, gzip.compress(contents, mtime=0))
+
+
+def write_glb(path: str | os.PathLike, gaussians: Gaussians) -> None:
+  """Writes binary glTF with KHR_gaussian_splatting; float32, nothing is lost."""
+  g = _visible(gaussians)
+  half_turn = np.array([0.0, 1.0, 0.0, 0.0], np.float32)
+  turned = np.asarray(rotations.multiply(half_turn[None], g.quaternions))
+  means = g.means * np.array([1, -1, -1], np.float32)
+  # Harmonics of degree 1 go with y, z, x.
+  signs = np.array([1, -1, -1, 1], np.float32)[: g.harmonics.shape[1]]
+  coefficients = np.moveaxis(g.harmonics * signs[:, None], 1, 0)
+  names = ["0_COEF_0", "1_COEF_0", "1_COEF_1", "1_COEF_2"]
+  attributes = {
+    "POSITION": means,
+    # What a program without the extension shows, as points: linear colour.
+    "COLOR_0": np.concatenate([_linear(_rgb(g)), g.opacities[:, None]], axis=1),
+    f"{_GLTF}:ROTATION": turned[:, [1, 2, 3, 0]],
+    f"{_GLTF}:SCALE": g.scales,
+    f"{_GLTF}:OPACITY": g.opacities[:, None],
+    **{f"{_GLTF}:SH_DEGREE_{name}": x for name, x in zip(names, coefficients)},
+  }
+  views, accessors, blob = [], [], b""
+  for array in attributes.values():
+    array = np.ascontiguousarray(array, "<f4")
+    kind = {1: "SCALAR", 3: "VEC3", 4: "VEC4"}[array.shape[1]]
+    accessor = {"bufferView": len(views), "componentType": _FLOAT, "count": len(array)}
+    accessors.append(accessor | {"type": kind})
+    where = {"buffer": 0, "byteOffset": len(blob), "byteLength": array.nbytes}
+    views.append(where | {"target": _ARRAY_BUFFER})
+    blob += array.tobytes()
+  accessors[0] |= {"min": means.min(axis=0).tolist(), "max": means.max(axis=0).tolist()}
+  primitive = {
+    "mode": _POINTS,
+    "attributes": {name: index for index, name in enumerate(attributes)},
+    "extensions": {_GLTF: {"kernel": "ellipse", "colorSpace": _COLOR_SPACE}},
+  }
+  document = {
+    "asset": {"version": "2.0", "generator": "d4s_jax"},
+    "extensionsUsed": [_GLTF],
+    "scene": 0,
+    "scenes": [{"nodes": [0]}],
+    "nodes": [{"mesh": 0}],
+    "meshes": [{"primitives": [primitive]}],
+    "buffers": [{"byteLength": len(blob)}],
+    "bufferViews": views,
+    "accessors": accessors,
+  }
+  text = json.dumps(document).encode()
+  text += b" " * (-len(text) % 4)
+  chunks = struct.pack("<I4s", len(text), b"JSON") + text
+  chunks += struct.pack("<I4s", len(blob), b"BIN\0") + blob
+  _write(path, struct.pack("<4sII", b"glTF", 2, 12 + len(chunks)) + chunks)
+
+
+# By suffix.
+WRITERS: dict[str, Callable[[str | os.PathLike, Gaussians], None]] = {
+  ".ply": write_ply,
+  ".splat": write_splat,
+  ".spz": write_spz,
+  ".glb": write_glb,
+}
+_SUFFIXES = f"{', '.join(list(WRITERS)[:-1])} or {list(WRITERS)[-1]}"
+
+
+class _Visible(NamedTuple):
+  """The fields of `Gaussians` of which there is something to see, in NumPy."""
+
+  means: np.ndarray
+  quaternions: np.ndarray
+  scales: np.ndarray
+  opacities: np.ndarray
+  harmonics: np.ndarray
+
+
+def _visible(gaussians: Gaussians) -> _Visible:
+  """Those with an opacity, as float32 arrays of NumPy, quaternions of length 1."""
+  arrays = {name: np.asarray(x, np.float32) for name, x in vars(gaussians).items()}
+  wrong = sorted(name for name, x in arrays.items() if not np.isfinite(x).all())
+  if wrong:
+    raise ValueError(f"{', '.join(wrong)} of the Gaussians hold NaN or infinite values.")
+  seen = arrays["opacities"] > 0
+  if not seen.any():
+    raise ValueError("All Gaussians have opacity 0; there is nothing to export.")
+  arrays = {name: x[seen] for name, x in arrays.items()}
+  arrays["quaternions"] = np.asarray(rotations.normalize(arrays["quaternions"]))
+  return _Visible(**arrays)
+
+
+def _rgb(g: _Visible) -> Float[np.ndarray, "n 3"]:
+  """Colours of degree 0 alone."""
+  return np.clip(0.5 + harmonics.C0 * g.harmonics[:, 0], 0, 1)
+
+
+def _linear(rgb):
+  """Linear light of sRGB in [0, 1] (IEC 61966-2-1)."""
+  return np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+
+
+def _logit(x):
+  x = np.minimum(x.astype(np.float64), _OPAQUE)
+  return np.log(x / (1 - x)).astype(np.float32)
+
+
+def _byte(x) -> np.ndarray:
+  return np.clip(np.round(x), 0, 255).astype("u1")
+
+
+def _smallest_three(quaternions: Float[np.ndarray, "n 4"]) -> np.ndarray:
+  """Three components of xyzw in 9 bits and a sign each, after 2 bits that name the largest."""
+  xyzw = quaternions[:, [1, 2, 3, 0]].astype(np.float64)
+  largest = np.argmax(np.abs(xyzw), axis=1)
+  rows = np.arange(len(xyzw))
+  xyzw *= np.where(xyzw[rows, largest] < 0, -1, 1)[:, None]
+  packed = largest.astype(np.uint32)
+  for axis in range(4):
+    value = xyzw[:, axis]
+    size = np.floor(511 * np.minimum(np.abs(value) * 2**0.5, 1) + 0.5).astype(np.uint32)
+    word = (packed << np.uint32(10)) | ((value < 0).astype(np.uint32) << np.uint32(9)) | size
+    packed = np.where(largest == axis, packed, word)
+  return packed.astype("<u4")
+
+
+def _plain(line: str) -> str:
+  """A line of the header: ASCII, without line breaks."""
+  return " ".join(line.encode("ascii", "backslashreplace").decode().split())
+
+
+def _write(path: str | os.PathLike, contents: bytes) -> None:
+  with atomic.replacing(pathlib.Path(path)) as temporary:
+    temporary.write_bytes(contents)
+
+
+def writer(path: str | os.PathLike) -> Callable[[str | os.PathLike, Gaussians], None]:
+  """The function that writes the format of a file's suffix.
+
+  Raises:
+    ValueError: no format has it.
+  """
+  suffix = pathlib.Path(path).suffix.lower()
+  if suffix not in WRITERS:
+    raise ValueError(f"The output is to be {path}; expected a name that ends in {_SUFFIXES}.")
+  return WRITERS[suffix]
