@@ -15,7 +15,7 @@ from d4s_jax.geometry import cameras as camera_geometry
 from d4s_jax.types import Cameras, Clip, Tracks, Views
 
 # Frames are kept this much larger than a clip, which is cut out of them at random.
-_MARGIN = 1.25
+MARGIN = 1.25
 # Frames apart: 12 a second of a film of 24.
 _STRIDE = 2
 # Mean absolute difference of neighbouring frames, of 255, from which they belong to two shots.
@@ -72,8 +72,8 @@ class Film:
     self._frames, self._height, self._width = frames, height, width
     self._views, self._tracks, self._length = views, tracks, length
     self._entropy = (seed, int(split == "heldout"))
-    self._file = _decoded(pathlib.Path(path), round(_MARGIN * max(height, width)))
-    self._starts = _starts(np.load(self._file, mmap_mode="r"), frames, split == "heldout")
+    self._file = decoded(pathlib.Path(path), round(MARGIN * max(height, width)))
+    self._starts = starts(np.load(self._file, mmap_mode="r"), frames, split == "heldout")
     if not len(self._starts):
       raise ValueError(
         f"{path} has no shot of {_STRIDE * (frames - 1) + 1} frames for the split {split!r};"
@@ -132,7 +132,7 @@ class Film:
     return Views(images=images[chosen], depth=unknown, cameras=cameras, times=times)
 
 
-def _starts(film: UInt8[np.ndarray, "f h w 3"], frames: int, heldout: bool):
+def starts(film: UInt8[np.ndarray, "f h w 3"], frames: int, heldout: bool):
   """First frames of the clips of a split: those whose frames are all in one shot, and none dark."""
   small = film[:, ::8, ::8].astype(np.float32)
   dark = (small.max(axis=-1) < _DARK).mean(axis=(1, 2)) > _DARK_SHARE
@@ -147,7 +147,7 @@ def _starts(film: UInt8[np.ndarray, "f h w 3"], frames: int, heldout: bool):
   return starts[whole & bright & mine]
 
 
-def _decoded(path: pathlib.Path, side: int) -> pathlib.Path:
+def decoded(path: pathlib.Path, side: int) -> pathlib.Path:
   """The file of a film's frames whose shorter side is `side` pixels, made unless it exists."""
   if not path.is_file():
     raise FileNotFoundError(f"No film at {path}; check the path.")

@@ -1,9 +1,14 @@
 """Where clips come from: the protocol of a data source, the table of all, and their mixture."""
 
+import hashlib
+import json
+import pathlib
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from d4s_jax.data.film import Film
+from d4s_jax.data.pictures import Pictures
+from d4s_jax.data.stored import Stored
 from d4s_jax.data.synthetic import SyntheticScenes
 from d4s_jax.types import Clip
 
@@ -25,10 +30,11 @@ class Source(Protocol):
 
 SOURCES: dict[str, Callable[..., Source]] = {
   "film": Film,
+  "pictures": Pictures,
   "synthetic": SyntheticScenes,
 }
 # Sources that read a path, and those that know neither cameras nor depth.
-_FROM_FILES = {"film"}
+_FROM_FILES = {"film", "pictures"}
 _UNPOSED = {"film"}
 
 
@@ -51,13 +57,15 @@ class Mixture:
     return self._parts[part].read(turn)
 
 
-def open_source(names: str, *, posed: bool = True, **options) -> Source:
+def open_source(names: str, *, posed: bool = True, cache: str = "", **options) -> Source:
   """The source of a name, or the mixture of several.
 
   Args:
     names: of SOURCES, with commas between them; what follows a colon is the source's path, as in
       "synthetic,film:films/bunny.mp4".
     posed: whether cameras and depth must be known.
+    cache: folder in which the clips of each source are kept once made, "" for none; sources with
+      other options have other places in it.
     **options: arguments of every one of them.
 
   Raises:
@@ -70,7 +78,20 @@ def open_source(names: str, *, posed: bool = True, **options) -> Source:
         f"Data source {name!r} knows neither cameras nor depth; it serves the autoencoder alone."
       )
   parts = [_open(name, path, options) for name, path in items]
+  if cache:
+    parts = [
+      Stored(part, pathlib.Path(cache) / _identity(name, options))
+      for name, part in zip(names.split(","), parts)
+    ]
   return parts[0] if len(parts) == 1 else Mixture(parts)
+
+
+def _identity(name: str, options) -> str:
+  """A folder's name for the clips of a source with its options."""
+  split = options.get("split", "train")
+  others = {key: value for key, value in options.items() if key != "split"}
+  text = json.dumps([name, split, others], sort_keys=True)
+  return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _open(name: str, path: str, options) -> Source:

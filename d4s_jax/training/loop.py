@@ -2,8 +2,6 @@
 
 import contextlib
 import functools
-import hashlib
-import json
 import pathlib
 from collections.abc import Callable, Iterator
 
@@ -13,7 +11,6 @@ import jax
 from d4s_jax.config import Config
 from d4s_jax.data.loader import make_loader
 from d4s_jax.data.source import Source, open_source
-from d4s_jax.data.stored import Stored
 from d4s_jax.models.system import System
 from d4s_jax.training import (
   checkpoint,
@@ -195,12 +192,8 @@ def _source(config: Config, chosen: Stage) -> Callable[..., Source]:
 
   def source(split: str) -> Source:
     posed = chosen.objectives != ("autoencoding",)
-    opened = open_source(config.data.source, posed=posed, split=split, **options)
-    if not config.data.cache:
-      return opened
-    identity = json.dumps([config.data.source, split, options], sort_keys=True)
-    name = hashlib.sha256(identity.encode()).hexdigest()[:16]
-    return Stored(opened, pathlib.Path(config.data.cache) / name)
+    data = config.data
+    return open_source(data.source, posed=posed, cache=data.cache, split=split, **options)
 
   return source
 

@@ -101,3 +101,17 @@ def test_a_write_that_broke_off_leaves_no_clip(tmp_path, monkeypatch):
     stored.read(0)
   monkeypatch.undo()
   assert stored.read(0).source.images.shape == (5, 32, 32, 3)
+
+
+def test_each_source_of_a_mixture_has_its_own_place_in_the_cache(tmp_path):
+  folder = str(tmp_path / "clips")
+  alone = open_source("synthetic", cache=folder, length=2, **SIZE)
+  alone.read(0)
+  (own,) = (tmp_path / "clips").iterdir()
+  assert [file.name for file in own.iterdir()] == ["0000000.npz"]
+  # The same clips, in a mixture; with other options others.
+  open_source("synthetic,synthetic", cache=folder, length=2, **SIZE).read(2)
+  assert sorted(file.name for file in own.iterdir()) == ["0000000.npz", "0000001.npz"]
+  open_source("synthetic", cache=folder, split="heldout", length=2, **SIZE).read(0)
+  open_source("synthetic", cache=folder, length=2, **SIZE | {"views": 1}).read(0)
+  assert len(list((tmp_path / "clips").iterdir())) == 3
