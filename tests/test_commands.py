@@ -5,8 +5,11 @@ import os
 import pathlib
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import urllib.error
+import urllib.request
 
 import jax.numpy as jnp
 import numpy as np
@@ -185,12 +188,13 @@ def test_render_scene_refuses_a_truncated_scene(place, capsys):
 
 EXPORT = {
   "no scene": (["--scene={}/papers"], "No scene at .*papers"),
-  "suffix": (["--output={}/new.obj"], "new.obj; expected a name that ends in .ply, .splat"),
+  "suffix": (["--output={}/new.obj"], "new.obj; expected a name that ends in .html, .ply"),
   "time": (["--time=1.5"], "--time is 1.5; expected a clip time from 0 to 1"),
   "no time": (["--time=nan"], "--time is nan"),
   "time and frames": (["--time=0.5", "--frames=3"], "give one of the two"),
   "frames": (["--frames=0", "--output={}/frames/a.ply"], "--frames is 0; expected 1 to 10000"),
   "frames beside others": (["--frames=3", "--output={}/papers/a.ply"], "papers exists; expected a"),
+  "page of a moment": (["--output={}/a.html", "--time=0"], "A page holds the whole clip"),
   "output is a folder": (["--output={}/folder.ply"], "folder.ply is a folder"),
   "output below a file": (["--output={}/file/new.ply"], "file is a file"),
 }
@@ -211,6 +215,32 @@ def test_export_writes_one_moment(suffix, place, capsys):
   run_command("export", f"--scene={place}/scene", f"--output={place}/new.{suffix}", "--time=0.5")
   assert (place / f"new.{suffix}").stat().st_size > 50
   assert f"new.{suffix}" in capsys.readouterr().out
+
+
+def test_export_writes_a_page_and_view_serves_it_to_this_machine_alone(place):
+  run_command("export", f"--scene={place}/scene", f"--output={place}/new.html")
+  process = subprocess.Popen(
+    [sys.executable, "-m", "d4s_jax.view", f"--scene={place}/scene", "--port=0"],
+    cwd=ROOT,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+  try:
+    assert process.stdout is not None
+    address = re.search(r"http://127\.0\.0\.1:(\d+)/", process.stdout.readline())
+    assert address
+    with urllib.request.urlopen(address.group(), timeout=10) as answer:
+      assert answer.read().decode() == (place / "new.html").read_text()
+    with pytest.raises(urllib.error.HTTPError, match="404"):
+      urllib.request.urlopen(address.group() + "../etc/passwd", timeout=10)
+    # Another server can't have the port.
+    done = start("view", f"--scene={place}/scene", f"--port={address.group(1)}")
+    assert done.returncode == 1 and "is taken; name another with --port" in done.stderr
+  finally:
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=30)
+  assert said.strip() == "error: interrupted"
 
 
 def test_export_writes_numbered_moments(place):
@@ -279,11 +309,10 @@ def test_one_line_and_status_1_from_the_shell(place):
   assert done.stderr.startswith("error: ") and "python -m d4s_jax.train" in done.stderr
 
 
-@pytest.mark.parametrize("command", ["generate", "render_scene", "export"])
+@pytest.mark.parametrize("command", ["generate", "render_scene", "export", "view"])
 def test_help_shows_an_example(command):
   text = start(command, "--help").stdout
   assert f"python -m d4s_jax.{command} --" in text
-  assert "--output" in text
 
 
 def test_no_memory_is_one_line(capsys):

@@ -163,7 +163,6 @@ WRITERS: dict[str, Callable[[str | os.PathLike, Gaussians], None]] = {
   ".spz": write_spz,
   ".glb": write_glb,
 }
-_SUFFIXES = f"{', '.join(list(WRITERS)[:-1])} or {list(WRITERS)[-1]}"
 
 
 class _Visible(NamedTuple):
@@ -232,15 +231,3 @@ def _plain(line: str) -> str:
 def _write(path: str | os.PathLike, contents: bytes) -> None:
   with atomic.replacing(pathlib.Path(path)) as temporary:
     temporary.write_bytes(contents)
-
-
-def writer(path: str | os.PathLike) -> Callable[[str | os.PathLike, Gaussians], None]:
-  """The function that writes the format of a file's suffix.
-
-  Raises:
-    ValueError: no format has it.
-  """
-  suffix = pathlib.Path(path).suffix.lower()
-  if suffix not in WRITERS:
-    raise ValueError(f"The output is to be {path}; expected a name that ends in {_SUFFIXES}.")
-  return WRITERS[suffix]

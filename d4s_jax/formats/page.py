@@ -1,0 +1,114 @@
+"""A scene as one HTML file that plays it in any browser with WebGL2, from disk, without a network.
+
+The viewer (`viewer/page.html`) draws what `d4s_jax.render` draws. Canonical Gaussians are kept in
+float32. Deformation is rounded: displacement to 0.02% of the distance to the scene, the turn's
+quaternion to 1/512, the logarithm of scales to 1/64; its steps from time to time are what is
+stored, compressed.
+"""
+
+import base64
+import gzip
+import json
+import os
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from d4s_jax.formats import atomic
+from d4s_jax.formats.scene import SceneMetadata
+from d4s_jax.types import LOG_SCALE_RANGE, DynamicGaussians
+
+_TEMPLATE = pathlib.Path(__file__).parent / "viewer" / "page.html"
+_MOVE_SHARE, _TURN_STEP, _GROW_STEP = 2e-4, 1 / 512, 1 / 64
+_LARGEST = 32_000
+# Frames a second at which a clip plays.
+_FPS = 8.0
+
+
+def write_page(path: str | os.PathLike, dynamic: DynamicGaussians, metadata: SceneMetadata) -> None:
+  """Writes the page of one scene.
+
+  Args:
+    path: the file.
+    dynamic: the scene; harmonics of degree 0 or 1.
+    metadata: its cameras are the path to ride along, and its prompt is the title.
+
+  Raises:
+    ValueError: a value is NaN or infinite, or nothing is visible.
+  """
+  arrays = {name: np.asarray(x, np.float32) for name, x in vars(dynamic).items()}
+  wrong = sorted(name for name, x in arrays.items() if not np.isfinite(x).all())
+  if wrong:
+    raise ValueError(f"{', '.join(wrong)} of the scene hold NaN or infinite values.")
+  seen = arrays["opacities"] > 0
+  if not seen.any():
+    raise ValueError("All Gaussians have opacity 0; there is nothing to show.")
+  times, deformation = arrays.pop("times"), arrays.pop("deformation")[:, seen]
+  arrays = {name: x[seen] for name, x in arrays.items()}
+
+  description, poses = _cameras(metadata), np.asarray(metadata.cameras.world_from_camera)
+  depths = (arrays["means"] - poses[0, :3, 3]) @ poses[0, :3, 2]
+  near, pivot, far = (
+    np.quantile(depths[depths > 0], (0.02, 0.5, 0.98))
+    if (depths > 0).any()
+    else (*(1.0, 2.0, 4.0),)
+  )
+  moved = np.linalg.norm(deformation[..., :3] - deformation[:1, :, :3], axis=-1)
+  values, steps = _rounded(deformation, pivot)
+  blobs: dict[str, tuple[str, np.ndarray]] = {name: ("f4", x) for name, x in arrays.items()}
+  blobs["deformation"] = ("u1", _steps(values))
+  packed, where = b"", {}
+  for name, (kind, array) in blobs.items():
+    where[name] = [kind, len(packed), array.size]
+    packed += array.astype(f"<{kind}").tobytes()
+  description |= {
+    "title": metadata.prompt,
+    "count": int(seen.sum()),
+    "degree": round(arrays["harmonics"].shape[1] ** 0.5) - 1,
+    "times": times.tolist(),
+    "steps": steps,
+    "scaleRange": LOG_SCALE_RANGE,
+    "depths": [max(float(near), 0.01), max(float(far), 0.02)],
+    "pivot": float(pivot),
+    "motionScale": max(float(np.quantile(moved, 0.99)), 0.01),
+    "seconds": max(len(times) - 1, 1) / _FPS,
+    "arrays": where,
+  }
+  # No "<" may stand in a script element: "</script>" would end it.
+  text = json.dumps(description).replace("<", "\\u003c")
+  data = base64.b64encode(gzip.compress(packed, 9, mtime=0)).decode()
+  page = _TEMPLATE.read_text().replace("/*DESCRIPTION*/", text).replace("/*ARRAYS*/", data)
+  with atomic.replacing(pathlib.Path(path)) as temporary:
+    temporary.write_text(page)
+
+
+def _cameras(metadata: SceneMetadata) -> dict[str, Any]:
+  """The path, and the lens of its first camera: focal length over image height, and x over y."""
+  cameras = metadata.cameras
+  poses, lens = np.asarray(cameras.world_from_camera), np.asarray(cameras.intrinsics)[0]
+  return {
+    "cameras": [
+      {"turn": pose[:3, :3].ravel().tolist(), "eye": pose[:3, 3].tolist()} for pose in poses
+    ],
+    "focal": float(lens[1, 1] / cameras.height),
+    "aspect": float(lens[0, 0] / lens[1, 1]),
+  }
+
+
+def _rounded(deformation: np.ndarray, pivot: float) -> tuple[np.ndarray, list[float]]:
+  """Deformation [t n 10] as whole steps [t 9 n], and the size of a step of its three parts."""
+  move, turn, grow = deformation[..., :3], deformation[..., 3:7], deformation[..., 7:]
+  # The quaternion with w >= 0 stands for the same turn, and needs no w.
+  turn = turn[..., 1:] * np.where(turn[..., :1] < 0, -1, 1)
+  parts, steps = (move, turn, grow), []
+  for part, least in zip(parts, (_MOVE_SHARE * abs(pivot), _TURN_STEP, _GROW_STEP)):
+    steps.append(max(float(least), float(np.abs(part).max()) / _LARGEST))
+  whole = [np.round(part / step) for part, step in zip(parts, steps)]
+  return np.moveaxis(np.concatenate(whole, axis=-1), -1, 1).astype(np.int16), steps
+
+
+def _steps(values: np.ndarray) -> np.ndarray:
+  """Differences from time to time, modulo 2^16: all high bytes, then all low ones."""
+  change = np.diff(values, axis=0, prepend=np.zeros_like(values[:1])).astype(np.uint16)
+  return np.concatenate([(change >> 8).ravel(), (change & 255).ravel()]).astype(np.uint8)

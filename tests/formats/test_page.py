@@ -1,0 +1,167 @@
+"""The page draws what the renderer draws, in a real browser."""
+
+import json
+import re
+import shutil
+import subprocess
+
+import jax
+import numpy as np
+import pytest
+
+from d4s_jax.formats import page
+from d4s_jax.formats.scene import SceneMetadata
+from d4s_jax.geometry import trajectories
+from d4s_jax.geometry.cameras import intrinsics_from_fov
+from d4s_jax.pipeline.drawing import draw
+from d4s_jax.types import Cameras, DynamicGaussians
+
+SIDE, COUNT, FRAMES = 96, 300, 5
+BROWSER = next(
+  filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), ""
+)
+needs_browser = pytest.mark.skipif(not BROWSER, reason="no Chromium is installed")
+COLOUR, DEPTH, OPACITY, MOTION = range(4)
+
+
+def make(degree=1):
+  """A cloud of Gaussians that move, turn and grow, and a path past it."""
+  numbers = np.random.default_rng(0)
+  means = numbers.uniform((-1, -1, 1.5), (1, 1, 5), (COUNT, 3))
+  turns = numbers.normal(size=(COUNT, 4))
+  deformation = np.zeros((FRAMES, COUNT, 10))
+  way, clock = numbers.normal(0, 0.3, (COUNT, 3)), np.linspace(0, 1, FRAMES)
+  deformation[..., :3] = clock[:, None, None] * way
+  spin = numbers.normal(0, 0.3, (COUNT, 4)) + (1, 0, 0, 0)
+  deformation[..., 3:7] = np.where(clock[:, None, None] > 0.4, spin, (1, 0, 0, 0))
+  deformation[..., 3:7] /= np.linalg.norm(deformation[..., 3:7], axis=-1, keepdims=True)
+  deformation[..., 7:] = 0.5 * clock[:, None, None] * numbers.normal(size=(COUNT, 3))
+  dynamic = DynamicGaussians(
+    means=means.astype("f4"),
+    quaternions=(turns / np.linalg.norm(turns, axis=1, keepdims=True)).astype("f4"),
+    raw_scales=numbers.normal(0, 0.5, (COUNT, 3)).astype("f4"),
+    footprints=numbers.uniform(0.03, 0.1, COUNT).astype("f4"),
+    opacities=np.where(np.arange(COUNT) % 10, numbers.uniform(0.05, 1, COUNT), 0).astype("f4"),
+    harmonics=numbers.normal(0, 0.6, (COUNT, (degree + 1) ** 2, 3)).astype("f4"),
+    times=clock.astype("f4"),
+    deformation=deformation.astype("f4"),
+  )
+  poses = trajectories.trajectory("spiral", FRAMES, distance=0.5, pivot=3.0)
+  lens = np.asarray(intrinsics_from_fov(60.0, SIDE, SIDE), "f4")
+  cameras = Cameras(
+    world_from_camera=poses.astype("f4"),
+    intrinsics=np.tile(lens, (FRAMES, 1, 1)),
+    height=SIDE,
+    width=SIDE,
+  )
+  prompt = "</script><script>window.failed = 'escaped'</script>"
+  return dynamic, SceneMetadata(
+    cameras=cameras, times=clock.astype("f4"), prompt=prompt, package_version="0"
+  )
+
+
+def pictures(folder, html, shots):
+  """What the page draws at (time, camera, mode), as a browser sees it, [h w 3] of 0 to 255."""
+  calls = ", ".join(
+    f"show({time}, {camera}, {SIDE}, {SIDE}, {mode})" for time, camera, mode in shots
+  )
+  probe = f"""<script>(async () => {{
+    while (!window.ready && !window.failed) await new Promise((done) => setTimeout(done, 20));
+    const element = document.createElement("pre");
+    element.id = "result";
+    element.textContent = JSON.stringify(window.failed ? {{ failed: window.failed }} : [{calls}]);
+    document.body.replaceChildren(element);
+  }})()</script></body>"""
+  file = folder / "probe.html"
+  file.write_text(html.replace("</body>", probe))
+  command = [
+    *(BROWSER, "--headless", "--no-sandbox", "--no-first-run", "--disable-background-networking"),
+    *("--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"),
+    *(f"--user-data-dir={folder / 'profile'}", "--virtual-time-budget=60000", "--dump-dom"),
+  ]
+  done = subprocess.run(
+    [*command, file.as_uri()], capture_output=True, text=True, timeout=120, check=True
+  )
+  found = re.search(r'<pre id="result">(.*?)</pre>', done.stdout, re.DOTALL)
+  assert found, done.stderr[-2000:]
+  result = json.loads(found.group(1))
+  assert isinstance(result, list), result
+  return [np.array(x, float).reshape(SIDE, SIDE, 4)[::-1, :, :3] for x in result]
+
+
+@pytest.fixture(scope="module")
+def shown(tmp_path_factory):
+  """Pictures of one browser's run."""
+  folder = tmp_path_factory.mktemp("page")
+  dynamic, metadata = make()
+  page.write_page(folder / "scene.html", dynamic, metadata)
+  shots = [(0.0, 0, COLOUR), (0.6, 4, COLOUR), (1.0, 2, COLOUR)]
+  shots += [(0.6, 4, OPACITY), (0.0, 0, DEPTH), (0.0, 0, MOTION), (1.0, 0, MOTION)]
+  html = (folder / "scene.html").read_text()
+  return dynamic, metadata, dict(zip(shots, pictures(folder, html, shots)))
+
+
+def ours(dynamic, metadata, time, camera):
+  rendering = draw(dynamic, metadata.cameras[np.array([camera])], np.float32([time]), "draw")
+  return jax.tree.map(lambda x: np.asarray(x)[0], rendering)
+
+
+@needs_browser
+@pytest.mark.parametrize("time, camera", [(0.0, 0), (0.6, 4), (1.0, 2)])
+def test_the_page_draws_what_the_renderer_draws(shown, time, camera):
+  dynamic, metadata, found = shown
+  want = 255 * np.clip(ours(dynamic, metadata, time, camera).image, 0, 1)
+  assert want.mean() > 30
+  error = np.abs(found[time, camera, COLOUR] - want)
+  # Half floats, rounded deformation, and 16 bits of depth to sort by.
+  assert error.mean() < 1.0
+  assert np.quantile(error, 0.999) < 8
+
+
+@needs_browser
+def test_the_slider_moves_the_scene(shown):
+  *_, found = shown
+  assert np.abs(found[0.0, 0, MOTION] - found[1.0, 0, MOTION]).mean() > 5
+  # Nothing has moved yet: grey, as far as there is something.
+  still = found[0.0, 0, MOTION]
+  assert np.ptp(still, axis=-1).max() <= 1
+
+
+@needs_browser
+def test_opacity_and_depth_are_shown(shown):
+  dynamic, metadata, found = shown
+  alpha = 255 * ours(dynamic, metadata, 0.6, 4).alpha
+  np.testing.assert_allclose(found[0.6, 4, OPACITY][..., 0], alpha, atol=4)
+  rendering = ours(dynamic, metadata, 0.0, 0)
+  solid = rendering.alpha > 0.95
+  red, depth = found[0.0, 0, DEPTH][..., 0][solid], rendering.depth[solid]
+  assert solid.sum() > 100
+  # Near is bright.
+  assert np.corrcoef(red, 1 / depth)[0, 1] > 0.9
+
+
+def test_a_page_is_small_closed_and_the_same_every_time(tmp_path):
+  dynamic, metadata = make(degree=0)
+  for name in ("a.html", "b.html"):
+    page.write_page(tmp_path / name, dynamic, metadata)
+  text = (tmp_path / "a.html").read_text()
+  assert text == (tmp_path / "b.html").read_text()
+  assert "default-src 'none'" in text
+  # Nothing is fetched, and the prompt ends no element.
+  assert not re.search(r"https?://|src=|import ", text)
+  assert "<script>window.failed" not in text
+
+
+def test_what_can_not_be_shown_is_refused(tmp_path):
+  dynamic, metadata = make()
+  for change, message in (
+    ({"opacities": np.zeros(COUNT, "f4")}, "All Gaussians have opacity 0"),
+    (
+      {"deformation": np.full((FRAMES, COUNT, 10), np.nan, "f4")},
+      "deformation of the scene hold NaN",
+    ),
+  ):
+    broken = DynamicGaussians(**(vars(dynamic) | change))
+    with pytest.raises(ValueError, match=message):
+      page.write_page(tmp_path / "scene.html", broken, metadata)
+  assert not list(tmp_path.iterdir())
