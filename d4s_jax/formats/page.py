@@ -77,7 +77,7 @@ def write_page(path: str | os.PathLike, dynamic: DynamicGaussians, metadata: Sce
   }
   # No "<" may stand in a script element: "</script>" would end it.
   text = json.dumps(description).replace("<", "\\u003c")
-  data = base64.b64encode(gzip.compress(packed, 9, mtime=0)).decode()
+  data = base64.b64encode(gzip.compress(packed, 6, mtime=0)).decode()
   page = _TEMPLATE.read_text().replace("/*DESCRIPTION*/", text).replace("/*ARRAYS*/", data)
   with atomic.replacing(pathlib.Path(path)) as temporary:
     temporary.write_text(page)
