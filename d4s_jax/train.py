@@ -4,7 +4,8 @@ Example:
   python -m d4s_jax.train --config=configs/joint.py
   python -m d4s_jax.train --config=configs/joint.py:tiny --workdir=runs/mine --config.steps=1000
 
-The same command goes on where an interrupted run stopped.
+The same command goes on where an interrupted run stopped. On several hosts, give it on each, with
+--distributed and a --workdir that all of them see.
 """
 
 import pathlib
@@ -13,13 +14,16 @@ from absl import flags, logging
 from ml_collections import config_flags
 
 from d4s_jax import errors
-from d4s_jax.training import loop
+from d4s_jax.training import loop, processes
 
 _CONFIG = config_flags.DEFINE_config_file(
   "config", None, "Config file and preset, for example configs/joint.py:tiny.", lock_config=True
 )
 _WORKDIR = flags.DEFINE_string(
   "workdir", None, "Folder of the run; runs/STAGE-PRESET unless given."
+)
+_DISTRIBUTED = flags.DEFINE_boolean(
+  "distributed", False, "Join other processes; see d4s_jax/training/processes.py."
 )
 
 
@@ -28,6 +32,8 @@ def main(argv: list[str]) -> None:
   del argv
   logging.set_verbosity(logging.WARNING)
   with errors.one_line():
+    if _DISTRIBUTED.value:
+      processes.join()
     config = _CONFIG.value
     folder = _WORKDIR.value or f"runs/{config.stage}-{config.preset}"
     loop.run(config, pathlib.Path(folder))

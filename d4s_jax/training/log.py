@@ -75,8 +75,9 @@ def read_metrics(path: pathlib.Path) -> list[dict[str, float]]:
 class Progress:
   """One line on the terminal: step, loss, speed and the time left."""
 
-  def __init__(self, start: int, steps: int):
+  def __init__(self, start: int, steps: int, shown: bool = True):
     self._bar = tqdm.tqdm(
+      disable=not shown,
       total=steps,
       initial=start,
       desc="train",

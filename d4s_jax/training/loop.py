@@ -16,6 +16,7 @@ from d4s_jax.training import (
   checkpoint,
   initialize,
   objectives,
+  processes,
   sharding,
   state,
   text_cache,
@@ -65,15 +66,17 @@ def run(config: Config, folder: pathlib.Path) -> None:
         accumulate=config.accumulate,
         spike=config.spike,
       )
-      step = jax.jit(step, donate_argnums=0, out_shardings=(sharding.of(like), None))
+      step = jax.jit(step, donate_argnums=0, out_shardings=(sharding.of(like), sharding.whole()))
       validate = validation.make_validation(system, chosen)
       source, tokenize = _source(config, chosen), system.backbone.tokenizer
       heldout = validation.load_clips(
         source(split="heldout"), tokenize, config.batch_size, config.heldout.batches
       )
       step.eval_shape(like, heldout[0])
-    checkpoint.write_config(folder, config.to_dict())
-    checkpoint.write_tokenizer(folder, tokenizer)
+    if processes.writes():
+      checkpoint.write_config(folder, config.to_dict())
+      checkpoint.write_tokenizer(folder, tokenizer)
+    processes.wait("config")
 
     # The state: where the folder's newest checkpoint left off, or new. In this order: Orbax tidies
     # the folder in a thread, which must not outlive a refused start.
@@ -115,16 +118,17 @@ def run(config: Config, folder: pathlib.Path) -> None:
         last = number == config.steps
         if number % config.heldout.every == 0 or last:
           record.heldout(number, validate(state.averaged_params(now), heldout))
-        if number % config.checkpoint.every == 0 or last or stop.requested:
+        stopping = processes.any_wants(stop.requested, number)
+        if number % config.checkpoint.every == 0 or last or stopping:
           record.flush()
           saved.save(now)
-        if stop.requested:
+        if stopping:
           break
-    saved.close()
+      saved.close()
+      if int(now.step) < config.steps:
+        record.say(f"Stopped by a signal at step {now.step}; the same command goes on from there.")
 
-    if int(now.step) < config.steps:
-      print(f"Stopped by a signal at step {now.step}; the same command goes on from there.")
-    else:
+    if int(now.step) == config.steps:
       write_report(folder, system, chosen, state.averaged_params(now), heldout)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from d4s_jax.training import processes
 from d4s_jax.training.checkpoint import Checkpoints
 from d4s_jax.training.log import MetricLog, Progress
 
@@ -33,8 +34,10 @@ class Record:
       steps: updates in all.
       saved: the run's checkpoints, to name the last good one.
     """
-    self._logs = {name: MetricLog(folder, name, start) for name in ("train", "heldout")}
-    self._progress = Progress(start, steps)
+    self._writes = processes.writes()
+    names = ("train", "heldout") if self._writes else ()
+    self._logs = {name: MetricLog(folder, name, start) for name in names}
+    self._progress = Progress(start, steps, shown=self._writes)
     self._saved = saved
     self._pending: tuple[int, Any] | None = None
     self._warned_of_dead = False
@@ -48,8 +51,9 @@ class Record:
       log.close()
 
   def say(self, text: str) -> None:
-    """Prints a line above the progress line."""
-    self._progress.say(text)
+    """Prints a line above the progress line, once for all processes."""
+    if self._writes:
+      self._progress.say(text)
 
   def train(self, number: int, metrics: Any) -> None:
     """Takes the metrics of update `number`, still on the device, and writes those before."""
@@ -70,15 +74,19 @@ class Record:
     if not values.pop("finite"):
       self._diverged(number, values)
     self._watch(number, values)
-    self._logs["train"].write(number, values)
+    self._write("train", number, values)
     self._progress.update({name: values[name] for name in ("loss", "psnr") if name in values})
 
   def heldout(self, number: int, scores: dict[str, float]) -> None:
     """Writes and shows the scores on held-out clips after `number` updates."""
     self.flush()
-    self._logs["heldout"].write(number, scores)
+    self._write("heldout", number, scores)
     text = "  ".join(f"{name} {value:.3g}" for name, value in scores.items())
     self.say(f"held out after {number} steps: {text}")
+
+  def _write(self, name: str, number: int, values: dict[str, float]) -> None:
+    if self._writes:
+      self._logs[name].write(number, values)
 
   def _watch(self, number: int, values: dict[str, float]) -> None:
     """Explains what is wrong but doesn't end the run."""

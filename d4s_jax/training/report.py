@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from d4s_jax.formats.images import contact_sheet
 from d4s_jax.formats.video import colorize_depth, write_video
 from d4s_jax.models.system import System
-from d4s_jax.training import validation
+from d4s_jax.training import processes, sharding, validation
 from d4s_jax.training.log import draw_curves, ends, read_metrics
 from d4s_jax.training.motion_queries import ask
 from d4s_jax.training.stages import Stage
@@ -28,6 +28,9 @@ def write_report(
   folder: pathlib.Path, system: System, stage: Stage, params: Any, clips: list[Clip]
 ) -> None:
   """Writes curves.png, summary.json, samples.png, samples/; prints the table of both ends."""
+  write_samples(folder, system, stage, params, clips)
+  if not processes.writes():
+    return
   rows = {name: read_metrics(folder / f"{name}.csv") for name in ("train", "heldout")}
   summary = {
     "train": ends(rows["train"]),
@@ -39,7 +42,6 @@ def write_report(
   }
   (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
   draw_curves(folder)
-  write_samples(folder, system, stage, params, clips)
   print(_table(summary))
   print(f"Look at {folder / 'samples.png'}, {folder / 'samples'} and {folder / 'curves.png'}.")
 
@@ -52,10 +54,9 @@ def write_samples(
   Writes samples/heldout_N.mp4, each with its panels side by side, and the first two as a contact
   sheet, samples.png.
   """
-  (folder / "samples").mkdir(parents=True, exist_ok=True)
   # What the last of the stage's objectives makes.
   names, draw = _PANELS[stage.objectives[-1]]
-  draw = jax.jit(functools.partial(draw, system))
+  draw = jax.jit(functools.partial(draw, system), out_shardings=sharding.whole())
   # The panels of each clip, without a batch axis.
   shown = [
     [np.asarray(panel[index]) for panel in batch]
@@ -66,6 +67,9 @@ def write_samples(
     [colorize_depth(panel) if panel.ndim == 3 else np.clip(panel, 0, 1) for panel in panels]
     for panels in shown
   ]
+  if not processes.writes():
+    return
+  (folder / "samples").mkdir(parents=True, exist_ok=True)
   for number, panels in enumerate(shown):
     frames = _enlarge(np.concatenate(panels, axis=2))
     write_video(folder / "samples" / f"heldout_{number}.mp4", frames, fps=8)

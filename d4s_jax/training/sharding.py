@@ -45,6 +45,11 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec(MESH_AXES))
 
 
+def whole() -> PartitionSpec | None:
+  """The sharding of results that every process reads: a copy on each device of the mesh in use."""
+  return None if jax.sharding.get_abstract_mesh().empty else PartitionSpec()
+
+
 def parameter_shardings(mesh: Mesh, boxed: Any, rules: Any = RULES) -> Any:
   """The sharding of each parameter, from the logical axis names in its box.
 

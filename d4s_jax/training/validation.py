@@ -1,6 +1,7 @@
 """Scores on held-out clips, with the baselines that a model has to beat."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,7 @@ from d4s_jax.geometry.deformation import deform, identity
 from d4s_jax.models.system import System
 from d4s_jax.render import render
 from d4s_jax.training.motion_queries import ask, motion_error
+from d4s_jax.training.sharding import whole
 from d4s_jax.training.stages import Stage
 from d4s_jax.types import Cameras, Clip, DynamicGaussians, Rendering
 
@@ -64,7 +66,7 @@ def without_motion(dynamic: DynamicGaussians) -> DynamicGaussians:
 def make_validation(system: System, stage: Stage) -> Callable[[Any, list[Clip]], Scores]:
   """The function from parameters and clips to mean scores of what the stage trains."""
 
-  @jax.jit
+  @functools.partial(jax.jit, out_shardings=whole())
   def one(params, clip: Clip):
     latents = system.backbone.encode(params, clip.source.images)
     scores = {}
