@@ -12,6 +12,10 @@ def get_config(preset: str = "tiny"):
   config = base(preset)
   config.stage = "joint"
   if preset == "tiny":
-    # Its text encoder starts at random; the others are published and stay as they are.
+    # Its text encoder is ours; the others are published and stay as they are.
     config.trainable = ("^transformer/", "^text_encoder/", "^ldrm/")
+    # Goes on from what the package carries; --config.init.ldrm= and so on start from nothing.
+    for part in ("transformer", "text_encoder", "ldrm"):
+      config.init[part] = "shipped"
+    config.optimizer.peak = 3e-4
   return config

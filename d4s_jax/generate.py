@@ -6,8 +6,9 @@ Example:
 
 Leaves a folder: scene.safetensors and scene.json (the scene), video.mp4, depth.mp4, preview.png.
 
---checkpoint is a training run, or a published pipeline that d4s_jax.convert made ours. The latter,
-and a run of the diffusion stage, are video models alone: they leave video.mp4, preview.png and
+Without --checkpoint the small weights that come with the package serve. It may be a training run,
+or a published pipeline that d4s_jax.convert made ours. The latter, and a run of the diffusion
+stage, are video models alone: they leave video.mp4, preview.png and
 video.json (--result=video asks any checkpoint for these).
 """
 
@@ -27,7 +28,7 @@ _TRAJECTORY = flags.DEFINE_string(
 _OUTPUT = flags.DEFINE_string("output", None, "Folder; a new one for a video.", required=True)
 _PROMPT = flags.DEFINE_string("prompt", PROMPT, "What is seen, and what happens.")
 _NEGATIVE = flags.DEFINE_string("negative_prompt", None, "What to avoid; else the checkpoint's.")
-_CHECKPOINT = flags.DEFINE_string("checkpoint", "runs/joint-tiny", "A run or converted weights.")
+_CHECKPOINT = flags.DEFINE_string("checkpoint", "shipped", "A run or converted weights.")
 _RESULT = flags.DEFINE_enum("result", None, results.RESULTS, "Else what the checkpoint can make.")
 _SEED = flags.DEFINE_integer("seed", 0, "Of the noise.")
 _FRAMES = flags.DEFINE_integer("frames", None, "Of the video; else the checkpoint's.")

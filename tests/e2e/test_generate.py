@@ -69,6 +69,15 @@ def test_a_photograph_becomes_a_scene_folder(place):
   assert len(metadata.config_hash) == 64
 
 
+def test_without_a_checkpoint_the_shipped_weights_serve(place, tmp_path):
+  photo = f"--image={place / 'photo.png'}"
+  run_command("generate", photo, "--trajectory=up", "--steps=2", f"--output={tmp_path / 'scene'}")
+  dynamic, metadata = read_scene(tmp_path / "scene")
+  assert metadata.checkpoint == "shipped tiny"
+  assert dynamic.deformation.shape == (9, 4096, 10)
+  assert np.abs(dynamic.deformation[-1, :, :3] - dynamic.deformation[0, :, :3]).max() > 0.01
+
+
 def test_its_pictures_can_be_looked_at(place):
   folder = place / "scene"
   for name in ("video.mp4", "depth.mp4"):

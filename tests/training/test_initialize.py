@@ -204,8 +204,15 @@ def test_another_shape_is_refused_with_the_difference(earlier):
 
 def test_no_weights_are_shipped_for_it():
   config = small_config()
-  config.init.ldrm = "shipped"
+  config.preset, config.init.ldrm = "wan1.3b", "shipped"
   with pytest.raises(ValueError, match="No weights are shipped for the ldrm.*config.init.ldrm"):
+    create(config)
+
+
+def test_shipped_weights_of_another_shape_are_refused():
+  config = small_config()
+  config.init.ldrm = "shipped"
+  with pytest.raises(ValueError, match="shipped ldrm of 'tiny' does not fit.*config.init.ldrm=''"):
     create(config)
 
 
