@@ -55,6 +55,8 @@ def refine(
   Returns:
     The scene after the last step.
   """
+  # A step looks views up by numbers that are traced.
+  views = jax.tree.map(jnp.asarray, views)
   rates = dict(_RATES) | {name: extent * _RATES[name] for name in ("means", "deformation")}
 
   def descend(updates: Any, _: Any) -> Any:

@@ -75,7 +75,8 @@ def main() -> None:
   optimizer = make_optimizer(
     peak=options.peak, warmup=20, steps=options.steps, betas=(0.9, 0.95), weight_decay=0.0, clip=1.0
   )
-  now = state.create({"ldrm": params["ldrm"]}, STAGE.trainable, optimizer)
+  parts = {name: params[name] for name in ("autoencoder", "ldrm")}
+  now = state.create(parts, STAGE.trainable, optimizer)
   settings = objectives.Settings(**config.loss.to_dict() | {"motion_form": "huber"})
   lpips = load_weights(settings.lpips)
 
