@@ -8,9 +8,9 @@ Examples:
 The suffix chooses the format. .html is a viewer with the moving scene in it, one file that any
 browser opens. .ply (3DGS), .splat, .spz and .glb (glTF with KHR_gaussian_splatting) know no motion:
 a file holds the scene at one --time, from 0 to 1 over the clip. With --frames it is that many
-numbered files in a new folder, evenly spaced over the clip, as SuperSplat and the splat add-ons of
-Blender play them. The scene's own folder holds canonical Gaussians and deformation (safetensors);
-the other formats can't.
+numbered files in a new folder, evenly spaced over the clip: SuperSplat and the splat add-ons of
+Blender play numbered .ply. The scene's own folder holds canonical Gaussians and deformation
+(safetensors); the other formats can't.
 """
 
 import pathlib

@@ -7,6 +7,7 @@ Serves one page on this machine alone (127.0.0.1) until Ctrl-C. The page is the 
 `d4s_jax.export --output=scene.html` writes; it needs WebGL2 and nothing of the server afterwards.
 """
 
+import contextlib
 import errno
 import http.server
 import pathlib
@@ -36,7 +37,8 @@ def main(argv: list[str]) -> None:
       contents = file.read_bytes()
     with serve(contents, _PORT.value) as server:
       print(f"Open http://{_HOST}:{server.server_port}/ in a browser; Ctrl-C ends.", flush=True)
-      server.serve_forever()
+      with contextlib.suppress(KeyboardInterrupt):
+        server.serve_forever()
 
 
 def serve(contents: bytes, port: int) -> http.server.ThreadingHTTPServer:
@@ -48,6 +50,10 @@ def serve(contents: bytes, port: int) -> http.server.ThreadingHTTPServer:
 
   class Page(http.server.BaseHTTPRequestHandler):
     def do_GET(self):  # noqa: N802, the name is the library's
+      # A page elsewhere whose name was made to lead here must not read it (DNS rebinding).
+      if self.headers.get("Host", "").partition(":")[0] not in (_HOST, "localhost"):
+        self.send_error(403)
+        return
       if self.path != "/":
         self.send_error(404)
         return
@@ -55,7 +61,8 @@ def serve(contents: bytes, port: int) -> http.server.ThreadingHTTPServer:
       self.send_header("Content-Type", "text/html; charset=utf-8")
       self.send_header("Content-Length", str(len(contents)))
       self.end_headers()
-      self.wfile.write(contents)
+      with contextlib.suppress(ConnectionError):  # the reader has gone
+        self.wfile.write(contents)
 
     def log_message(self, format, *args):  # noqa: A002, the name is the library's
       del format, args

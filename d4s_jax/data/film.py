@@ -3,6 +3,7 @@
 import hashlib
 import os
 import pathlib
+import secrets
 from typing import Any
 
 import av
@@ -158,7 +159,7 @@ def decoded(path: pathlib.Path, side: int) -> pathlib.Path:
   file = folder / f"{hashlib.sha256(identity.encode()).hexdigest()[:16]}.npy"
   if not file.exists():
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_suffix(f".{os.getpid()}")
+    temporary = file.with_suffix(f".{secrets.token_hex(8)}")
     with temporary.open("wb") as out:
       np.save(out, _decode(path, side))
     temporary.replace(file)

@@ -1,8 +1,8 @@
 """A source whose clips are kept on disk once read: drawing one takes longer than reading it."""
 
 import dataclasses
-import os
 import pathlib
+import secrets
 from typing import Any
 
 import numpy as np
@@ -31,7 +31,7 @@ class Stored:
     """One clip."""
     file = self._folder / f"{index:07d}.npz"
     if not file.exists():
-      temporary = self._folder / f".{index}-{os.getpid()}"
+      temporary = self._folder / f".{index}-{secrets.token_hex(8)}"
       try:
         with temporary.open("wb") as out:
           np.savez(out, **_packed(self._source.read(index)))

@@ -22,6 +22,7 @@ from d4s_jax.types import LOG_SCALE_RANGE, DynamicGaussians
 _TEMPLATE = pathlib.Path(__file__).parent / "viewer" / "page.html"
 _MOVE_SHARE, _TURN_STEP, _GROW_STEP = 2e-4, 1 / 512, 1 / 64
 _LARGEST = 32_000
+_MOST_HARMONICS = 4
 # Frames a second at which a clip plays.
 _FPS = 8.0
 
@@ -35,7 +36,7 @@ def write_page(path: str | os.PathLike, dynamic: DynamicGaussians, metadata: Sce
     metadata: its cameras are the path to ride along, and its prompt is the title.
 
   Raises:
-    ValueError: a value is NaN or infinite, or nothing is visible.
+    ValueError: a value is NaN or infinite, nothing is visible, or the degree is higher.
   """
   arrays = {name: np.asarray(x, np.float32) for name, x in vars(dynamic).items()}
   wrong = sorted(name for name, x in arrays.items() if not np.isfinite(x).all())
@@ -44,6 +45,10 @@ def write_page(path: str | os.PathLike, dynamic: DynamicGaussians, metadata: Sce
   seen = arrays["opacities"] > 0
   if not seen.any():
     raise ValueError("All Gaussians have opacity 0; there is nothing to show.")
+  if arrays["harmonics"].shape[1] > _MOST_HARMONICS:
+    raise ValueError(
+      f"{arrays['harmonics'].shape[1]} harmonics a Gaussian; a page shows 1 or 4 (degree 0 or 1)."
+    )
   times, deformation = arrays.pop("times"), arrays.pop("deformation")[:, seen]
   arrays = {name: x[seen] for name, x in arrays.items()}
 
@@ -93,6 +98,7 @@ def _cameras(metadata: SceneMetadata) -> dict[str, Any]:
     ],
     "focal": float(lens[1, 1] / cameras.height),
     "aspect": float(lens[0, 0] / lens[1, 1]),
+    "height": cameras.height,
   }
 
 

@@ -1,7 +1,8 @@
 """Gaussians at one time as files of other programs: PLY of 3DGS, .splat, SPZ, glTF.
 
 Slots without opacity are left out. PLY, .splat and SPZ keep our axes (x right, y down, z forward),
-as the tools that read them do; glTF has y up and z towards the viewer, so everything is turned half
+as the tools that read them do (SPZ's own document has y up; SuperSplat, gsply and splat-transform
+don't turn it); glTF has y up and z towards the viewer, so everything is turned half
 a turn about x. What a format rounds is said at its writer.
 """
 
@@ -30,15 +31,12 @@ _SPZ_FRACTION = 12
 _FLOAT, _POINTS, _ARRAY_BUFFER = 5126, 0, 34962
 
 
-def write_ply(
-  path: str | os.PathLike, gaussians: Gaussians, comments: tuple[str, ...] = ()
-) -> None:
+def write_ply(path: str | os.PathLike, gaussians: Gaussians) -> None:
   """Writes the PLY of the 3DGS authors: float32, nothing is lost but opacities beyond 1 - 1e-6.
 
   Args:
     path: the file.
     gaussians: of one scene at one time, [n].
-    comments: lines for the header.
 
   Raises:
     ValueError: a value is NaN or infinite, or nothing is visible.
@@ -57,7 +55,6 @@ def write_ply(
   names = " ".join(columns).split()
   table = np.concatenate(list(columns.values()), axis=1).astype("<f4")
   header = ["ply", "format binary_little_endian 1.0"]
-  header += [f"comment {_plain(line)}" for line in comments]
   header += [f"element vertex {len(table)}", *(f"property float {x}" for x in names), "end_header"]
   _write(path, "\n".join(header).encode("ascii") + b"\n" + table.tobytes())
 
@@ -105,8 +102,17 @@ def write_spz(path: str | os.PathLike, gaussians: Gaussians) -> None:
 
 
 def write_glb(path: str | os.PathLike, gaussians: Gaussians) -> None:
-  """Writes binary glTF with KHR_gaussian_splatting; float32, nothing is lost."""
+  """Writes binary glTF with KHR_gaussian_splatting; float32, nothing is lost.
+
+  Raises:
+    ValueError: also for harmonics above degree 1, which would have to be turned with the axes.
+  """
   g = _visible(gaussians)
+  if g.harmonics.shape[1] > 4:
+    raise ValueError(
+      f"{g.harmonics.shape[1]} harmonics a Gaussian; glTF is written with 1 or 4 (degree 0 or 1)."
+      " Export .ply."
+    )
   half_turn = np.array([0.0, 1.0, 0.0, 0.0], np.float32)
   turned = np.asarray(rotations.multiply(half_turn[None], g.quaternions))
   means = g.means * np.array([1, -1, -1], np.float32)
@@ -221,11 +227,6 @@ def _smallest_three(quaternions: Float[np.ndarray, "n 4"]) -> np.ndarray:
     word = (packed << np.uint32(10)) | ((value < 0).astype(np.uint32) << np.uint32(9)) | size
     packed = np.where(largest == axis, packed, word)
   return packed.astype("<u4")
-
-
-def _plain(line: str) -> str:
-  """A line of the header: ASCII, without line breaks."""
-  return " ".join(line.encode("ascii", "backslashreplace").decode().split())
 
 
 def _write(path: str | os.PathLike, contents: bytes) -> None:

@@ -134,7 +134,8 @@ class LDRM(nn.Module):
       latents: normalised latents of a video whose 1 + 4k frames span the clip times 0 to 1.
       cameras: of all frames, [b F], for the whole image of the video; the first is the identity.
       times: clip times at which the deformation is wanted, rising.
-      video: what the latents decode to, in [0, 1]; for a model with a `stem`, and none other.
+      video: what the latents decode to, nominally in [0, 1] but not clipped; for a model with a
+        `stem`, and none other.
       sigma: noise level in [0, 1] at which a denoiser guessed the latents; None: they are clean.
       points: source points whose displacement at `times` is wanted. With `canonical` "first", only
         points of frame 0 have one; those of other frames get that of their pixel in frame 0.

@@ -50,7 +50,7 @@ class Stem(nn.Module):
   def __call__(
     self, video: Float[Array, "b f H W 3"], cameras: Cameras
   ) -> Float[Array, "b f y x k"]:
-    """CHANNELS features of each frame of a video in [0, 1]."""
+    """CHANNELS features of each frame of a video, nominally in [0, 1]."""
     cells = _cells(video, self.cell).astype(self.dtype)
     still = still_offsets(pinhole.resize(cameras, *cells.shape[2:4]), self.near)
     matches = Matching(self.dtype, name="matching")(cells)
@@ -146,7 +146,7 @@ def still_offsets(cameras: Cameras, near: float) -> Float[Array, "b f h w k"]:
 
   Returns:
     For each of the frames the offset (x, y) in MATCH_UNIT of the far and of the near point, bounded
-    to the image's own size; 0 where the frame is outside the clip and its end stands for it.
+    to the image's own size. For a frame outside the clip its end stands.
   """
   frames, rows, columns = cameras.world_from_camera.shape[1], cameras.height, cameras.width
   grid = jnp.asarray(pinhole.pixel_grid(rows, columns)).reshape(1, 1, -1, 2)

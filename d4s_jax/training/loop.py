@@ -130,6 +130,8 @@ def run(config: Config, folder: pathlib.Path) -> None:
 
     if int(now.step) == config.steps:
       write_report(folder, system, chosen, state.averaged_params(now), heldout)
+      # A process that leaves early would be missed by the first one, which still draws.
+      processes.wait("report")
 
 
 # The smallest value of keys that count something.

@@ -216,7 +216,8 @@ class LDRM(Part):
       size: height and width of the video.
       times: [b q] in [0, 1], rising: where the deformation is wanted.
       sigma: noise level [b] of the latents; None for clean ones.
-      video: what the latents decode to [b F H W 3], in [0, 1]; needed by a model with a stem.
+      video: what the latents decode to [b F H W 3], 0.5 (x + 1) of the autoencoder's output, not
+        clipped; needed by a model with a stem.
     """
     config = self.config
     if sigma is None:

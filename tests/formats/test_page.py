@@ -155,6 +155,7 @@ def test_a_page_is_small_closed_and_the_same_every_time(tmp_path):
 def test_what_can_not_be_shown_is_refused(tmp_path):
   dynamic, metadata = make()
   for change, message in (
+    ({"harmonics": np.zeros((COUNT, 9, 3), "f4")}, "9 harmonics a Gaussian; a page shows 1 or 4"),
     ({"opacities": np.zeros(COUNT, "f4")}, "All Gaussians have opacity 0"),
     (
       {"deformation": np.full((FRAMES, COUNT, 10), np.nan, "f4")},

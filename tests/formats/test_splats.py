@@ -47,11 +47,10 @@ def same_turn(a, b, atol):
 def test_ply_read_by_plyfile_and_gsply(tmp_path, degree):
   gaussians = make(degree=degree)
   path = tmp_path / "scene.ply"
-  splats.write_ply(path, gaussians, comments=("made of a café\nby us",))
+  splats.write_ply(path, gaussians)
   want = seen(gaussians)
 
   file = plyfile.PlyData.read(path)
-  assert file.comments == ["made of a caf\\xe9 by us"]
   vertex = file["vertex"]
 
   def columns(*names):
@@ -195,4 +194,7 @@ def test_what_can_not_be_written_is_refused(tmp_path):
   far = Gaussians(**(vars(make()) | {"means": np.full((COUNT, 3), 3000, np.float32)}))
   with pytest.raises(ValueError, match="3000 m from the origin; SPZ holds 2,047 m"):
     splats.write_spz(tmp_path / "scene.spz", far)
+  rich = Gaussians(**(vars(make()) | {"harmonics": np.zeros((COUNT, 9, 3), np.float32)}))
+  with pytest.raises(ValueError, match="9 harmonics a Gaussian; glTF is written with 1 or 4"):
+    splats.write_glb(tmp_path / "scene.glb", rich)
   assert not list(tmp_path.iterdir())
