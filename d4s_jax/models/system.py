@@ -101,7 +101,11 @@ class System:
       **asked: further arguments of `LDRM`.
     """
     ldrm = self.ldrm if gaussians is None else self.ldrm.clone(gaussians=gaussians)
-    video = self.backbone.decode(params, latents) if ldrm.stem else None
+    video = None
+    if ldrm.stem:
+      # Gradients pass through the decoder, but tuning it with the LDRM makes both worse.
+      decoder = {"autoencoder": jax.lax.stop_gradient(params["autoencoder"])}
+      video = self.backbone.decode(decoder, latents)
     outcome: Any = ldrm.apply(
       {"params": params["ldrm"]}, latents, cameras, times, video=video, **asked
     )
