@@ -38,7 +38,6 @@ def start(count, folder, port=None, **changes):
   """Processes that train together; a single one joins nothing."""
   changes = {
     "stage": "diffusion",
-    "optimizer.peak": PEAK,
     "steps": STEPS,
     "batch_size": 4,
     "checkpoint.every": 2,
@@ -85,12 +84,16 @@ def test_processes_train_what_one_would_and_write_it_once(tmp_path, count):
   # One table of results, in the first process's output.
   assert [text.count("Look at ") for text in said] == [1] + [0] * (count - 1)
   assert checkpoint.latest_step(together) == STEPS
-  for log in ("train", "heldout"):
-    want, got = (read_metrics(folder / f"{log}.csv") for folder in (alone, together))
-    assert [row["step"] for row in got] == [row["step"] for row in want]
-    for a, b in zip(want, got):
-      # Sums in another order, which Adam's first steps, signs of gradients, make larger.
-      np.testing.assert_allclose(list(b.values()), list(a.values()), rtol=2e-3)
+  train, heldout = (
+    [read_metrics(folder / f"{log}.csv") for folder in (alone, together)]
+    for log in ("train", "heldout")
+  )
+  assert [row["step"] for row in train[1]] == list(range(1, STEPS + 1))
+  # The same start, scored on the same clips; sums in another order.
+  np.testing.assert_allclose(list(heldout[1][0].values()), list(heldout[0][0].values()), rtol=2e-3)
+  # A batch has the same clips in another order, and each place has its own noise: the ends are near
+  # each other, not equal.
+  np.testing.assert_allclose(list(heldout[1][-1].values()), list(heldout[0][-1].values()), rtol=0.1)
   for name in ("samples.png", "curves.png", "summary.json"):
     assert (together / name).exists()
 
