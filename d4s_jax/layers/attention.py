@@ -1,4 +1,4 @@
-"""The one entry to attention: cuDNN on a GPU where it can, block by block on a CPU, else XLA."""
+"""The one entry to attention: splash on a TPU, cuDNN on a GPU, by blocks on a CPU, else XLA."""
 
 import functools
 
@@ -7,7 +7,9 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Bool, Float
 
-from d4s_jax.layers.partitioning import per_device
+from d4s_jax.layers import splash
+from d4s_jax.layers.partitioning import platform
+from d4s_jax.layers.sequence_parallel import distributed
 
 # On a CPU: queries whose logits are in the cache together, and logits of a head from which on the
 # way through memory costs more than the loop.
@@ -15,6 +17,8 @@ _BLOCK = 128
 _MANY = 2**20
 # Largest head that cuDNN's fused attention takes on every GPU it supports.
 _CUDNN_HEAD_DIM = 128
+# Names of that platform: of JAX's backend, and of a mesh.
+_GPU = ("gpu", "cuda")
 
 
 def attention(
@@ -25,8 +29,12 @@ def attention(
   mask: Bool[Array, "#b #h #n m"] | None = None,
   bias: Float[Array, "#b h n m"] | None = None,
   scale: float | None = None,
+  tokens: str | None = None,
 ) -> Float[Array, "b n h d"]:
   """softmax(scale q k^T + bias) v with the softmax in float32.
+
+  On a mesh each device computes its part of samples and heads and, where `tokens` is given, of the
+  queries; see `sequence_parallel`.
 
   Args:
     q: queries.
@@ -35,18 +43,37 @@ def attention(
     mask: False where a key is not to be seen; every query must see at least one key.
     bias: added to the logits.
     scale: 1 / sqrt(d) unless given.
+    tokens: logical axis along which the queries are cut; only without mask and bias.
 
   Returns:
     The weighted values, in the dtype of `q`.
   """
   factor = q.shape[-1] ** -0.5 if scale is None else scale
+  if mask is None and bias is None:
+    kernel = functools.partial(_kernel(q, k), factor)
+    return distributed(kernel, q, k, v, scale=factor, tokens=tokens)
   if _fits_cudnn(q):
-    return jax.nn.dot_product_attention(
-      q, k, v, bias=bias, mask=mask, scale=factor, implementation="cudnn"
-    )
-  if _fits_blocks(q, k) and mask is None and bias is None:
-    return per_device(functools.partial(_by_blocks, factor), q, k, v)
-  logits = jnp.einsum("bnhd,bmhd->bhnm", q, k, preferred_element_type=jnp.float32) * factor
+    return _cudnn(factor, q, k, v, mask, bias)
+  return _plain(factor, q, k, v, mask, bias)
+
+
+def _kernel(q, k):
+  """What computes attention without mask and bias on one device."""
+  if platform() == "tpu" and splash.fits(q, k):
+    return splash.splash_attention
+  if _fits_cudnn(q):
+    return _cudnn
+  return _by_blocks if _fits_blocks(q, k) else _plain
+
+
+def _cudnn(scale, q, k, v, mask=None, bias=None):
+  return jax.nn.dot_product_attention(
+    q, k, v, bias=bias, mask=mask, scale=scale, implementation="cudnn"
+  )
+
+
+def _plain(scale, q, k, v, mask=None, bias=None):
+  logits = jnp.einsum("bnhd,bmhd->bhnm", q, k, preferred_element_type=jnp.float32) * scale
   if bias is not None:
     logits = logits + bias.astype(jnp.float32)
   if mask is not None:
@@ -59,12 +86,12 @@ def _fits_cudnn(q: Float[Array, "b n h d"]) -> bool:
   """Half precision, a GPU, and a head that the fused kernel takes."""
   half = q.dtype in (jnp.bfloat16, jnp.float16)
   head = q.shape[-1]
-  return half and head <= _CUDNN_HEAD_DIM and head % 8 == 0 and jax.default_backend() == "gpu"
+  return half and head <= _CUDNN_HEAD_DIM and head % 8 == 0 and platform() in _GPU
 
 
 def _fits_blocks(q: Float[Array, "b n h d"], k: Float[Array, "b m h d"]) -> bool:
   """A CPU, and too many logits for its cache."""
-  return q.shape[1] * k.shape[1] >= _MANY and jax.default_backend() == "cpu"
+  return q.shape[1] * k.shape[1] >= _MANY and platform() == "cpu"
 
 
 def _by_blocks(

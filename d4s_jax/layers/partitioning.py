@@ -12,7 +12,9 @@ import jax
 from jax.sharding import PartitionSpec
 from jaxtyping import Array
 
-AXES = ("batch", "frames", "tokens", "text", "embed", "mlp", "heads", "channels", "layers")
+# views: pictures that are drawn; gathered, spread: tokens and heads inside self-attention.
+AXES = ("batch", "views", "frames", "tokens", "gathered", "text", "embed", "mlp", "heads", "spread")
+AXES += ("channels", "layers")
 
 
 def _check(axes: tuple[str | None, ...]) -> None:
@@ -36,25 +38,55 @@ def constrain(x: Array, *axes: str | None) -> Array:
   return nn.spmd.with_logical_constraint(x, axes, fallback=nn.spmd.RulesFallback.RAISE_ERROR)
 
 
-def per_device(function: Callable[..., Any], *trees: Any) -> Any:
-  """Calls `function` on every device's own part of arrays that lie along the "batch" axis.
+def platform() -> str:
+  """Of the mesh in use or of JAX's default device."""
+  device = jax.sharding.get_abstract_mesh().abstract_device
+  return device.platform if device else jax.default_backend()
+
+
+def dividing(name: str, size: int, *, strict: bool = False) -> tuple[str, ...]:
+  """The axes of the mesh in use along which an array's axis of that size can be cut.
+
+  Args:
+    name: the logical axis.
+    size: its length.
+    strict: all of the axes must divide it; else the first ones that do are taken.
+
+  Raises:
+    ValueError: they don't.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  (found,) = nn.spmd.logical_to_mesh_axes((name,)) or (None,)
+  found = (found,) if isinstance(found, str) else found or ()
+  taken: tuple[str, ...] = ()
+  for axis in () if mesh.empty else found:
+    devices = mesh.shape[axis]
+    if devices > 1 and size % (math.prod(mesh.shape[x] for x in taken) * devices) == 0:
+      taken = (*taken, axis)
+    elif devices > 1 and strict:
+      sizes = " x ".join(f"{x} {mesh.shape[x]}" for x in found if mesh.shape[x] > 1)
+      raise ValueError(
+        f"{size} {name} can't be cut over mesh axes {sizes}; expected a multiple of their product:"
+        " change these axes, or the size of the clip or of the model."
+      )
+  return taken
+
+
+def per_device(function: Callable[..., Any], *trees: Any, axis: str = "batch") -> Any:
+  """Calls `function` on every device's own part of arrays that lie along a logical axis.
 
   For code that the partitioner cannot cut, such as one sort over all views, and would gather for.
-  Outside a mesh, on one device, or where the devices do not divide the first axis, it is one call
-  on whole arrays.
+  Outside a mesh, on one device, or where no devices divide the first axis, it is one call on whole
+  arrays.
 
   Args:
     function: of pytrees of arrays, to pytrees of arrays; each row of the first axis of its results
       depends on the same row of its inputs alone.
     trees: its inputs.
+    axis: logical name of their first axis.
   """
-  mesh = jax.sharding.get_abstract_mesh()
-  (axes,) = nn.spmd.logical_to_mesh_axes(("batch",)) or (None,)
-  if mesh.empty or axes is None:
-    return function(*trees)
-  axes = (axes,) if isinstance(axes, str) else tuple(axes)
-  devices = math.prod(mesh.shape[axis] for axis in axes)
-  if devices == 1 or jax.tree.leaves(trees)[0].shape[0] % devices:
+  axes = dividing(axis, jax.tree.leaves(trees)[0].shape[0])
+  if not axes:
     return function(*trees)
   spec = PartitionSpec(axes)
   return jax.shard_map(function, in_specs=spec, out_specs=spec, check_vma=False)(*trees)

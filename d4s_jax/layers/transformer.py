@@ -65,7 +65,7 @@ class TransformerBlock(nn.Module):
       RMSNorm(axis_name=None, name="query_norm")(q),
       RMSNorm(axis_name=None, name="key_norm")(k),
     )
-    y = rearrange(attention(q, k, v), "b n h d -> b n (h d)")
+    y = rearrange(attention(q, k, v, tokens="tokens"), "b n h d -> b n (h d)")
     x = x + dense(width, "heads", "embed", dtype=self.dtype, name="attention_out")(y)
 
     y = LayerNorm(name="mlp_norm")(x)

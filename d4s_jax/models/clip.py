@@ -128,4 +128,4 @@ class CLIPBlock(nn.Module):
     y = dense(self.ffn_dim, "embed", "mlp", dtype=self.dtype, name="mlp_in")(y)
     y = jax.nn.gelu(y, approximate=False)
     x = x + dense(dim, "mlp", "embed", dtype=self.dtype, name="mlp_out")(y)
-    return (before, constrain(x, "batch", "tokens", None)), None
+    return (before, constrain(x, "batch", "text", None)), None

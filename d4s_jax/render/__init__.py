@@ -83,15 +83,17 @@ def render(
       f"Pictures of {cameras.width} x {cameras.height} pixels; expected at most {_LONGEST_SIDE} on"
       " each side."
     )
-  if backend == "cpu" and _platform() != "cpu":
-    raise BackendUnavailable(f"The cpu renderer can't draw on {_platform()!r}; use 'auto'.")
+  if backend == "cpu" and partitioning.platform() != "cpu":
+    raise BackendUnavailable(
+      f"The cpu renderer can't draw on {partitioning.platform()!r}; use 'auto'."
+    )
   gaussians, cameras = jax.tree.map(_single, (gaussians, cameras))
   leading = _leading_axes(gaussians, cameras)
   flat_gaussians = _flatten(gaussians, gaussians.means.ndim - 2, leading)
   flat_cameras = _flatten(cameras, cameras.intrinsics.ndim - 2, leading)
   rasterize = BACKENDS[_automatic() if backend == "auto" else backend]
   rasterize = functools.partial(rasterize, capacity=capacity, antialiased=antialiased)
-  layers, overflow = partitioning.per_device(rasterize, flat_gaussians, flat_cameras)
+  layers, overflow = partitioning.per_device(rasterize, flat_gaussians, flat_cameras, axis="views")
 
   layers = layers.reshape(*leading, *layers.shape[1:])
   colour, depth, alpha = layers[..., :3], layers[..., 3], layers[..., 4]
@@ -108,21 +110,15 @@ def render(
 
 def _automatic() -> str:
   """The backend for the platform that is traced for."""
-  if _platform() not in _NATIVE:
+  if partitioning.platform() not in _NATIVE:
     return "tiled"
-  name, load = _NATIVE[_platform()]
+  name, load = _NATIVE[partitioning.platform()]
   try:
     load()
   except BackendUnavailable as error:
     _note(f"note: drawing with the slower tiled renderer. {error}")
     return "tiled"
   return name
-
-
-def _platform() -> str:
-  """Of the mesh in use or of JAX's default device."""
-  device = jax.sharding.get_abstract_mesh().abstract_device
-  return device.platform if device else jax.default_backend()
 
 
 def _single(array):

@@ -40,11 +40,11 @@ def run(config: Config, folder: pathlib.Path) -> None:
   Raises:
     ValueError: the configuration can't be run, or the loss is no longer finite.
   """
-  mesh = sharding.make_mesh(config.mesh.fsdp)
+  mesh = sharding.make_mesh(**config.mesh)
   with jax.set_mesh(mesh), nn.logical_axis_rules(sharding.RULES):
     # All of the run but its numbers: what does not fit together is refused before it writes.
     with _explained():
-      _check(config)
+      _check(config, sharding.copies(mesh))
       chosen = stage(config.stage)
       tokenizer = checkpoint.read_tokenizer(folder, config.model.to_dict())
       system = System.build(config.model.to_dict(), tokenizer)
@@ -93,15 +93,17 @@ def run(config: Config, folder: pathlib.Path) -> None:
         " another --workdir."
       )
     # Batches are a pure function of seed and step: there is nothing else to resume.
+    rows = sharding.local_rows(mesh, config.batch_size)
+    share = rows.stop - rows.start
     batches = make_loader(
       source(split="train"),
       tokenize,
-      batch_size=config.batch_size // jax.process_count(),
+      batch_size=share,
       seed=config.seed,
       workers=config.data.workers,
       start=start,
-      process_index=jax.process_index(),
-      process_count=jax.process_count(),
+      process_index=rows.start // share,
+      process_count=config.batch_size // share,
     )
 
     # The loop.
@@ -113,7 +115,7 @@ def run(config: Config, folder: pathlib.Path) -> None:
         record.heldout(0, validate(state.averaged_params(now), heldout))
       for number in range(start + 1, config.steps + 1):
         batch = embed(next(batches), now.frozen)
-        now, metrics = step(now, sharding.to_device(batch, mesh))
+        now, metrics = step(now, sharding.to_device(batch, mesh, config.batch_size))
         record.train(number, metrics)
         last = number == config.steps
         if number % config.heldout.every == 0 or last:
@@ -154,17 +156,17 @@ _LEAST = {
 }
 
 
-def _check(config: Config) -> None:
+def _check(config: Config, copies: int) -> None:
   """Refuses counts that can't be run."""
   for key, least in _LEAST.items():
     value = functools.reduce(getattr, key.split("."), config)
     if value < least:
       raise ValueError(f"{key} is {value}; expected at least {least}.")
-  devices, parts = jax.device_count(), config.accumulate
-  if config.batch_size % (devices * parts):
+  parts = config.accumulate
+  if config.batch_size % (copies * parts):
     raise ValueError(
-      f"batch_size is {config.batch_size}; expected a multiple of {devices} devices x accumulate"
-      f" {parts}."
+      f"batch_size is {config.batch_size}; expected a multiple of {copies} (devices that don't share"
+      f" samples) x accumulate {parts}."
     )
 
 

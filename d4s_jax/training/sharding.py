@@ -1,23 +1,32 @@
-"""The mesh: which devices there are, and which logical axis goes along which mesh axis."""
+"""The mesh: which devices there are, and which logical axis goes along which mesh axes."""
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 from flax import traverse_util
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-# data: copies of the model; fsdp: parameters and optimizer state cut into pieces.
-MESH_AXES = ("data", "fsdp")
+# data: copies of the model, the axis that may lie over slices of a pod; fsdp: copies whose
+# parameters and optimizer state are cut into pieces; ring, ulysses: parts of each sample's tokens
+# (layers.sequence_parallel); tensor: parts of the heads and inner widths of layers.
+MESH_AXES = ("data", "fsdp", "ring", "ulysses", "tensor")
 
 RULES = (
   ("batch", ("data", "fsdp")),
+  # Pictures that are drawn have no tokens: every device can take some.
+  ("views", MESH_AXES),
   ("frames", None),
-  ("tokens", None),
+  ("tokens", ("ring", "ulysses")),
+  ("gathered", "ring"),
   ("text", None),
   ("embed", "fsdp"),
-  ("mlp", None),
-  ("heads", None),
+  ("mlp", "tensor"),
+  ("heads", "tensor"),
+  ("spread", ("tensor", "ulysses")),
   ("channels", None),
   ("layers", None),
 )
@@ -27,22 +36,70 @@ RULES = (
 GENERATION_RULES = tuple((axis, "fsdp" if axis in ("heads", "mlp") else None) for axis, _ in RULES)
 
 
-def make_mesh(fsdp: int = 1) -> Mesh:
-  """All devices as a (data, fsdp) mesh.
+def make_mesh(
+  fsdp: int = 1,
+  ring: int = 1,
+  ulysses: int = 1,
+  tensor: int = 1,
+  devices: Sequence[jax.Device] | None = None,
+) -> Mesh:
+  """All devices as a mesh of MESH_AXES; what the other axes leave is "data".
 
   Args:
-    fsdp: devices that share one copy of the parameters; it divides the number of devices.
+    fsdp: devices that share one copy of the parameters.
+    ring: parts of each sample's tokens between which keys and values go round.
+    ulysses: parts of each sample's tokens which become parts of its heads in attention.
+    tensor: parts of heads and inner widths.
+    devices: instead of all that are present. Those of several slices are joined along "data".
+
+  Raises:
+    ValueError: the sizes don't divide the devices, or those of a slice.
   """
-  devices = jax.device_count()
-  if fsdp < 1 or devices % fsdp:
-    raise ValueError(f"mesh.fsdp is {fsdp}; expected a divisor of the {devices} devices present.")
-  # make_mesh defaults to explicit axes, which Linen's logical constraints don't accept.
-  return jax.make_mesh((devices // fsdp, fsdp), MESH_AXES, axis_types=(AxisType.Auto,) * 2)
+  devices = jax.devices() if devices is None else list(devices)
+  slices = len({getattr(device, "slice_index", 0) for device in devices})
+  inner = (fsdp, ring, ulysses, tensor)
+  size = math.prod(inner)
+  if min(inner) < 1 or len(devices) % (size * slices):
+    wanted = ", ".join(f"mesh.{axis} {n}" for axis, n in zip(MESH_AXES[1:], inner))
+    each = f"{slices} slices of {len(devices) // slices}" if slices > 1 else f"the {len(devices)}"
+    raise ValueError(f"{wanted}; expected a product that divides {each} devices present.")
+  shape = (len(devices) // (size * slices), *inner)
+  if slices > 1:
+    arranged = mesh_utils.create_hybrid_device_mesh(
+      shape, (slices, *len(inner) * (1,)), devices, allow_split_physical_axes=True
+    )
+  else:
+    arranged = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+  # Explicit axes, JAX's default, are not what Linen's logical constraints accept.
+  return Mesh(arranged, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-  """Batches are cut along their first axis over all devices."""
-  return NamedSharding(mesh, PartitionSpec(MESH_AXES))
+  """Batches are cut along their first axis; devices that share samples have all of them."""
+  return NamedSharding(mesh, PartitionSpec(dict(RULES)["batch"]))
+
+
+def copies(mesh: Mesh) -> int:
+  """Parts that a batch is cut into."""
+  return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def local_rows(mesh: Mesh, batch_size: int) -> slice:
+  """Which samples of a global batch this process has to bring.
+
+  Several processes bring the same ones if a sample lies on devices of them all.
+
+  Raises:
+    ValueError: they are not consecutive, so that no loader could bring them.
+  """
+  cuts = batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
+  found = sorted({cut[0].indices(batch_size)[:2] for cut in cuts if cut})
+  if any(a[1] != b[0] for a, b in zip(found, found[1:])):
+    raise ValueError(
+      f"This process would bring samples {found} of a batch; expected consecutive ones. Choose mesh"
+      " sizes that keep the devices of a process together."
+    )
+  return slice(found[0][0], found[-1][1])
 
 
 def whole() -> PartitionSpec | None:
@@ -73,10 +130,14 @@ def parameter_shardings(mesh: Mesh, boxed: Any, rules: Any = RULES) -> Any:
   return jax.tree.map(sharding, boxed, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned))
 
 
-def to_device(batch: Any, mesh: Mesh) -> Any:
-  """Places this process's part of a batch on its devices, as one global array for each leaf."""
+def to_device(batch: Any, mesh: Mesh, batch_size: int) -> Any:
+  """Places this process's part of a batch (`local_rows`) as one global array for each leaf."""
   sharding = batch_sharding(mesh)
-  return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+
+  def place(x):
+    return jax.make_array_from_process_local_data(sharding, x, (batch_size, *x.shape[1:]))
+
+  return jax.tree.map(place, batch)
 
 
 def state_shardings(mesh: Mesh, boxed: Any, abstract_state: Any) -> Any:

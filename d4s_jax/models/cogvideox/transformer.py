@@ -253,7 +253,7 @@ class CogVideoXAttention(nn.Module):
     k = LayerNorm(axis_name=None, name="key_norm")(project("key"))
     if rotary is not None:
       q, k = apply_rotary(q, *rotary), apply_rotary(k, *rotary)
-    y = rearrange(attention(q, k, project("value")), "b n h d -> b n (h d)")
+    y = rearrange(attention(q, k, project("value"), tokens="tokens"), "b n h d -> b n (h d)")
     return dense(dim, "heads", "embed", dtype=self.dtype, name="out")(y)
 
 

@@ -217,10 +217,10 @@ class WanAttention(nn.Module):
     q, k = normalised(x, "query"), normalised(context, "key")
     if rotary is not None:
       q, k = apply_rotary(q, *rotary), apply_rotary(k, *rotary)
-    y = attention(q, k, split(project(context, "value")))
+    y = attention(q, k, split(project(context, "value")), tokens="tokens")
     if image is not None:
       value = split(project(image, "image_value"))
-      y = y + attention(q, normalised(image, "image_key"), value)
+      y = y + attention(q, normalised(image, "image_key"), value, tokens="tokens")
     return dense(dim, "heads", "embed", dtype=self.dtype, name="out")(
       rearrange(y, "b n h d -> b n (h d)")
     )
