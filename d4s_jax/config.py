@@ -316,7 +316,7 @@ def base(preset: str) -> Config:
       "text_cache": "",
       "heldout": {"batches": 2, "every": 100 if tiny else 1000},
       "checkpoint": {"every": 50 if tiny else 1000, "keep": 3},
-      # How the devices are shared out, `training.sharding.make_mesh`; what is left copies the model.
+      # How devices are shared out, `training.sharding.make_mesh`; what is left copies the model.
       "mesh": {"fsdp": 1, "ring": 1, "ulysses": 1, "tensor": 1},
       # How `generate` samples: N, gamma(t), gamma_max; diffusion.solvers. More steps and stronger
       # guidance make what `tiny` generates worse.

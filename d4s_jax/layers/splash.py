@@ -1,5 +1,7 @@
 """Attention on a TPU: JAX's splash kernel, for any number of tokens."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from einops import rearrange
@@ -44,17 +46,20 @@ def splash_attention(
   q, k, v = (
     _padded(rearrange(x, "b n h d -> b h n d"), axis=2) for x in ((q * scale).astype(q.dtype), k, v)
   )
-  blocks = {
-    name: _block(x.shape[2])
-    for name, x in {
-      **dict.fromkeys(("block_q", "block_q_dkv", "block_q_dq"), q),
-      **dict.fromkeys(("block_kv", "block_kv_compute", "block_kv_dkv"), k),
-      **dict.fromkeys(("block_kv_dkv_compute", "block_kv_dq"), k),
-    }.items()
-  }
+  own, theirs = _block(q.shape[2]), _block(k.shape[2])
+  blocks = BlockSizes(
+    block_q=own,
+    block_kv=theirs,
+    block_kv_compute=theirs,
+    block_q_dkv=own,
+    block_kv_dkv=theirs,
+    block_kv_dkv_compute=theirs,
+    block_q_dq=own,
+    block_kv_dq=theirs,
+  )
   mask = MultiHeadMask([FullMask((q.shape[2], k.shape[2]))] * q.shape[1])
   kernel = make_splash_mha(
-    mask, block_sizes=BlockSizes(**blocks), head_shards=1, q_seq_shards=1, interpret=interpret
+    mask, block_sizes=blocks, head_shards=1, q_seq_shards=1, interpret=interpret
   )
   segments = None
   if (q.shape[2], k.shape[2]) != (queries, keys):
@@ -63,8 +68,8 @@ def splash_attention(
       q=(jnp.arange(q.shape[2]) >= queries).astype(jnp.int32),
       kv=(jnp.arange(k.shape[2]) >= keys).astype(jnp.int32),
     )
-  y = jax.vmap(lambda q, k, v: kernel(q, k, v, segment_ids=segments))(q, k, v)
-  return rearrange(y, "b h n d -> b n h d")[:, :queries]
+  y: Any = jax.vmap(lambda q, k, v: kernel(q, k, v, segment_ids=segments))(q, k, v)
+  return rearrange(y[:, :, :queries], "b h n d -> b n h d")
 
 
 def _block(length: int) -> int:

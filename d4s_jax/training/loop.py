@@ -165,8 +165,8 @@ def _check(config: Config, copies: int) -> None:
   parts = config.accumulate
   if config.batch_size % (copies * parts):
     raise ValueError(
-      f"batch_size is {config.batch_size}; expected a multiple of {copies} (devices that don't share"
-      f" samples) x accumulate {parts}."
+      f"batch_size is {config.batch_size}; expected a multiple of {copies} devices that don't share"
+      f" samples x accumulate {parts}."
     )
 
 

@@ -41,7 +41,7 @@ def make_mesh(
   ring: int = 1,
   ulysses: int = 1,
   tensor: int = 1,
-  devices: Sequence[jax.Device] | None = None,
+  devices: Sequence[Any] | None = None,
 ) -> Mesh:
   """All devices as a mesh of MESH_AXES; what the other axes leave is "data".
 

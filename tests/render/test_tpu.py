@@ -52,7 +52,7 @@ print("MFLOP, loop bodies counted once", cost["flops"] / 1e6)
 SHARDED = """
 topology = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x4")
 mesh = topologies.make_mesh(topology, (8,), ("data",))
-with jax.set_mesh(mesh), nn.logical_axis_rules((("batch", "data"),)):
+with jax.set_mesh(mesh), nn.logical_axis_rules((("views", "data"),)):
   gaussians, poses, lens = shapes(NamedSharding(mesh, P("data")), (8,), 512)
   def forward(gaussians, poses, lens):
     cameras = Cameras(world_from_camera=poses, intrinsics=lens, height=64, width=64)
