@@ -79,7 +79,7 @@ _FULL_LDRM = {
   "stem": 0,
   "pixels_per_cell": 1,
   "motion_channels": 128,
-  "remat": True,
+  "remat": "all",
 }
 
 
@@ -87,7 +87,7 @@ def _wan(**transformer: int) -> dict[str, Any]:
   return {
     "autoencoder": _WAN_AUTOENCODER,
     "text_encoder": _UMT5_XXL,
-    "transformer": {"remat": True, **transformer},
+    "transformer": {"remat": "all", **transformer},
     "text_length": 512,
   }
 
@@ -115,7 +115,7 @@ def _cogvideox(
       "chunk": 2,
     },
     "text_encoder": _T5_XXL,
-    "transformer": {"head_dim": 64, "remat": True, **transformer},
+    "transformer": {"head_dim": 64, "remat": "all", **transformer},
     "schedule": {"snr_shift": snr_shift},
     "text_length": 226,
   }
@@ -150,7 +150,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "head_dim": 32,
         "ffn_dim": 256,
       },
-      "transformer": {"dim": 192, "ffn_dim": 768, "heads": 4, "depth": 4, "remat": False},
+      "transformer": {"dim": 192, "ffn_dim": 768, "heads": 4, "depth": 4, "remat": "products"},
       # Its latents are few: at a shift of 5, as of the large ones, low noise is hardly ever seen.
       "schedule": {"shift": 2.0},
       "text_length": 160,
@@ -164,7 +164,7 @@ PRESETS: dict[str, dict[str, Any]] = {
       "stem": 2,
       "pixels_per_cell": 2,
       "motion_channels": 64,
-      "remat": False,
+      "remat": "products",
     },
   },
   "wan1.3b": {

@@ -18,7 +18,19 @@ from d4s_jax.layers.partitioning import constrain
 ADAPTER = "adapter"
 
 
-def scan_blocks(block: type[nn.Module], depth: int, inputs: int, remat: bool) -> type[nn.Module]:
+# What the backward pass of a block computes again, by name: all of it; what lies between the products
+# with its weights, whose results are kept, on the device or in the host's memory; nothing.
+_PRODUCTS = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+_OFFLOADED = jax.checkpoint_policies.offload_dot_with_no_batch_dims("device", "pinned_host")
+REMAT: dict[str, Any] = {
+  "all": None,
+  "products": _PRODUCTS,
+  "offload": _OFFLOADED,
+  "none": jax.checkpoint_policies.everything_saveable,
+}
+
+
+def scan_blocks(block: type[nn.Module], depth: int, inputs: int, remat: str) -> type[nn.Module]:
   """Stacks `depth` copies of a block whose call is (carry, *inputs) -> (carry, output).
 
   The parameters of all copies lie along a first axis named "layers"; the outputs are stacked.
@@ -27,12 +39,15 @@ def scan_blocks(block: type[nn.Module], depth: int, inputs: int, remat: bool) ->
     block: the module class; its parameters depend on nothing but its fields and input shapes.
     depth: number of copies.
     inputs: how many inputs, the same for every copy, follow the carry.
-    remat: recompute all of a block in the backward pass, not only what lies between the products
-      with its weights; those are stored otherwise, which takes less time than storing everything.
+    remat: a name in REMAT. "products" takes less time than "none", which moves more memory.
+
+  Raises:
+    ValueError: the name is unknown.
   """
+  if remat not in REMAT:
+    raise ValueError(f"remat is {remat!r}; expected one of {sorted(REMAT)}.")
   every_copy: Any = (nn.broadcast,) * inputs
-  policy = None if remat else jax.checkpoint_policies.dots_with_no_batch_dims_saveable
-  block = nn.remat(block, prevent_cse=False, policy=policy)
+  block = nn.remat(block, prevent_cse=False, policy=REMAT[remat])
   return nn.scan(
     block,
     variable_axes={"params": 0, ADAPTER: 0},
@@ -82,13 +97,13 @@ class Transformer(nn.Module):
     depth: number of blocks.
     heads: attention heads; they divide the width.
     dtype: compute dtype.
-    remat: recompute the inside of a block in the backward pass instead of storing it.
+    remat: what the backward pass computes again, a name in REMAT.
   """
 
   depth: int
   heads: int
   dtype: DTypeLike = jnp.float32
-  remat: bool = False
+  remat: str = "products"
 
   @nn.compact
   def __call__(

@@ -84,7 +84,7 @@ class CLIPVision(nn.Module):
     positions = self._table("positions", None, "embed", shape=x.shape[1:])
     x = LayerNorm(epsilon=_EPSILON, name="norm_in")(x + positions[None])
 
-    stack = scan_blocks(CLIPBlock, self.depth, inputs=0, remat=False)
+    stack = scan_blocks(CLIPBlock, self.depth, inputs=0, remat="products")
     stack = stack(self.heads, self.ffn_dim, self.dtype, name="blocks")
     (before_last, x), _ = stack((x, x))
     embedding = LayerNorm(epsilon=_EPSILON, name="norm")(x[:, 0])

@@ -67,7 +67,7 @@ class LDRM(nn.Module):
     opacity_bias: opacity before training, as its logit.
     random_share: of the kept Gaussians that a key draws.
     dtype: compute dtype; what becomes a Gaussian is computed in float32.
-    remat: recompute the inside of a block in the backward pass instead of storing it.
+    remat: what of a block the backward pass computes again, a name in `layers.transformer.REMAT`.
   """
 
   gaussians: int
@@ -87,7 +87,7 @@ class LDRM(nn.Module):
   opacity_bias: float = -2.0
   random_share: float = 0.25
   dtype: DTypeLike = jnp.float32
-  remat: bool = False
+  remat: str = "products"
 
   def setup(self):
     """Builds the trunk and the two heads."""

@@ -126,7 +126,7 @@ class System:
   @functools.cached_property
   def _boxed(self) -> Any:
     # Tracing a large model takes seconds.
-    return jax.eval_shape(self._init_boxed, jax.random.key(0))
+    return jax.eval_shape(lambda: self._init_boxed(jax.random.key(0)))
 
   def __getstate__(self) -> dict[str, Any]:
     return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}

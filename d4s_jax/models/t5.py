@@ -46,7 +46,7 @@ class T5Encoder(nn.Module):
     buckets: relative positions are sorted into so many.
     max_distance: all positions at least so far apart share the last bucket.
     dtype: compute dtype.
-    remat: recompute the inside of a block in the backward pass instead of storing it.
+    remat: what of a block the backward pass computes again, a name in `layers.transformer.REMAT`.
   """
 
   vocabulary: int
@@ -59,7 +59,7 @@ class T5Encoder(nn.Module):
   buckets: int = 32
   max_distance: int = 128
   dtype: DTypeLike = jnp.float32
-  remat: bool = False
+  remat: str = "products"
 
   @nn.compact
   def __call__(

@@ -30,7 +30,7 @@ class Trunk(nn.Module):
     patch: side of a token in latents.
     taps: how many intermediate results to return, evenly spaced, the last after the last block.
     dtype: compute dtype.
-    remat: recompute the inside of a block in the backward pass instead of storing it.
+    remat: what of a block the backward pass computes again, a name in `layers.transformer.REMAT`.
   """
 
   width: int
@@ -40,7 +40,7 @@ class Trunk(nn.Module):
   patch: int
   taps: int
   dtype: DTypeLike = jnp.float32
-  remat: bool = False
+  remat: str = "products"
 
   @nn.compact
   def __call__(

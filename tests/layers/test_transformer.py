@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from d4s_jax.layers.transformer import Transformer, TransformerBlock
+from d4s_jax.layers.transformer import REMAT, Transformer, TransformerBlock
 
 
 @jax.jit
@@ -49,11 +49,13 @@ def test_remat_changes_neither_values_nor_gradients(trained):
 
     return jax.grad(loss, has_aux=True)(params)
 
-  for a, b in zip(
-    jax.tree.leaves(gradient(params, False)), jax.tree.leaves(gradient(params, True))
-  ):
-    # 1e-4: sums over all tokens, in another order.
-    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+  want = jax.tree.leaves(gradient(params, "all"))
+  for remat in sorted(REMAT):
+    for a, b in zip(jax.tree.leaves(gradient(params, remat)), want, strict=True):
+      # 1e-4: sums over all tokens, in another order.
+      np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+  with pytest.raises(ValueError, match="remat is 'some'; expected one of"):
+    gradient(params, "some")
 
 
 def test_parameters_know_their_axes_and_blocks_start_different(trained):

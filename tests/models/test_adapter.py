@@ -17,7 +17,7 @@ from tests.support import small_config
 # Compiled without LLVM's optimiser: these networks run once.
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 FAMILIES = {
-  "wan": dict(family="wan", transformer=dict(dim=16, ffn_dim=24, heads=2, depth=2, remat=True)),
+  "wan": dict(family="wan", transformer=dict(dim=16, ffn_dim=24, heads=2, depth=2, remat="all")),
   "cogvideox": dict(
     family="cogvideox",
     schedule={},

@@ -270,7 +270,7 @@ def test_bfloat16_compute_keeps_float32_parameters_and_gaussians(trained, latent
 
 def test_full_size_is_sound_without_computing_it():
   """49 x 512 x 512 in, 50,000 of a map of 49 x 256 x 256 out, about 240 M parameters."""
-  model = LDRM(gaussians=50_000, pixels_per_cell=2, dtype=jnp.bfloat16, remat=True)
+  model = LDRM(gaussians=50_000, pixels_per_cell=2, dtype=jnp.bfloat16, remat="all")
   latents = jax.ShapeDtypeStruct((1, 13, 64, 64, 16), jnp.float32)
   cameras = jax.eval_shape(lambda: make_cameras(1, 49, 512, 512))
   times = jax.ShapeDtypeStruct((1, 8), jnp.float32)

@@ -48,7 +48,7 @@ class CogVideoXTransformer(nn.Module):
     offset: whether there is a second scalar condition, always the same (1.5-5B-I2V).
     strides: frames, rows, columns of camera map a latent.
     dtype: compute dtype.
-    remat: recompute the inside of a block in the backward pass instead of storing it.
+    remat: what of a block the backward pass computes again, a name in `layers.transformer.REMAT`.
   """
 
   heads: int
@@ -65,7 +65,7 @@ class CogVideoXTransformer(nn.Module):
   offset: bool = False
   strides: tuple[int, int, int] = (4, 8, 8)
   dtype: DTypeLike = jnp.float32
-  remat: bool = False
+  remat: str = "products"
 
   @nn.compact
   def __call__(

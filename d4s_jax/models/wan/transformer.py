@@ -37,7 +37,7 @@ class WanTransformer(nn.Module):
       noisy ones (Wan2.1-I2V).
     strides: frames, rows, columns of camera map a latent.
     dtype: compute dtype.
-    remat: recompute the inside of a block in the backward pass instead of storing it.
+    remat: what of a block the backward pass computes again, a name in `layers.transformer.REMAT`.
   """
 
   dim: int
@@ -50,7 +50,7 @@ class WanTransformer(nn.Module):
   takes_image: bool = False
   strides: tuple[int, int, int] = (4, 8, 8)
   dtype: DTypeLike = jnp.float32
-  remat: bool = False
+  remat: str = "products"
 
   @nn.compact
   def __call__(

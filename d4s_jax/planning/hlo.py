@@ -1,0 +1,230 @@
+"""What a compiled program moves: collectives and memory, read from its text, loops multiplied out."""
+
+import collections
+import dataclasses
+import math
+import re
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+_BYTES = {"pred": 1, "bf16": 2, "f16": 2, "c64": 8, "c128": 16} | {
+  f"{kind}{bits}": max(1, bits // 8) for kind in "suf" for bits in (4, 8, 16, 32, 64)
+}
+_SHAPE = re.compile(r"\b(pred|bf16|[sufc]\d+|f8\w+)\[([\d,]*)\]")
+_INSTRUCTION = re.compile(r"\s*(?:ROOT )?%?([\w.-]+) = (.*?) ([a-z][\w-]*)\((.*)$")
+_COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.-]+) \(.*\) -> .* \{$")
+_CALLED = re.compile(r"(?:calls|to_apply|body|condition|async_computation)=%?([\w.-]+)")
+_BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+# Instructions that move nothing.
+_FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional"}
+_FREE |= {"call", "after-all", "partition-id", "iota", "async-start", "async-done", "opt-barrier"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+  """One kind of exchange along one set of mesh axes.
+
+  Attributes:
+    kind: of KINDS.
+    axes: mesh axes between whose devices data go.
+    devices: how many take part in each.
+    calls: a step.
+    received: bytes that each device gets from others in all calls of a step.
+  """
+
+  kind: str
+  axes: tuple[str, ...]
+  devices: int
+  calls: int
+  received: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Instruction:
+  """A line of a program: its name, type, operation and the rest."""
+
+  name: str
+  type: str
+  operation: str
+  rest: str
+
+
+class Program:
+  """The computations of a compiled module and how often each runs.
+
+  Attributes:
+    unknown: loops whose length is not known before they run; they count once.
+  """
+
+  def __init__(self, text: str):
+    """Parses what `Compiled.as_text()` gives."""
+    self._computations: dict[str, list[Instruction]] = {}
+    current: list[Instruction] = []
+    entry = ""
+    for line in text.splitlines():
+      if found := _COMPUTATION.match(line):
+        current = self._computations[found[1]] = []
+        entry = found[1] if line.startswith("ENTRY") else entry
+      elif found := _INSTRUCTION.match(line):
+        current.append(Instruction(*found.groups()))
+    if not entry:
+      raise ValueError("The compiled program has no entry; its text has another form.")
+    self.unknown = 0
+    self._times: dict[str, float] = collections.defaultdict(float)
+    self._fused: set[str] = set()
+    self._visit(entry, 1.0)
+
+  def _visit(self, name: str, times: float) -> None:
+    self._times[name] += times
+    for line in self._computations.get(name, ()):
+      inner = times
+      if line.operation == "while":
+        if known := _TRIPS.search(line.rest):
+          inner *= int(known[1])
+        else:
+          self.unknown += 1
+      called = _CALLED.findall(line.rest)
+      for branches in _BRANCHES.findall(line.rest):
+        called += [branch.strip(" %") for branch in branches.split(",")]
+      for each in called:
+        if line.operation in ("fusion", "reduce", "scatter", "sort", "map", "select-and-scatter"):
+          self._fused.add(each)
+        self._visit(each, inner)
+
+  def lines(self) -> Iterator[tuple[Instruction, float, str]]:
+    """Every instruction that runs, how often in a step, and the computation it is in."""
+    for name, lines in self._computations.items():
+      if times := self._times.get(name):
+        yield from ((line, times, name) for line in lines)
+
+  def collectives(self, mesh: Mapping[str, int]) -> list[Collective]:
+    """What devices exchange, by kind and axes.
+
+    Args:
+      mesh: sizes of the axes, in the order of the devices.
+    """
+    sums: dict[tuple, list[float]] = collections.defaultdict(lambda: [0, 0.0])
+    for line, times, _ in self.lines():
+      kind = line.operation.removesuffix("-start")
+      if kind not in KINDS:
+        continue
+      axes, devices = _axes(line.rest, kind, mesh)
+      if devices < 2:
+        continue
+      sums[kind, axes, devices][0] += times
+      sums[kind, axes, devices][1] += times * _received(kind, line.type, devices, line.operation)
+    return [
+      Collective(kind, axes, devices, round(calls), received)
+      for (kind, axes, devices), (calls, received) in sorted(sums.items())
+    ]
+
+  def moved(self) -> float:
+    """Bytes read from and written to memory, if every operation and fusion does so once.
+
+    A slice that a loop reads of a stack, or writes into one, counts as itself.
+    """
+    total = 0.0
+    for line, times, where in self.lines():
+      if where in self._fused or line.operation in _FREE:
+        continue
+      total += times * self._touched(line, where)
+    return total
+
+  def _touched(self, line: Instruction, where: str) -> float:
+    types = {x.name: x.type for x in self._computations[where]}
+    names = re.findall(r"%([\w.-]+)", line.rest.split("), ")[0])
+    operands = [size_of(types[name]) for name in names if name in types]
+    result = size_of(line.type)
+    if line.operation == "dynamic-slice":
+      return 2 * result
+    if line.operation == "dynamic-update-slice":
+      return 2 * (operands[1] if len(operands) > 1 else result)
+    if line.operation != "fusion":
+      return result + sum(operands)
+    called = _CALLED.search(line.rest)
+    inside = self._computations.get(called[1], []) if called else []
+    sliced, root_update = _slices(inside)
+    read = sum(min(size, sliced.get(i, size)) for i, size in enumerate(operands))
+    return read + (result if root_update is None else min(result, root_update))
+
+
+def _slices(inside: list[Instruction]) -> tuple[dict[int, float], float | None]:
+  """Bytes of fusion parameters of which only a slice is read, and of the slice that is written."""
+  number = {
+    x.name: int(found[0])
+    for x in inside
+    if x.operation == "parameter" and (found := re.findall(r"^(\d+)\)", x.rest))
+  }
+  uses: dict[str, list[Instruction]] = collections.defaultdict(list)
+  for x in inside:
+    for name in re.findall(r"%([\w.-]+)", x.rest):
+      uses[name].append(x)
+  types = {x.name: x.type for x in inside}
+  sliced, written = {}, None
+  for name, index in number.items():
+    kinds = {x.operation for x in uses[name]}
+    if kinds == {"dynamic-slice"}:
+      sliced[index] = float(sum(size_of(x.type) for x in uses[name]))
+    elif kinds == {"dynamic-update-slice"}:
+      update = uses[name][0]
+      operands = re.findall(r"%([\w.-]+)", update.rest)
+      if operands and operands[0] == name and len(operands) > 1:
+        written = float(size_of(types.get(operands[1], "")))
+        sliced[index] = written
+  return sliced, written
+
+
+def size_of(type_: str) -> int:
+  """Bytes of all arrays of a type as the program's text writes it."""
+  return sum(
+    _BYTES.get(kind, 1) * math.prod(int(x) for x in dimensions.split(",") if x)
+    for kind, dimensions in _SHAPE.findall(type_)
+  )
+
+
+def _received(kind: str, type_: str, devices: int, operation: str) -> float:
+  """Bytes that a device gets from others in one call, from the type of the result."""
+  sizes = [size_of(match[0]) for match in re.finditer(_SHAPE, type_)]
+  # The result of an asynchronous start is a tuple that begins with the operands.
+  if operation.endswith("-start") and kind in ("all-gather", "collective-permute") and sizes:
+    size = max(sizes)
+  else:
+    size = sum(sizes)
+  share = (devices - 1) / devices
+  return {
+    "all-gather": size * share,
+    "all-reduce": 2 * size * share,
+    "reduce-scatter": size * (devices - 1),
+    "all-to-all": size * share,
+    "collective-permute": float(size),
+  }[kind]
+
+
+def _axes(rest: str, kind: str, mesh: Mapping[str, int]) -> tuple[tuple[str, ...], int]:
+  """The mesh axes along which a group of devices lies, and how many devices it has."""
+  shape = tuple(mesh.values())
+  if kind == "collective-permute":
+    pairs = re.search(r"source_target_pairs=\{\{([\d,{}]*)\}\}", rest)
+    if not pairs:
+      return (), 1
+    first = [int(x) for x in pairs[1].split("},{")[0].split(",")]
+    group = np.asarray(first)
+  elif found := re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", rest):
+    sizes, source, order = (
+      [int(x) for x in text.split(",")] if text else None for text in found.groups()
+    )
+    assert sizes and source
+    ids = np.arange(math.prod(source)).reshape(source)
+    group = (ids.transpose(order) if order else ids).reshape(sizes)[0]
+  elif found := re.search(r"replica_groups=\{\{([\d,]+)\}", rest):
+    group = np.asarray([int(x) for x in found[1].split(",")])
+  else:
+    group = np.arange(math.prod(shape))
+  if len(group) < 2:
+    return (), 1
+  places = np.stack(np.unravel_index(group, shape))
+  axes = tuple(name for name, place in zip(mesh, places) if len(set(place.tolist())) > 1)
+  return axes, len(group)
