@@ -14,7 +14,7 @@ TIERS = [
   "geometry layers diffusion config",
   "models render losses data formats",
   "training pipeline weights evaluation",
-  "train generate render_scene export view convert",
+  "train generate render_scene export view convert plan",
 ]
 TIER = {name: tier for tier, names in enumerate(TIERS) for name in names.split()}
 # Written beside exported weights, for people without JAX; nothing of ours imports it.

@@ -18,8 +18,8 @@ from d4s_jax.layers.partitioning import constrain
 ADAPTER = "adapter"
 
 
-# What the backward pass of a block computes again, by name: all of it; what lies between the products
-# with its weights, whose results are kept, on the device or in the host's memory; nothing.
+# What the backward pass of a block computes again, by name: all of it; what lies between the
+# products with its weights, whose results are kept, on the device or by the host; nothing.
 _PRODUCTS = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
 _OFFLOADED = jax.checkpoint_policies.offload_dot_with_no_batch_dims("device", "pinned_host")
 REMAT: dict[str, Any] = {

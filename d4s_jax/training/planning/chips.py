@@ -19,10 +19,10 @@ class Chip:
     bandwidth: of that memory, bytes per second.
     link: bytes per second that a device sends along one dimension of the network, both ways round
       a ring together.
-    host: chips of a host, for the network between slices.
     outside: bytes per second that a device sends out of its slice, or of its NVLink domain.
     price: US dollars for a chip and hour, on demand, as listed in 2025; None where no list says it.
     devices: JAX devices a chip.
+    near: devices that `link` joins; None for a whole slice.
   """
 
   flops: float
@@ -32,6 +32,7 @@ class Chip:
   outside: float
   price: float | None = None
   devices: int = 1
+  near: int | None = None
 
 
 CHIPS = {
@@ -40,7 +41,7 @@ CHIPS = {
   "v6e": Chip(918e12, 32 * 2**30, 1640e9, 180e9, 12.5e9, 2.70),
   # A chip is two devices, which halve all but the network between chips.
   "tpu7x": Chip(1153e12, 96 * 2**30, 3690e9, 200e9, 12.5e9, None, devices=2),
-  "h100": Chip(989e12, 80e9, 3350e9, 450e9, 50e9, None),
+  "h100": Chip(989e12, 80e9, 3350e9, 450e9, 50e9, None, near=8),
 }
 
 # Text of a GPU's compiler target: its numbers are the maker's.

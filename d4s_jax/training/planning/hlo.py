@@ -1,4 +1,4 @@
-"""What a compiled program moves: collectives and memory, read from its text, loops multiplied out."""
+"""What a compiled program moves, read from its text with loops multiplied out."""
 
 import collections
 import dataclasses

@@ -1,0 +1,49 @@
+r"""Plans a training run: compiles its step for accelerators that aren't here, and counts.
+
+Example:
+  python -m pip install libtpu
+  python -m d4s_jax.plan --config=configs/joint.py:wan2.2-5b-ti2v --topology=v5p:4x4x4 \
+      --config.mesh.fsdp=16 --samples=1
+  python -m d4s_jax.plan --config=configs/joint.py:paper --topology=v6e:16x16 --search
+
+Nothing is run and no parameter is made: a laptop plans for a pod. Topologies are CHIP:SHAPE of v5e,
+v5p, v6e, tpu7x (needs `pip install libtpu`) and h100:HOSTSxGPUS (needs `d4s_jax[cuda]`).
+"""
+
+from absl import flags, logging
+from ml_collections import config_flags
+
+from d4s_jax import errors
+from d4s_jax.training.planning import chips, report, search
+from d4s_jax.training.planning.plan import plan_training, tokens
+
+_CONFIG = config_flags.DEFINE_config_file(
+  "config", None, "Config file and preset, for example configs/joint.py:paper.", lock_config=True
+)
+_TOPOLOGY = flags.DEFINE_string("topology", None, "Such as v5p:4x4x4.", required=True)
+_SAMPLES = flags.DEFINE_integer(
+  "samples", None, "On every part of the devices that shares samples; else the batch_size."
+)
+_SEARCH = flags.DEFINE_boolean("search", False, "Try meshes, remat policies and samples.")
+
+
+def main(argv: list[str]) -> None:
+  """Prints one plan, or those of a search and the best."""
+  del argv
+  logging.set_verbosity(logging.ERROR)
+  with errors.one_line():
+    chips.without_accelerator()
+    config = _CONFIG.value
+    # "auto" asks this machine, which is not the one that is planned for.
+    config.model.dtype = "bfloat16"
+    if _SEARCH.value:
+      config, samples = search.best(config, _TOPOLOGY.value)
+    else:
+      samples = _SAMPLES.value
+    plan = plan_training(config, _TOPOLOGY.value, samples)
+    print(report.describe(plan, tokens(config), config.steps * config.batch_size))
+
+
+if __name__ == "__main__":
+  flags.mark_flag_as_required("config")
+  errors.run(main)

@@ -1,0 +1,263 @@
+"""The real step of training, compiled for accelerators that aren't here, and what it would take."""
+
+import dataclasses
+import math
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from d4s_jax.config import Config
+from d4s_jax.losses import perceptual
+from d4s_jax.losses.lpips import load_weights
+from d4s_jax.models.system import System
+from d4s_jax.training import initialize, objectives, sharding, state
+from d4s_jax.training.optimizer import make_optimizer
+from d4s_jax.training.planning import flops
+from d4s_jax.training.planning.chips import Chip, open_topology
+from d4s_jax.training.planning.hlo import Collective, Program
+from d4s_jax.training.stages import Stage, stage, trained
+from d4s_jax.training.step import make_step
+from d4s_jax.types import Cameras, Clip, Tracks, Views
+
+# Point tracks of a clip, as of the embedded scenes.
+_TRACKS = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """What one program takes. Bytes and seconds are of one device, operations of all together.
+
+  Attributes:
+    mesh: sizes of the mesh's axes.
+    samples: of a global batch.
+    chip: the accelerator.
+    memory: bytes by part, and their "peak" as the compiler laid them out; empty if it found no way.
+    refusal: what the compiler said if the program does not fit; else empty.
+    executed: operations, those that are done again for the gradient included.
+    useful: operations without these, by which utilisation is measured.
+    moved: bytes between memory and the chip.
+    collectives: what devices exchange.
+    far: mesh axes whose devices are not all in one slice, or on one host of GPUs.
+    unknown_loops: loops whose length depends on data; counted once in all of the above.
+    seconds: of compiling.
+  """
+
+  mesh: dict[str, int]
+  samples: int
+  chip: Chip
+  memory: dict[str, float]
+  refusal: str
+  executed: float
+  useful: float
+  moved: float
+  collectives: list[Collective]
+  far: frozenset[str]
+  unknown_loops: int
+  seconds: float
+
+  @property
+  def devices(self) -> int:
+    """JAX devices."""
+    return math.prod(self.mesh.values())
+
+  @property
+  def terms(self) -> dict[str, float]:
+    """Seconds of a step that computing, memory and network would take alone, at their peaks."""
+    return {
+      "compute": self.executed / self.devices / self.chip.flops,
+      "memory": self.moved / self.chip.bandwidth,
+      "network": sum(x.received / self._speed(x) for x in self.collectives),
+    }
+
+  @property
+  def limit(self) -> str:
+    """The longest of `terms`."""
+    return max(self.terms, key=self.terms.__getitem__)
+
+  @property
+  def bound(self) -> float:
+    """Roofline: the share of peak that `useful` can reach if everything overlaps."""
+    return self.useful / self.devices / self.chip.flops / max(self.terms.values())
+
+  def _speed(self, exchange: Collective) -> float:
+    """Bytes per second that a device gets."""
+    return self.chip.outside if self.far.intersection(exchange.axes) else self.chip.link
+
+
+def plan_training(config: Config, topology: str, samples: int | None = None) -> Plan:
+  """Compiles the update of a run and counts what it takes.
+
+  Args:
+    config: as of `d4s_jax.train`; `mesh` counts, and `accumulate`.
+    topology: see `chips.open_topology`.
+    samples: of a batch on each part of the devices that shares samples, instead of `batch_size`.
+
+  Raises:
+    ValueError: the configuration can't be built, or the topology is unknown.
+  """
+  chip, devices = open_topology(topology)
+  mesh = sharding.make_mesh(**config.mesh, devices=devices)
+  batch_size = config.batch_size if samples is None else samples * sharding.copies(mesh)
+  if batch_size % (sharding.copies(mesh) * config.accumulate):
+    raise ValueError(
+      f"batch_size is {batch_size}; expected a multiple of {sharding.copies(mesh)} devices that"
+      f" don't share samples x accumulate {config.accumulate}; --samples=1 gives each of them one."
+    )
+  system = System.build(config.model.to_dict())
+  system.check_size(config.clip.frames, config.clip.height, config.clip.width)
+  chosen = stage(config.stage)
+  patterns = trained(
+    tuple(config.trainable) or chosen.trainable, adapted=system.backbone.adapter.rank > 0
+  )
+  optimizer = make_optimizer(steps=config.steps, **config.optimizer.to_dict())
+  settings = objectives.Settings(**config.loss.to_dict())
+  objective = objectives.make_objective(system, chosen, settings)
+  step = make_step(
+    objective,
+    optimizer,
+    seed=config.seed,
+    average_decay=config.average_decay,
+    accumulate=config.accumulate,
+    spike=config.spike,
+  )
+  with jax.set_mesh(mesh), nn.logical_axis_rules(sharding.RULES):
+    like = initialize.abstract_state(system, patterns, optimizer, mesh, config.frozen_dtype)
+    clip = abstract_clip(config, system, batch_size, sharding.batch_sharding(mesh))
+    began = time.perf_counter()
+    jitted = jax.jit(step, donate_argnums=0, out_shardings=(sharding.of(like), sharding.whole()))
+    lowered = jitted.lower(like, clip)
+    refusal, compiled = "", None
+    try:
+      compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+      if "RESOURCE_EXHAUSTED" not in str(error):
+        raise
+      refusal = str(error).splitlines()[0][:300]
+    seconds = time.perf_counter() - began
+
+  memory = {
+    "parameters": _bytes(like.trainable),
+    "optimizer": _bytes(like.optimizer),
+    "moving average": _bytes(like.average),
+    "frozen parameters": _bytes(like.frozen),
+    "batch": _bytes(clip),
+  }
+  program = None
+  if compiled is not None:
+    found: Any = compiled.memory_analysis()
+    memory["activations and temporaries"] = found.temp_size_in_bytes
+    memory["peak"] = found.peak_memory_in_bytes
+    program = Program(compiled.as_text())
+    if memory["peak"] > chip.memory:  # A GPU's compiler does not refuse.
+      refusal = f"needs {memory['peak'] / 2**30:.1f} GiB"
+  return Plan(
+    mesh=dict(mesh.shape),
+    samples=batch_size,
+    chip=chip,
+    memory=memory,
+    refusal=refusal,
+    executed=flops.count(step, *_plain((like, clip))),
+    useful=_useful(system, chosen, objective, settings, *_plain((like, clip))),
+    moved=program.moved() if program else math.nan,
+    collectives=program.collectives(mesh.shape) if program else [],
+    far=_far(chip, devices, mesh.shape),
+    unknown_loops=program.unknown if program else 0,
+    seconds=seconds,
+  )
+
+
+def _far(chip: Chip, devices: list[Any], mesh: Mapping[str, int]) -> frozenset[str]:
+  """Mesh axes along which data leave a slice of TPUs, or a host of GPUs."""
+  slices = {getattr(device, "slice_index", None) for device in devices}
+  near = chip.near or len(devices) // len(slices)
+  far, extent = set(), 1
+  for axis in reversed(list(mesh)):
+    extent *= mesh[axis]
+    if extent > near and mesh[axis] > 1:
+      far.add(axis)
+  return frozenset(far)
+
+
+def abstract_clip(config: Config, system: System, batch: int, cut: Any) -> Clip:
+  """Shapes and types of a batch of clips, as the loader would bring it."""
+  frames, height, width = (config.clip[name] for name in ("frames", "height", "width"))
+
+  def array(*shape, dtype: Any = jnp.float32) -> Any:
+    return jax.ShapeDtypeStruct((batch, *shape), dtype, sharding=cut)
+
+  def views(count):
+    cameras = Cameras(
+      world_from_camera=array(count, 4, 4),
+      intrinsics=array(count, 3, 3),
+      height=height,
+      width=width,
+    )
+    images, depth = array(count, height, width, 3), array(count, height, width)
+    return Views(images=images, depth=depth, cameras=cameras, times=array(count))
+
+  known = array(_TRACKS, frames, dtype=bool)
+  return Clip(
+    source=views(frames),
+    target=views(config.clip.targets),
+    tracks=Tracks(points=array(_TRACKS, frames, 3), visible=known, valid=known),
+    instances=array(frames, height, width, dtype=jnp.int32),
+    dynamic=array(dtype=bool),
+    text=array(system.backbone.tokenizer.max_length, dtype=jnp.int32),
+  )
+
+
+def tokens(config: Config) -> int:
+  """Tokens that the video transformer makes of a sample."""
+  backbone = System.build(config.model.to_dict()).backbone
+  clip = config.clip
+  shape = backbone.latent_shape(1, clip.frames, clip.height, clip.width)[1:4]
+  return math.prod(size // part for size, part in zip(shape, backbone.patch))
+
+
+def _plain(tree: Any) -> Any:
+  """Shapes and types without their layout: for counting, on no mesh."""
+  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
+
+
+def _bytes(tree: Any) -> float:
+  """Of one device's part of arrays that are laid out."""
+  return float(
+    sum(
+      math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree)
+    )
+  )
+
+
+def _useful(
+  system: System, chosen: Stage, objective: Any, settings: Any, like: Any, clip: Clip
+) -> float:
+  """Operations of a loss and its gradient if nothing is computed twice.
+
+  A gradient takes twice what the loss does, but what is not trained has none: the encoders, and the
+  network of the perceptual loss, which has one by its input, for half of what it sees.
+  """
+  params = state.unflatten(like.frozen, like.trainable)
+  images, target = clip.source.images, clip.target.images
+  key = jax.eval_shape(lambda: jax.random.key(0))
+  total = 3 * flops.count(objective, params, clip, key)
+  if chosen.objectives != ("autoencoding",):
+    total -= 2 * flops.count(system.backbone.encode, params, images)
+  if "diffusion" in chosen.objectives:
+
+    def condition(params, image):
+      return system.backbone.condition(params, image, images.shape[1])
+
+    total -= 2 * flops.count(condition, params, images[:, 0])
+    total -= 2 * flops.count(system.backbone.encode_text, params, clip.text)
+  if "reconstruction" in chosen.objectives:
+    weights = load_weights(settings.lpips)
+
+    def compared(drawn, seen):
+      return perceptual(drawn, seen, weights, net=settings.lpips)
+
+    total -= 1.5 * flops.count(compared, target, target)
+  return total
