@@ -1,0 +1,89 @@
+"""What compiled programs move, against exchanges and loops whose size is known."""
+
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from d4s_jax.training.planning.hlo import Program, size_of
+
+SCRIPT = """
+import dataclasses, json
+import jax, jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
+from d4s_jax.training import sharding
+from d4s_jax.training.planning.hlo import Program
+
+mesh = sharding.make_mesh(fsdp=2, ulysses=2)
+def body(x):
+  x = jax.lax.all_gather(x, "fsdp", tiled=True)[:4]
+  x = jax.lax.psum(x, ("data", "ulysses"))
+  x = jax.lax.all_to_all(x, "ulysses", 1, 0, tiled=True)
+  x = jax.lax.all_to_all(x, "ulysses", 0, 1, tiled=True)
+  return jax.lax.ppermute(x, "data", [(0, 1), (1, 0)])
+def loop(x):
+  x, _ = jax.lax.scan(lambda x, _: (jnp.sin(body(x)), None), x, length=5)
+  return x
+with jax.set_mesh(mesh):
+  x = jax.ShapeDtypeStruct((32, 16), jnp.float32)
+  spec = P(("data", "fsdp", "ulysses"))
+  f = jax.shard_map(loop, in_specs=spec, out_specs=spec, check_vma=False)
+  text = jax.jit(f, in_shardings=jax.NamedSharding(mesh, spec)).lower(x).compile().as_text()
+print(json.dumps([dataclasses.asdict(c) for c in Program(text).collectives(mesh.shape)]))
+"""
+
+
+def test_exchanges_are_counted_by_kind_and_axis():
+  environment = os.environ | {
+    "JAX_PLATFORMS": "cpu",
+    "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+    "PYTHONPATH": os.getcwd(),
+  }
+  done = subprocess.run(
+    [sys.executable, "-c", SCRIPT], env=environment, capture_output=True, text=True, timeout=300
+  )
+  assert done.returncode == 0, done.stderr[-2000:]
+  found = {(x["kind"], tuple(x["axes"])): x for x in json.loads(done.stdout.splitlines()[-1])}
+  each = 4 * 16 * 4  # bytes of a device's part
+  gathered = found["all-gather", ("fsdp",)]
+  assert (gathered["calls"], gathered["devices"], gathered["received"]) == (5, 2, 5 * each)
+  summed = found["all-reduce", ("data", "ulysses")]
+  assert (summed["calls"], summed["devices"]) == (5, 4)
+  assert summed["received"] == 5 * 2 * each * 3 / 4
+  exchanged = found["all-to-all", ("ulysses",)]
+  assert (exchanged["calls"], exchanged["received"]) == (10, 10 * each / 2)
+  passed = found["collective-permute", ("data",)]
+  assert (passed["calls"], passed["received"]) == (5, 5 * each)
+
+
+def _compiled(function, *shapes):
+  arguments = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+  return Program(jax.jit(function).lower(*arguments).compile().as_text())
+
+
+def test_memory_moved_by_a_product_and_in_a_loop():
+  once = _compiled(jnp.matmul, (256, 128), (128, 64)).moved()
+  assert once == pytest.approx(4 * (256 * 128 + 128 * 64 + 256 * 64), rel=0.1)
+
+  def loop(x, weights):
+    return jax.lax.scan(lambda x, w: (x @ w, None), x, weights)[0]
+
+  # Each layer's weights are read once, not the whole stack each time.
+  looped = _compiled(loop, (256, 128), (10, 128, 128)).moved()
+  least = 4 * 10 * (2 * 256 * 128 + 128 * 128)
+  assert least <= looped < 3 * least
+
+
+def test_loops_that_depend_on_data_are_named():
+  program = _compiled(lambda x: jax.lax.while_loop(lambda x: x[0] < 9, lambda x: 2 * x, x), (4,))
+  assert program.unknown == 1
+
+
+def test_sizes_of_types():
+  assert size_of("(bf16[2,3]{1,0:T(8,128)}, u8[5], f32[])") == 12 + 5 + 4
+  with pytest.raises(ValueError, match="no entry"):
+    Program("nothing")
