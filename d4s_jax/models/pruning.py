@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from d4s_jax.layers.partitioning import per_device
+
 # Gaussians below this opacity are switched off, in training and inference (Diff4Splat, pruning).
 OPACITY_THRESHOLD = 0.005
 
@@ -37,13 +39,16 @@ def select(
     )
   opacities = jax.lax.stop_gradient(opacities)
   if key is None:
-    return jax.lax.top_k(opacities, count)[1]
+    return per_device(lambda x: jax.lax.top_k(x, count)[1], opacities)
   drawn = round(random_share * count)
-  # The most opaque get scores above 1 and the others random ones below.
-  ranked = jax.lax.top_k(opacities, count - drawn)[1]
-  scores = jax.random.uniform(key, opacities.shape)
-  scores = jax.vmap(lambda score, index: score.at[index].set(2.0))(scores, ranked)
-  return jax.lax.top_k(scores, count)[1]
+
+  def pick(opacities, scores):
+    # The most opaque get scores above 1 and the others random ones below.
+    ranked = jax.lax.top_k(opacities, count - drawn)[1]
+    scores = jax.vmap(lambda score, index: score.at[index].set(2.0))(scores, ranked)
+    return jax.lax.top_k(scores, count)[1]
+
+  return per_device(pick, opacities, jax.random.uniform(key, opacities.shape))
 
 
 def switch_off(opacities: Float[Array, "*b"]) -> Float[Array, "*b"]:

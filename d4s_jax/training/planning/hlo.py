@@ -82,10 +82,9 @@ class Program:
     for line in self._computations.get(name, ()):
       inner = times
       if line.operation == "while":
-        if known := _TRIPS.search(line.rest):
-          inner *= int(known[1])
-        else:
-          self.unknown += 1
+        trips = self._trips(line)
+        self.unknown += trips is None
+        inner *= trips or 1
       called = _CALLED.findall(line.rest)
       for branches in _BRANCHES.findall(line.rest):
         called += [branch.strip(" %") for branch in branches.split(",")]
@@ -93,6 +92,26 @@ class Program:
         if line.operation in ("fusion", "reduce", "scatter", "sort", "map", "select-and-scatter"):
           self._fused.add(each)
         self._visit(each, inner)
+
+  def _trips(self, loop: Instruction) -> int | None:
+    """How often a loop runs: as XLA notes it, or the constant below which its counter stays."""
+    if known := _TRIPS.search(loop.rest):
+      return int(known[1])
+    condition = re.search(r"condition=%?([\w.-]+)", loop.rest)
+    lines = self._computations.get(condition[1], []) if condition else []
+    limits = [x.rest.rstrip(")") for x in lines if x.operation == "constant" and "s32[]" in x.type]
+    below = [x for x in self._unwrapped(lines) if x.operation == "compare"]
+    if len(limits) == len(below) == 1 and "direction=LT" in below[0].rest:
+      return int(limits[0].split(")")[0])
+    return None
+
+  def _unwrapped(self, lines: list[Instruction]) -> list[Instruction]:
+    """The lines, with those of fusions in place of these."""
+    found = []
+    for line in lines:
+      called = _CALLED.search(line.rest) if line.operation == "fusion" else None
+      found += self._computations.get(called[1], []) if called else [line]
+    return found
 
   def lines(self) -> Iterator[tuple[Instruction, float, str]]:
     """Every instruction that runs, how often in a step, and the computation it is in."""
@@ -206,25 +225,50 @@ def _received(kind: str, type_: str, devices: int, operation: str) -> float:
 def _axes(rest: str, kind: str, mesh: Mapping[str, int]) -> tuple[tuple[str, ...], int]:
   """The mesh axes along which a group of devices lies, and how many devices it has."""
   shape = tuple(mesh.values())
-  if kind == "collective-permute":
-    pairs = re.search(r"source_target_pairs=\{\{([\d,{}]*)\}\}", rest)
-    if not pairs:
-      return (), 1
-    first = [int(x) for x in pairs[1].split("},{")[0].split(",")]
-    group = np.asarray(first)
-  elif found := re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", rest):
-    sizes, source, order = (
-      [int(x) for x in text.split(",")] if text else None for text in found.groups()
-    )
-    assert sizes and source
-    ids = np.arange(math.prod(source)).reshape(source)
-    group = (ids.transpose(order) if order else ids).reshape(sizes)[0]
-  elif found := re.search(r"replica_groups=\{\{([\d,]+)\}", rest):
-    group = np.asarray([int(x) for x in found[1].split(",")])
-  else:
-    group = np.arange(math.prod(shape))
+  group = _group(rest, kind, math.prod(shape))
   if len(group) < 2:
     return (), 1
   places = np.stack(np.unravel_index(group, shape))
   axes = tuple(name for name, place in zip(mesh, places) if len(set(place.tolist())) > 1)
   return axes, len(group)
+
+
+def _group(rest: str, kind: str, devices: int) -> np.ndarray:
+  """The first group of devices of an exchange, in any of the forms that XLA writes.
+
+  Raises:
+    ValueError: it is another form.
+  """
+  if kind == "collective-permute":
+    pairs = re.search(r"source_target_pairs=\{\{([\d,]*)\}", rest)
+    return np.asarray([int(x) for x in pairs[1].split(",")] if pairs else [])
+  found = re.search(r"replica_groups=(\S+?(?:, device_ids=\(\S+\))?(?: \{[^}]*\})?)(?:, |$)", rest)
+  text = found[1] if found else ""
+  if text in ("", "{}"):
+    return np.arange(devices)
+  if listed := re.fullmatch(r"\{\{([\d,]+)\}.*", text):
+    return np.asarray([int(x) for x in listed[1].split(",")])
+  if iota := re.fullmatch(r"\[([\d,]+)\]<=(\[\S+)", text):
+    return _iota(iota[2]).reshape(_numbers(iota[1]))[0]
+  if named := re.fullmatch(r"mesh\[(\S+)\](?:, device_ids=\((\S+)\))? \{([^}:()]*)\}", text):
+    sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", named[1])}
+    ids = _iota(named[2]) if named[2] else np.arange(math.prod(sizes.values()))
+    wanted = re.findall(r"'(\w+)'", named[3])
+    # The others at their first place.
+    index = tuple(slice(None) if name in wanted else 0 for name in sizes)
+    return ids.reshape(tuple(sizes.values()))[index].ravel()
+  raise ValueError(f"Groups of devices of an unknown form: {text[:200]}.")
+
+
+def _iota(text: str) -> np.ndarray:
+  """Device numbers in order, cut into a shape and transposed: `[2,4]T(1,0)`."""
+  parsed = re.fullmatch(r"\[([\d,]+)\](?:T\(([\d,]+)\))?", text)
+  if not parsed:
+    raise ValueError(f"Device numbers of an unknown form: {text[:200]}.")
+  shape = _numbers(parsed[1])
+  ids = np.arange(math.prod(shape)).reshape(shape)
+  return (ids.transpose(_numbers(parsed[2])) if parsed[2] else ids).ravel()
+
+
+def _numbers(text: str) -> list[int]:
+  return [int(x) for x in text.split(",")]

@@ -38,7 +38,7 @@ class Plan:
     memory: bytes by part, and their "peak" as the compiler laid them out; empty if it found no way.
     refusal: what the compiler said if the program does not fit; else empty.
     executed: operations, those that are done again for the gradient included.
-    useful: operations without these, by which utilisation is measured.
+    useful: operations without these, by which utilisation is measured; never more.
     moved: bytes between memory and the chip.
     collectives: what devices exchange.
     far: mesh axes whose devices are not all in one slice, or on one host of GPUs.
@@ -154,14 +154,17 @@ def plan_training(config: Config, topology: str, samples: int | None = None) -> 
     program = Program(compiled.as_text())
     if memory["peak"] > chip.memory:  # A GPU's compiler does not refuse.
       refusal = f"needs {memory['peak'] / 2**30:.1f} GiB"
+  executed = flops.count(step, *_plain((like, clip)))
+  useful = _useful(system, chosen, objective, settings, *_plain((like, clip)))
   return Plan(
     mesh=dict(mesh.shape),
     samples=batch_size,
     chip=chip,
     memory=memory,
     refusal=refusal,
-    executed=flops.count(step, *_plain((like, clip))),
-    useful=_useful(system, chosen, objective, settings, *_plain((like, clip))),
+    executed=executed,
+    # A stem's decoder has half a gradient, too, which `_useful` does not know.
+    useful=min(useful, executed),
     moved=program.moved() if program else math.nan,
     collectives=program.collectives(mesh.shape) if program else [],
     far=_far(chip, devices, mesh.shape),
@@ -248,10 +251,10 @@ def _useful(
     total -= 2 * flops.count(system.backbone.encode, params, images)
   if "diffusion" in chosen.objectives:
 
-    def condition(params, image):
-      return system.backbone.condition(params, image, images.shape[1])
+    def condition(params, images):
+      return system.backbone.condition(params, images[:, 0], images.shape[1])
 
-    total -= 2 * flops.count(condition, params, images[:, 0])
+    total -= 2 * flops.count(condition, params, images)
     total -= 2 * flops.count(system.backbone.encode_text, params, clip.text)
   if "reconstruction" in chosen.objectives:
     weights = load_weights(settings.lpips)
