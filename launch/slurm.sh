@@ -27,7 +27,7 @@ if [[ ! -e $here/common.sh ]]; then
   echo "error: No $here/common.sh; give sbatch from the root of the repository." >&2
   exit 1
 fi
-# shellcheck source=launch/common.sh
+# shellcheck source=common.sh
 source "$here/common.sh"
 parse "" "" "" "$@"
 
@@ -44,6 +44,7 @@ fi
 stopped=75
 final+="$stopped "
 # Slurm itself tells the processes.
+# shellcheck disable=SC2329
 forward() { :; }
 
 status=0
