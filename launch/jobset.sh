@@ -27,7 +27,10 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 option[slices]=1
 parse "name image accelerator chips" "topology hosts slices claim" "spot" "$@"
 label name
-for name in chips slices ${option[hosts]:+hosts}; do number "$name"; done
+for name in chips slices ${option[hosts]:+hosts}; do
+  number "$name"
+  ((option[$name])) || fail "--$name=0; expected at least 1."
+done
 
 for word in "${option[@]}" "${words[@]}"; do
   [[ $word != *[[:cntrl:]]* ]] || fail "$(show "$word") has a control character, such as the end of a line."
@@ -58,7 +61,7 @@ case ${option[accelerator]} in
     [[ ${option[topology]:-} =~ ^[0-9]+x[0-9]+(x[0-9]+)?$ ]] || fail "--topology=${option[topology]:-}; expected that of a slice, such as 4x4x4."
     [[ -z ${option[hosts]:-} ]] || fail "--hosts is for GPUs; those of a slice follow from --topology and --chips."
     chips=$((${option[topology]//x/ * }))
-    ((option[chips] && chips % option[chips] == 0)) || fail "--chips=${option[chips]}; expected a divisor of the $chips chips of ${option[topology]}."
+    ((chips % option[chips] == 0)) || fail "--chips=${option[chips]}; expected a divisor of the $chips chips of ${option[topology]}."
     hosts=$((chips / option[chips])) resource=google.com/tpu
     selector=(cloud.google.com/gke-tpu-accelerator "${option[accelerator]}" cloud.google.com/gke-tpu-topology "${option[topology]}")
     # A slice is a node pool, for one job. GKE tells its pods of each other, and jax.distributed asks GKE.

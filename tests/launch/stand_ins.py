@@ -11,7 +11,11 @@ import time
 ROOT = pathlib.Path(__file__).parents[2]
 LAUNCH = ROOT / "launch"
 # What a careless script would split, expand, or lose.
-HOSTILE = ("--config.a=two  words", "--config.b=it's \"so\"", "--config.c=$HOME `id` $(id) $$ * \\ & ;#")
+HOSTILE = (
+  "--config.a=two  words",
+  '--config.b=it\'s "so"',
+  "--config.c=$HOME `id` $(id) $$ * \\ & ;#",
+)
 TRAINING = ("--config=configs/joint.py:tiny", "--workdir=runs/a b", *HOSTILE)
 
 # A command: `words` are its own, `before` are the lines of calls before, `place` is a folder. What
@@ -42,12 +46,16 @@ class StandIns:
     path.write_text(_HEAD.format(python=sys.executable, place=str(self.place), name=name) + body)
     path.chmod(0o755)
 
+  def environment(self) -> dict[str, str]:
+    """With these commands before all others."""
+    return os.environ | {"PATH": f"{self.place / 'bin'}:{os.environ['PATH']}"}
+
   def start(self, script: str, *words: str, **environment: str) -> "subprocess.Popen[str]":
-    path = f"{self.place / 'bin'}:{os.environ['PATH']}"
+    """A launch script that runs."""
     return subprocess.Popen(
       [str(LAUNCH / script), *words],
       cwd=self.place,
-      env=os.environ | {"PATH": path} | environment,
+      env=self.environment() | environment,
       stdin=subprocess.PIPE,
       stdout=subprocess.PIPE,
       stderr=subprocess.PIPE,
@@ -55,9 +63,14 @@ class StandIns:
     )
 
   def run(self, script: str, *words: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+    """A launch script, to its end."""
     process = self.start(script, *words, **environment)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=120)
     return subprocess.CompletedProcess(script, process.returncode, out, err)
+
+  def bash(self, text: str) -> None:
+    """Lines of a shell."""
+    subprocess.run(["bash", "-c", text], env=self.environment(), check=True, capture_output=True)
 
   def calls(self, name: str = "") -> list[list[str]]:
     """The words of every call, of one command or with the names of all."""
@@ -66,7 +79,7 @@ class StandIns:
 
   def wait_for(self, name: str, count: int = 1) -> None:
     """Returns once a command was called so often."""
-    until = time.monotonic() + 30
+    until = time.monotonic() + 120
     while len(self.calls(name)) < count:
       assert time.monotonic() < until, f"{name} was never called"
       time.sleep(0.01)
@@ -74,7 +87,7 @@ class StandIns:
   def stop(self, process: "subprocess.Popen[str]", number: int = signal.SIGTERM) -> tuple[int, str]:
     """Sends a signal; the status and what was said."""
     process.send_signal(number)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=120)
     return process.returncode, said
 
 

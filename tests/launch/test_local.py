@@ -87,7 +87,7 @@ def test_a_signal_reaches_the_training_once_which_saves_and_is_not_started_again
   while not (stand_ins.place / "ready").exists():
     time.sleep(0.01)
   process.send_signal(number)
-  out, _ = process.communicate(timeout=30)
+  out, _ = process.communicate(timeout=120)
   assert out == f"saved after {number.name}\n" and process.returncode == 75
   assert len(trainings(stand_ins)) == 1
 
