@@ -101,7 +101,7 @@ forward() {
 # `final`, until --restarts tries in a row made no progress, or until this script is told to stop.
 # A first wait of --backoff seconds doubles with each try without progress, up to 60 times as long.
 supervise() {
-  local before after status=143 tries=0 pause=${option[backoff]} longest=$((60 * option[backoff]))
+  local before=unknown after status=143 tries=0 pause=${option[backoff]} longest=$((60 * option[backoff]))
   if [[ -n ${option[dry-run]:-} ]]; then
     show "$@"
     printf '# again after a crash or a preemption, at most %s times without progress, after %s to %s s\n' \
@@ -110,7 +110,6 @@ supervise() {
   fi
   trap 'told=TERM; forward TERM' TERM
   trap 'told=INT; forward INT' INT
-  before=$(progress)
   while [[ -z $told ]]; do
     status=0
     attend "$@" || status=$?
