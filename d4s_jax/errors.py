@@ -1,15 +1,29 @@
-"""How a command reports bad input: one clear line and an exit status that is not zero."""
+"""How a command reports bad input: one clear line and an exit status that is not zero.
+
+The status tells whoever started the command (`launch/`) whether to give it again.
+"""
 
 import contextlib
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from typing import NoReturn
 
 from absl import app, flags
 
 TRACEBACK = "D4S_JAX_TRACEBACK"
+
+# It would be refused again: a person has to change something. Python itself uses it for a module
+# that is missing.
+REFUSED = 1
+# Others did not answer, or went away. This and the next two have the numbers of sysexits.h.
+UNREACHABLE = 69
+# An error that nobody foresaw; its traceback was printed.
+CRASHED = 70
+# Told to stop before the end. The same command goes on from there.
+STOPPED = 75
 
 
 def run(main: Callable[[list[str]], None]) -> None:
@@ -24,6 +38,10 @@ def run(main: Callable[[list[str]], None]) -> None:
     print("\nerror: interrupted", file=sys.stderr, flush=True)
     # Not sys.exit: Python's teardown crashes while a program of XLA's still runs.
     os._exit(130)
+  except Exception:
+    # Python would end with 1, which is for what is refused.
+    traceback.print_exc()
+    sys.exit(CRASHED)
 
 
 @contextlib.contextmanager
@@ -32,17 +50,17 @@ def one_line() -> Iterator[None]:
 
   These two are what the package raises for input that it can't use: values and files. When XLA is
   out of memory, that is told in one line too. Set the environment variable D4S_JAX_TRACEBACK=1 to
-  see the traceback instead.
+  see the traceback as well.
   """
   try:
     yield
+  except (ConnectionError, TimeoutError) as error:
+    _end(str(error), UNREACHABLE)
   except (ValueError, OSError) as error:
-    if os.environ.get(TRACEBACK):
-      raise
     _end(str(error))
   except Exception as error:
     # JAX's own class of error, by its text: this module knows no JAX.
-    if os.environ.get(TRACEBACK) or "RESOURCE_EXHAUSTED" not in str(error):
+    if "RESOURCE_EXHAUSTED" not in str(error):
       raise
     _end(
       f"Out of memory ({str(error).strip().splitlines()[0]}); ask for less, or use more devices."
@@ -57,8 +75,6 @@ def _parse(arguments: list[str]) -> list[str]:
     sys.exit(0)
   # A config file is executed here, and keys that it lacks are AttributeErrors.
   except Exception as error:
-    if os.environ.get(TRACEBACK):
-      raise
     text = str(error)
     if isinstance(error, AttributeError | KeyError):
       text = "Unknown configuration key " + text.strip("'\"").replace("\\'", "'").replace(
@@ -72,6 +88,8 @@ def _parse(arguments: list[str]) -> list[str]:
   return rest
 
 
-def _end(text: str) -> NoReturn:
+def _end(text: str, status: int = REFUSED) -> NoReturn:
+  if os.environ.get(TRACEBACK):
+    traceback.print_exc()
   print("error:", " ".join(text.split()), file=sys.stderr)
-  sys.exit(1)
+  sys.exit(status)

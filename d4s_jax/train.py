@@ -5,10 +5,12 @@ Example:
   python -m d4s_jax.train --config=configs/joint.py:tiny --workdir=runs/mine --config.steps=1000
 
 The same command goes on where an interrupted run stopped. On several hosts, give it on each, with
---distributed and a --workdir that all of them see.
+--distributed and a --workdir that all of them see, or have launch/ do so. It ends with status 0
+when the last step is done, and with 75 when a signal stopped it before.
 """
 
 import pathlib
+import sys
 
 from absl import flags, logging
 from ml_collections import config_flags
@@ -36,7 +38,8 @@ def main(argv: list[str]) -> None:
       processes.join()
     config = _CONFIG.value
     folder = _WORKDIR.value or f"runs/{config.stage}-{config.preset}"
-    loop.run(config, pathlib.Path(folder))
+    if not loop.run(config, pathlib.Path(folder)):
+      sys.exit(errors.STOPPED)
 
 
 if __name__ == "__main__":

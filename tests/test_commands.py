@@ -357,6 +357,40 @@ errors.run(main)
   assert [path.name for path in tmp_path.iterdir()] == ["script.py"]
 
 
+@pytest.mark.parametrize(
+  "error, status, line",
+  [
+    ("ValueError('no')", errors.REFUSED, "error: no"),
+    ("FileNotFoundError('no')", errors.REFUSED, "error: no"),
+    ("ConnectionError('gone')", errors.UNREACHABLE, "error: gone"),
+    ("TimeoutError('slow')", errors.UNREACHABLE, "error: slow"),
+    ("RuntimeError('a bug')", errors.CRASHED, "RuntimeError: a bug"),
+  ],
+)
+def test_the_status_says_whether_to_try_again(error, status, line, tmp_path):
+  script = f"""
+from d4s_jax import errors
+
+def main(argv):
+  with errors.one_line():
+    raise {error}
+
+errors.run(main)
+"""
+  (tmp_path / "script.py").write_text(script)
+  for shown in "", "1":
+    done = subprocess.run(
+      [sys.executable, tmp_path / "script.py"],
+      env=os.environ | {"PYTHONPATH": str(ROOT), errors.TRACEBACK: shown},
+      capture_output=True,
+      text=True,
+      check=False,
+    )
+    assert done.returncode == status
+    assert done.stderr.splitlines()[-1] == line
+    assert ("Traceback" in done.stderr) == bool(shown or status == errors.CRASHED)
+
+
 def test_a_stray_word_is_one_line():
   done = start("render_scene", "--scene=a", "--trajectory=up", "--output=a.mp4", "extra")
   assert done.returncode == 1

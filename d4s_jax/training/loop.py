@@ -30,12 +30,15 @@ from d4s_jax.training.stages import Stage, stage, trained
 from d4s_jax.training.step import make_step
 
 
-def run(config: Config, folder: pathlib.Path) -> None:
+def run(config: Config, folder: pathlib.Path) -> bool:
   """Trains until `config.steps`, from the newest checkpoint in `folder` if there is one.
 
   Args:
     config: a configuration, see `d4s_jax.config`.
     folder: takes everything the run leaves behind.
+
+  Returns:
+    Whether all steps are done; False if a signal stopped it before, with what was done saved.
 
   Raises:
     ValueError: the configuration can't be run, or the loss is no longer finite.
@@ -130,10 +133,12 @@ def run(config: Config, folder: pathlib.Path) -> None:
       if int(now.step) < config.steps:
         record.say(f"Stopped by a signal at step {now.step}; the same command goes on from there.")
 
-    if int(now.step) == config.steps:
+    done = int(now.step) == config.steps
+    if done:
       write_report(folder, system, chosen, state.averaged_params(now), heldout)
       # A process that leaves early would be missed by the first one, which still draws.
       processes.wait("report")
+    return done
 
 
 # The smallest value of keys that count something.

@@ -25,7 +25,7 @@ def join() -> None:
 
   Raises:
     ValueError: neither says it, or only some of the three are set.
-    OSError: the others were not to be found.
+    ConnectionError: the others were not to be found.
   """
   names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
   found = [os.environ.get(name) for name in names]
@@ -39,7 +39,8 @@ def join() -> None:
       address, count, index, heartbeat_timeout_seconds=_PATIENCE, shutdown_timeout_seconds=_PATIENCE
     )
   except RuntimeError as error:
-    raise OSError(f"The other processes can't be joined ({str(error).splitlines()[0]}).") from error
+    reason = str(error).splitlines()[0]
+    raise ConnectionError(f"The other processes can't be joined ({reason}).") from error
   except ValueError as error:
     raise ValueError(
       f"--distributed found no launcher ({str(error).splitlines()[0]}); set {', '.join(names)}, or"

@@ -16,6 +16,7 @@ import jax
 import numpy as np
 import pytest
 
+from d4s_jax import errors
 from d4s_jax.models.system import System
 from d4s_jax.training import checkpoint
 from d4s_jax.training.log import read_metrics
@@ -159,7 +160,7 @@ def test_sigterm_saves_and_exits_cleanly(place, whole):
   wait_for_step(process, folder, 1)
   process.send_signal(signal.SIGTERM)
   output = process.communicate(timeout=300)[0]
-  assert process.returncode == 0, output[-2000:]
+  assert process.returncode == errors.STOPPED, output[-2000:]
   assert "the same command goes on from there" in output
   reached = parameters(folder)[1]
   assert 1 <= reached < 12
