@@ -9,12 +9,13 @@ The same command goes on where an interrupted run stopped. On several hosts, giv
 """
 
 import pathlib
+import sys
 
 from absl import flags, logging
 from ml_collections import config_flags
 
 from d4s_jax import errors
-from d4s_jax.training import loop, processes, profile
+from d4s_jax.training import compilation, loop, processes, profile
 
 _CONFIG = config_flags.DEFINE_config_file(
   "config", None, "Config file and preset, for example configs/joint.py:tiny.", lock_config=True
@@ -37,6 +38,8 @@ def main(argv: list[str]) -> None:
   with errors.one_line():
     if _DISTRIBUTED.value:
       processes.join()
+    if note := compilation.cache():
+      print(note, file=sys.stderr)
     config = _CONFIG.value
     folder = _WORKDIR.value or f"runs/{config.stage}-{config.preset}"
     loop.run(config, pathlib.Path(folder), profile.parse(_PROFILE.value))

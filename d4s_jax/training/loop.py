@@ -4,9 +4,11 @@ import contextlib
 import functools
 import pathlib
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import flax.linen as nn
 import jax
+import optax
 
 from d4s_jax.config import Config
 from d4s_jax.data.loader import make_loader
@@ -65,29 +67,19 @@ def run(config: Config, folder: pathlib.Path, traced: tuple[int, int] | None = N
       cached = config.text_cache if "diffusion" in chosen.objectives else ""
       text_cache.check(cached, like.trainable)
       settings = objectives.Settings(**config.loss.to_dict())
-      lpips = load_weights(settings.lpips)
-
-      def update(now, batch, lpips):
-        # As an argument: of a constant of this size XLA makes copies while it compiles, and keeps
-        # them in the program.
-        objective = objectives.make_objective(system, chosen, settings, lpips)
-        step = make_step(
-          objective,
-          optimizer,
-          seed=config.seed,
-          average_decay=config.average_decay,
-          accumulate=config.accumulate,
-          spike=config.spike,
-        )
-        return step(now, batch)
-
-      step = jax.jit(update, donate_argnums=0, out_shardings=(sharding.of(like), sharding.whole()))
+      lpips = jax.device_put(load_weights(settings.lpips), sharding.whole())
+      step = _compiled(config, system, chosen, settings, optimizer, like)
       validate = validation.make_validation(system, chosen)
       source, tokenize = _source(config, chosen), system.backbone.tokenizer
       heldout = validation.load_clips(
         source(split="heldout"), tokenize, config.batch_size, config.heldout.batches
       )
-      step.eval_shape(like, heldout[0], lpips)
+      # As the batches of the loop lie, so that the step is traced only once.
+      cut = sharding.batch_sharding(mesh)
+      batch = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=cut), heldout[0]
+      )
+      step.eval_shape(like, batch, lpips)
     if processes.writes():
       checkpoint.write_config(folder, config.to_dict())
       checkpoint.write_tokenizer(folder, tokenizer)
@@ -122,7 +114,6 @@ def run(config: Config, folder: pathlib.Path, traced: tuple[int, int] | None = N
       process_count=config.batch_size // share,
     )
 
-    lpips = jax.device_put(lpips, sharding.whole())
     objective = objectives.make_objective(system, chosen, settings, lpips)
     explained = diagnosis.make(objective, seed=config.seed, accumulate=config.accumulate)
 
@@ -166,6 +157,32 @@ def run(config: Config, folder: pathlib.Path, traced: tuple[int, int] | None = N
       write_report(folder, system, chosen, state.averaged_params(now), heldout)
       # A process that leaves early would be missed by the first one, which still draws.
       processes.wait("report")
+
+
+def _compiled(
+  config: Config,
+  system: System,
+  chosen: Stage,
+  settings: objectives.Settings,
+  optimizer: optax.GradientTransformation,
+  like: state.TrainState,
+) -> Any:
+  """The step as a program: (state, which it overwrites; batch; LPIPS) -> (state, metrics)."""
+
+  def update(now: state.TrainState, batch: Clip, lpips: Any):
+    # LPIPS is an argument: XLA makes copies of a constant of this size while it compiles, and keeps
+    # them in the program.
+    step = make_step(
+      objectives.make_objective(system, chosen, settings, lpips),
+      optimizer,
+      seed=config.seed,
+      average_decay=config.average_decay,
+      accumulate=config.accumulate,
+      spike=config.spike,
+    )
+    return step(now, batch)
+
+  return jax.jit(update, donate_argnums=0, out_shardings=(sharding.of(like), sharding.whole()))
 
 
 # The smallest value of keys that count something.
