@@ -267,17 +267,25 @@ def test_no_step_makes_a_number_that_is_not_finite_and_some_are_traced(place, wh
 # between host and devices but by device_put, make_array and device_get. On CPUs JAX's own guard
 # sees only what goes to the device, so what comes back is caught where Python asks for it.
 GUARDED = """
-import atexit, contextlib
+import atexit, contextlib, threading
 import jax
 from d4s_jax import train
 from d4s_jax.data.loader import Loader
 from d4s_jax.training.record import Record
 
-steps, guard, explicit = 0, contextlib.ExitStack(), False
-ask, keep, get = Loader.__next__, Record.train, jax.device_get
+steps, guard, explicit, training = 0, contextlib.ExitStack(), True, False
+ask, keep, get, enter = Loader.__next__, Record.train, jax.device_get, Record.__enter__
 kind = type(jax.numpy.zeros(()))
 
+def entered(record):
+  global training
+  training = True
+  return enter(record)
+
 def asked(loader):
+  # Held-out clips are read before.
+  if not training:
+    return ask(loader)
   guard.enter_context(jax.transfer_guard("disallow"))
   guard.enter_context(fetching(False))
   return ask(loader)
@@ -303,13 +311,13 @@ def fetched(tree):
 def checked(name):
   method = getattr(kind, name)
   def check(*arguments, **options):
-    if not explicit:
+    # Checkpoints are fetched by threads of their own.
+    if not explicit and threading.current_thread() is threading.main_thread():
       raise RuntimeError(f"{name} in a step: a transfer to the host that nobody asked for")
     return method(*arguments, **options)
   setattr(kind, name, check)
 
-explicit = True
-jax.device_get, Loader.__next__, Record.train = fetched, asked, kept
+jax.device_get, Loader.__next__, Record.train, Record.__enter__ = fetched, asked, kept, entered
 for name in ("__array__", "__float__", "__int__", "__bool__", "__index__", "item", "tolist"):
   checked(name)
 # absl ends the process.
