@@ -16,13 +16,16 @@ from absl import flags, logging
 from ml_collections import config_flags
 
 from d4s_jax import errors
-from d4s_jax.training import loop, processes
+from d4s_jax.training import compilation, loop, processes, profile
 
 _CONFIG = config_flags.DEFINE_config_file(
   "config", None, "Config file and preset, for example configs/joint.py:tiny.", lock_config=True
 )
 _WORKDIR = flags.DEFINE_string(
   "workdir", None, "Folder of the run; runs/STAGE-PRESET unless given."
+)
+_PROFILE = flags.DEFINE_string(
+  "profile", None, "Steps N:M to trace with JAX's profiler, into WORKDIR/profile."
 )
 _DISTRIBUTED = flags.DEFINE_boolean(
   "distributed", False, "Join other processes; see d4s_jax/training/processes.py."
@@ -36,9 +39,11 @@ def main(argv: list[str]) -> None:
   with errors.one_line():
     if _DISTRIBUTED.value:
       processes.join()
+    if note := compilation.cache():
+      print(note, file=sys.stderr)
     config = _CONFIG.value
     folder = _WORKDIR.value or f"runs/{config.stage}-{config.preset}"
-    if not loop.run(config, pathlib.Path(folder)):
+    if not loop.run(config, pathlib.Path(folder), profile.parse(_PROFILE.value)):
       sys.exit(errors.STOPPED)
 
 

@@ -16,14 +16,15 @@ from d4s_jax.losses.motion import motion
 from d4s_jax.losses.perceptual import perceptual
 from d4s_jax.losses.photometric import photometric
 
+# In the order in which a step computes them.
 LOSSES = {
   "flow_matching": flow_matching,
   "photometric": photometric,
   "perceptual": perceptual,
   "geometric": geometric,
   "moments": moments,
-  "motion": motion,
   "depth": log_depth,
+  "motion": motion,
 }
 
 

@@ -1,50 +1,56 @@
-"""Where the numbers of a run go: a progress line, CSV, TensorBoard, and a picture of the curves."""
+"""Where the numbers of a run go: a progress line, JSON lines, TensorBoard, and a picture of curves.
 
-import csv
+FOLDER/metrics.jsonl has one object a line::
+
+  {"log": "train", "step": 5, "time": 1767225600.25, "loss": 0.5, ...}
+
+`log` says of what it is: "train", of each update; "heldout", scores; "watch", where time went since
+the line of this kind before (`training.clock`). `time` is when it was written, in seconds of Unix
+time. A number that is not finite is null.
+"""
+
+import json
 import math
 import pathlib
+import time
+from typing import Any
 
 import numpy as np
 import tqdm
 from tensorboardX import SummaryWriter
 
+_FILE = "metrics.jsonl"
+Line = dict[str, Any]
+
 
 class MetricLog:
-  """Appends one row of numbers for each step to a CSV file and to TensorBoard.
+  """Appends lines to FOLDER/metrics.jsonl, and their numbers to TensorBoard.
 
-  A resumed run first drops the rows after its start, so each step has exactly one row; a run that
-  starts at 0 starts empty.
+  A resumed run first drops the lines after its start, so that each step has exactly one of each
+  kind; a run that starts at 0 starts empty. `found` are the lines before anything was dropped.
   """
 
-  def __init__(self, folder: pathlib.Path, name: str, start: int):
-    """Opens FOLDER/NAME.csv, keeping its rows up to step `start` if that is not 0."""
+  def __init__(self, folder: pathlib.Path, start: int):
+    """Opens the file, keeping its lines up to step `start` if that is not 0."""
     folder.mkdir(parents=True, exist_ok=True)
-    self.path = folder / f"{name}.csv"
-    self._name = name
+    path = folder / _FILE
+    self.found = _read(path)
     # Scores at step 0 belong to the run that starts there, and it writes them itself.
-    rows = [row for row in read_metrics(self.path) if row["step"] <= start] if start else []
-    self._columns = list(rows[0]) if rows else None
-    temporary = self.path.with_suffix(".csv.tmp")
-    with temporary.open("w", newline="") as file:
-      if self._columns:
-        writer = csv.DictWriter(file, self._columns)
-        writer.writeheader()
-        writer.writerows({key: _number(value) for key, value in row.items()} for row in rows)
-    temporary.replace(self.path)
-    self._file = self.path.open("a", newline="")
+    kept = [line for line in self.found if 0 < start >= line["step"]]
+    temporary = path.with_suffix(".jsonl.tmp")
+    temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
+    temporary.replace(path)
+    self._file = path.open("a")
     self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1, max_queue=100)
 
-  def write(self, step: int, metrics: dict[str, float]) -> None:
-    """Writes the metrics after `step` updates; every row of a log has the same columns."""
-    row = {"step": step, **metrics}
-    if self._columns is None:
-      self._columns = list(row)
-      csv.DictWriter(self._file, self._columns).writeheader()
-    values = {key: _number(value) for key, value in row.items()}
-    csv.DictWriter(self._file, self._columns).writerow(values)
+  def write(self, log: str, step: int, metrics: dict[str, float]) -> None:
+    """Writes the numbers of a log after `step` updates."""
+    numbers = {key: _number(value) for key, value in metrics.items()}
+    line = {"log": log, "step": step, "time": round(time.time(), 3), **numbers}
+    self._file.write(json.dumps(line) + "\n")
     self._file.flush()
     for key, value in metrics.items():
-      self._board.add_scalar(f"{self._name}/{key}", value, step)
+      self._board.add_scalar(f"{log}/{key}", value, step)
 
   def close(self) -> None:
     """Flushes and closes both files."""
@@ -52,24 +58,32 @@ class MetricLog:
     self._board.close()
 
 
-def _number(value: float) -> str:
-  return str(int(value)) if float(value).is_integer() and abs(value) < 1e15 else f"{value:.9g}"
+def _number(value: float) -> float | int | None:
+  """Nine digits, which are all that float32 has."""
+  if not math.isfinite(value):
+    return None
+  return int(value) if float(value).is_integer() and abs(value) < 1e15 else float(f"{value:.9g}")
 
 
-def read_metrics(path: pathlib.Path) -> list[dict[str, float]]:
-  """The rows of a metrics file; a last line that a kill or a full disk cut short is left out."""
+def _read(path: pathlib.Path) -> list[Line]:
+  """The lines of a file; a last one that a kill or a full disk cut short is left out."""
   if not path.exists():
     return []
   whole, _, _ = path.read_text().rpartition("\n")
-  rows = list(csv.reader(whole.splitlines()))
-  if not rows:
-    return []
-  columns = rows[0]
+  return [json.loads(line) for line in whole.splitlines()]
+
+
+def read_metrics(folder: pathlib.Path, log: str) -> list[dict[str, float]]:
+  """The steps and numbers of one log of a run, line by line; empty without a file."""
   return [
-    {key: float(value) for key, value in zip(columns, row)}
-    for row in rows[1:]
-    if len(row) == len(columns)
+    {key: math.nan if value is None else value for key, value in line.items() if key not in _ABOUT}
+    for line in _read(folder / _FILE)
+    if line["log"] == log
   ]
+
+
+# Keys of a line that are no numbers of its step.
+_ABOUT = ("log", "time")
 
 
 class Progress:
@@ -118,12 +132,12 @@ def ends(rows: list[dict[str, float]], share: float = 0.1) -> dict[str, tuple[fl
 def draw_curves(
   folder: pathlib.Path, names: tuple[str, ...] = ("train", "heldout")
 ) -> pathlib.Path:
-  """Draws every metric of FOLDER/NAME.csv over the steps into FOLDER/curves.png."""
+  """Draws every metric of these logs over the steps into FOLDER/curves.png."""
   from matplotlib.figure import Figure  # imported here: slow, and only needed at the end
 
   series = {}
   for name in names:
-    for row in read_metrics(folder / f"{name}.csv"):
+    for row in read_metrics(folder, name):
       for key, value in row.items():
         if key != "step":
           series.setdefault(f"{name}/{key}", []).append((row["step"], value))

@@ -4,16 +4,21 @@ import contextlib
 import functools
 import pathlib
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import flax.linen as nn
 import jax
+import optax
 
 from d4s_jax.config import Config
 from d4s_jax.data.loader import make_loader
 from d4s_jax.data.source import Source, open_source
+from d4s_jax.losses.lpips import load_weights
 from d4s_jax.models.system import System
 from d4s_jax.training import (
   checkpoint,
+  clock,
+  diagnosis,
   initialize,
   objectives,
   processes,
@@ -24,18 +29,21 @@ from d4s_jax.training import (
 )
 from d4s_jax.training.interrupt import StopRequest
 from d4s_jax.training.optimizer import check_groups, make_optimizer
+from d4s_jax.training.profile import Profile
 from d4s_jax.training.record import Record
 from d4s_jax.training.report import write_report
 from d4s_jax.training.stages import Stage, stage, trained
 from d4s_jax.training.step import make_step
+from d4s_jax.types import Clip
 
 
-def run(config: Config, folder: pathlib.Path) -> bool:
+def run(config: Config, folder: pathlib.Path, traced: tuple[int, int] | None = None) -> bool:
   """Trains until `config.steps`, from the newest checkpoint in `folder` if there is one.
 
   Args:
     config: a configuration, see `d4s_jax.config`.
     folder: takes everything the run leaves behind.
+    traced: the first and the last step of a profile; None for none.
 
   Returns:
     Whether all steps are done; False if a signal stopped it before, with what was done saved.
@@ -43,6 +51,7 @@ def run(config: Config, folder: pathlib.Path) -> bool:
   Raises:
     ValueError: the configuration can't be run, or the loss is no longer finite.
   """
+  time = clock.Clock()
   mesh = sharding.make_mesh(**config.mesh)
   with jax.set_mesh(mesh), nn.logical_axis_rules(sharding.RULES):
     # All of the run but its numbers: what does not fit together is refused before it writes.
@@ -61,21 +70,19 @@ def run(config: Config, folder: pathlib.Path) -> bool:
       cached = config.text_cache if "diffusion" in chosen.objectives else ""
       text_cache.check(cached, like.trainable)
       settings = objectives.Settings(**config.loss.to_dict())
-      step = make_step(
-        objectives.make_objective(system, chosen, settings),
-        optimizer,
-        seed=config.seed,
-        average_decay=config.average_decay,
-        accumulate=config.accumulate,
-        spike=config.spike,
-      )
-      step = jax.jit(step, donate_argnums=0, out_shardings=(sharding.of(like), sharding.whole()))
+      lpips = jax.device_put(load_weights(settings.lpips), sharding.whole())
+      step = _compiled(config, system, chosen, settings, optimizer, like)
       validate = validation.make_validation(system, chosen)
       source, tokenize = _source(config, chosen), system.backbone.tokenizer
       heldout = validation.load_clips(
         source(split="heldout"), tokenize, config.batch_size, config.heldout.batches
       )
-      step.eval_shape(like, heldout[0])
+      # As the batches of the loop lie, so that the step is traced only once.
+      cut = sharding.batch_sharding(mesh)
+      batch = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=cut), heldout[0]
+      )
+      step.eval_shape(like, batch, lpips)
     if processes.writes():
       checkpoint.write_config(folder, config.to_dict())
       checkpoint.write_tokenizer(folder, tokenizer)
@@ -95,6 +102,7 @@ def run(config: Config, folder: pathlib.Path) -> bool:
         f"steps is {config.steps}, but {folder} is at step {start} already; give more steps, or"
         " another --workdir."
       )
+    profile = Profile(folder, traced, start, config.steps)
     # Batches are a pure function of seed and step: there is nothing else to resume.
     rows = sharding.local_rows(mesh, config.batch_size)
     share = rows.stop - rows.start
@@ -109,27 +117,42 @@ def run(config: Config, folder: pathlib.Path) -> bool:
       process_count=config.batch_size // share,
     )
 
+    objective = objectives.make_objective(system, chosen, settings, lpips)
+    explained = diagnosis.make(objective, seed=config.seed, accumulate=config.accumulate)
+
+    def diagnose(batch: Clip) -> str:
+      return explained(now, batch, sharding.to_device(batch, mesh, config.batch_size))
+
     # The loop.
-    with Record(folder, start, config.steps, saved) as record, batches, StopRequest() as stop:
+    record = Record(folder, start, config.steps, saved, time, diagnose)
+    with record, batches, profile, StopRequest() as stop:
       record.say(_summary(config, now, folder))
       embed = text_cache.make(cached, system.backbone, now.frozen, record.say)
       heldout = [embed(batch, now.frozen) for batch in heldout]
       if start == 0:
-        record.heldout(0, validate(state.averaged_params(now), heldout))
+        with time.part("heldout"):
+          record.heldout(0, validate(state.averaged_params(now), heldout))
       for number in range(start + 1, config.steps + 1):
-        batch = embed(next(batches), now.frozen)
-        now, metrics = step(now, sharding.to_device(batch, mesh, config.batch_size))
-        record.train(number, metrics)
+        profile.begin(number)
+        with time.part("data"):
+          batch = embed(next(batches), now.frozen)
+        now, metrics = step(now, sharding.to_device(batch, mesh, config.batch_size), lpips)
+        record.train(number, metrics, batch)
+        profile.end(number, metrics)
         last = number == config.steps
         if number % config.heldout.every == 0 or last:
-          record.heldout(number, validate(state.averaged_params(now), heldout))
+          with time.part("heldout"):
+            record.heldout(number, validate(state.averaged_params(now), heldout))
         stopping = processes.any_wants(stop.requested, number)
         if number % config.checkpoint.every == 0 or last or stopping:
-          record.flush()
-          saved.save(now)
+          record.settle()
+          with time.part("checkpoint"):
+            saved.save(now)
         if stopping:
           break
-      saved.close()
+      with time.part("checkpoint"):
+        saved.close()
+      record.finish(int(now.step))
       if int(now.step) < config.steps:
         record.say(f"Stopped by a signal at step {now.step}; the same command goes on from there.")
 
@@ -139,6 +162,32 @@ def run(config: Config, folder: pathlib.Path) -> bool:
       # A process that leaves early would be missed by the first one, which still draws.
       processes.wait("report")
     return done
+
+
+def _compiled(
+  config: Config,
+  system: System,
+  chosen: Stage,
+  settings: objectives.Settings,
+  optimizer: optax.GradientTransformation,
+  like: state.TrainState,
+) -> Any:
+  """The step as a program: (state, which it overwrites; batch; LPIPS) -> (state, metrics)."""
+
+  def update(now: state.TrainState, batch: Clip, lpips: Any):
+    # LPIPS is an argument: XLA makes copies of a constant of this size while it compiles, and keeps
+    # them in the program.
+    step = make_step(
+      objectives.make_objective(system, chosen, settings, lpips),
+      optimizer,
+      seed=config.seed,
+      average_decay=config.average_decay,
+      accumulate=config.accumulate,
+      spike=config.spike,
+    )
+    return step(now, batch)
+
+  return jax.jit(update, donate_argnums=0, out_shardings=(sharding.of(like), sharding.whole()))
 
 
 # The smallest value of keys that count something.

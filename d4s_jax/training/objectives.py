@@ -59,10 +59,17 @@ class Settings:
 
 
 def make_objective(
-  system: System, stage: Stage, settings: Settings
+  system: System, stage: Stage, settings: Settings, lpips: Any = None
 ) -> Callable[[Any, Clip, PRNGKeyArray], tuple[Float[Array, ""], Terms]]:
-  """The function (parameters, clip, key) -> (loss, metrics) that a stage minimises."""
-  lpips = load_weights(settings.lpips)
+  """The function (parameters, clip, key) -> (loss, metrics) that a stage minimises.
+
+  Args:
+    system: the models.
+    stage: what is minimised.
+    settings: how.
+    lpips: weights of the network `settings.lpips`, if they are at hand.
+  """
+  lpips = load_weights(settings.lpips) if lpips is None else lpips
 
   def objective(params: Any, clip: Clip, key: PRNGKeyArray):
     if "autoencoding" in stage.objectives:

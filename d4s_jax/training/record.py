@@ -1,17 +1,19 @@
-"""What a run writes down while it goes: metrics, held-out scores, why it ended if it diverged."""
+"""What a run writes down while it goes: metrics, held-out scores, time, why it ended if so."""
 
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
-import numpy as np
 
-from d4s_jax.training import processes
+from d4s_jax.training import clock, processes
 from d4s_jax.training.checkpoint import Checkpoints
-from d4s_jax.training.log import MetricLog, Progress
+from d4s_jax.training.log import MetricLog, Progress, read_metrics
 
 # Share of transparent Gaussians from which on something is wrong.
 _MANY_DEAD = 0.5
+# Updates between two accounts of time and memory, at the most.
+_OFTEN = 50
 
 
 class TrainingDiverged(ValueError):
@@ -25,7 +27,15 @@ class Record:
   the host.
   """
 
-  def __init__(self, folder: pathlib.Path, start: int, steps: int, saved: Checkpoints):
+  def __init__(
+    self,
+    folder: pathlib.Path,
+    start: int,
+    steps: int,
+    saved: Checkpoints,
+    time: clock.Clock,
+    diagnose: Callable[[Any], str],
+  ):
     """Opens the logs.
 
     Args:
@@ -33,32 +43,47 @@ class Record:
       start: updates made so far.
       steps: updates in all.
       saved: the run's checkpoints, to name the last good one.
+      time: of this process; closed with the logs.
+      diagnose: says of a batch whose update was not finite where that came from.
     """
-    self._writes = processes.writes()
-    names = ("train", "heldout") if self._writes else ()
-    self._logs = {name: MetricLog(folder, name, start) for name in names}
-    self._progress = Progress(start, steps, shown=self._writes)
-    self._saved = saved
-    self._pending: tuple[int, Any] | None = None
-    self._warned_of_dead = False
+    self.time = time
+    self._folder, self._latest, self._accounted = folder, start, start
+    self._log = MetricLog(folder, start) if processes.writes() else None
+    self._progress = Progress(start, steps, shown=processes.writes())
+    self._saved, self._diagnose = saved, diagnose
+    self._pending: tuple[int, Any, Any] | None = None
+    self._told: set[str] = set()
+    lost = clock.lost(self._log.found, start) if self._log else 0.0
+    self._write("watch", start, {"lost": lost} | time.take())
 
   def __enter__(self) -> "Record":
     return self
 
   def __exit__(self, *exception: object) -> None:
+    self.time.close()
     self._progress.close()
-    for log in self._logs.values():
-      log.close()
+    if self._log:
+      self._log.close()
 
   def say(self, text: str) -> None:
     """Prints a line above the progress line, once for all processes."""
-    if self._writes:
+    if processes.writes():
       self._progress.say(text)
 
-  def train(self, number: int, metrics: Any) -> None:
-    """Takes the metrics of update `number`, still on the device, and writes those before."""
+  def train(self, number: int, metrics: Any, batch: Any) -> None:
+    """Takes the metrics of update `number`, still on the device, and writes those before.
+
+    Args:
+      number: of the update.
+      metrics: what the step returned.
+      batch: what it was given, on the host; for a diagnosis.
+
+    Raises:
+      TrainingDiverged: the update before was not finite.
+    """
+    self.time.started(metrics)
     self.flush()
-    self._pending = number, metrics
+    self._pending, self._latest = (number, metrics, batch), number
 
   def flush(self) -> None:
     """Writes what is pending.
@@ -68,14 +93,18 @@ class Record:
     """
     if self._pending is None:
       return
-    number, metrics = self._pending
+    number, metrics, batch = self._pending
     self._pending = None
+    # While this waits for the device, time is the step's.
     values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-    if not values.pop("finite"):
-      self._diverged(number, values)
-    self._watch(number, values)
-    self._write("train", number, values)
-    self._progress.update({name: values[name] for name in ("loss", "psnr") if name in values})
+    with self.time.part("logging"):
+      if not values.pop("finite"):
+        self._diverged(number, batch)
+      self._watch(number, values)
+      self._write("train", number, values)
+      self._progress.update({name: values[name] for name in ("loss", "psnr") if name in values})
+      if number - self._accounted >= _OFTEN:
+        self._account(number)
 
   def heldout(self, number: int, scores: dict[str, float]) -> None:
     """Writes and shows the scores on held-out clips after `number` updates."""
@@ -83,10 +112,30 @@ class Record:
     self._write("heldout", number, scores)
     text = "  ".join(f"{name} {value:.3g}" for name, value in scores.items())
     self.say(f"held out after {number} steps: {text}")
+    self._told.clear()
 
-  def _write(self, name: str, number: int, values: dict[str, float]) -> None:
-    if self._writes:
-      self._logs[name].write(number, values)
+  def settle(self) -> None:
+    """Like `flush`, with an account of time: before a checkpoint, which goes on from this line."""
+    self.flush()
+    if self._latest > self._accounted:
+      self._account(self._latest)
+
+  def _account(self, number: int) -> None:
+    """Writes where time went since the last account, and the most memory so far."""
+    updates = {"updates": number - self._accounted}
+    self._accounted = number
+    self._write("watch", number, updates | self.time.take() | clock.memory())
+
+  def finish(self, number: int) -> None:
+    """Writes the last account, and prints that of the whole run in one line."""
+    self.flush()
+    self._account(number)
+    if self._log:
+      self.say(clock.sentence(clock.summary(read_metrics(self._folder, "watch"))))
+
+  def _write(self, log: str, number: int, values: dict[str, float]) -> None:
+    if self._log:
+      self._log.write(log, number, values)
 
   def _watch(self, number: int, values: dict[str, float]) -> None:
     """Explains what is wrong but doesn't end the run."""
@@ -96,21 +145,33 @@ class Record:
         " update was skipped (config.spike). Now and then that is a rare batch; often, lower"
         " --config.optimizer.peak."
       )
-    if values.get("dead", 0) > _MANY_DEAD and not self._warned_of_dead:
-      self._warned_of_dead = True
-      self.say(
+    if values.get("dead", 0) > _MANY_DEAD:
+      self._say_once(
+        "dead",
         f"step {number}: {values['dead']:.0%} of the Gaussians are transparent and learn nothing;"
         " those drawn at random come back. If the share stays, lower --config.optimizer.peak or"
-        " raise --config.model.ldrm.opacity_bias."
+        " raise --config.model.ldrm.opacity_bias.",
+      )
+    if values.get("overflow", 0):
+      self._say_once(
+        "overflow",
+        f"step {number}: the renderer had no room for {values['overflow']:.0f} meetings of"
+        " Gaussians with tiles, and left those of the farthest out: Gaussians have become wide. If"
+        " it goes on, lower --config.optimizer.peak.",
       )
 
-  def _diverged(self, number: int, values: dict[str, float]) -> None:
+  def _say_once(self, kind: str, text: str) -> None:
+    """Says it the first time after each look at held-out clips."""
+    if kind not in self._told:
+      self._told.add(kind)
+      self.say(text)
+
+  def _diverged(self, number: int, batch: Any) -> None:
     self._saved.wait()
-    wrong = sorted(name for name, value in values.items() if not np.isfinite(value))
     good = self._saved.latest
     where = "no checkpoint was written yet" if good is None else f"checkpoint {good} is good"
     raise TrainingDiverged(
-      f"Step {number}: {', '.join(wrong)} not finite. The update was not applied; {where}."
+      f"Step {number} is not finite: {self._diagnose(batch)} The update was not applied; {where}."
       " Go on from it in another --workdir, its parts named by --config.init.PART, with a lower"
       " --config.optimizer.peak or --config.optimizer.clip."
     )

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from d4s_jax.formats.images import contact_sheet
 from d4s_jax.formats.video import colorize_depth, write_video
 from d4s_jax.models.system import System
-from d4s_jax.training import processes, sharding, validation
+from d4s_jax.training import clock, processes, sharding, validation
 from d4s_jax.training.log import draw_curves, ends, read_metrics
 from d4s_jax.training.motion_queries import ask
 from d4s_jax.training.stages import Stage
@@ -27,12 +27,17 @@ _VIDEOS, _SHOWN = 4, 2
 def write_report(
   folder: pathlib.Path, system: System, stage: Stage, params: Any, clips: list[Clip]
 ) -> None:
-  """Writes curves.png, summary.json, samples.png, samples/; prints the table of both ends."""
+  """Writes curves.png, summary.json, samples.png, samples/; prints the table of both ends.
+
+  summary.json has the table; under "watch" where the time of the whole run went, as
+  `clock.summary` says, and the most memory; under "counts" how many updates were skipped, and in
+  how many the renderer left something out.
+  """
   write_samples(folder, system, stage, params, clips)
   if not processes.writes():
     return
-  rows = {name: read_metrics(folder / f"{name}.csv") for name in ("train", "heldout")}
-  summary = {
+  rows = {name: read_metrics(folder, name) for name in ("train", "heldout", "watch")}
+  table = {
     "train": ends(rows["train"]),
     "heldout": {
       name: (rows["heldout"][0][name], rows["heldout"][-1][name])
@@ -40,9 +45,14 @@ def write_report(
       if name != "step"
     },
   }
+  counts = {
+    f"{name}_updates": sum(row.get(key, 0) > 0 for row in rows["train"])
+    for name, key in (("skipped", "skipped"), ("overflowing", "overflow"))
+  }
+  summary = table | {"watch": clock.summary(rows["watch"]), "counts": counts}
   (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
   draw_curves(folder)
-  print(_table(summary))
+  print(_table(table))
   print(f"Look at {folder / 'samples.png'}, {folder / 'samples'} and {folder / 'curves.png'}.")
 
 

@@ -4,6 +4,7 @@ A run is a separate process, so that a kill is a real one. The configuration is 
 shrunk by tests.support until compiling is all that takes time.
 """
 
+import json
 import os
 import pathlib
 import re
@@ -69,10 +70,10 @@ def environment(place):
   }
 
 
-def train(place, workdir, *options, steps=12):
+def train(place, workdir, *options, steps=12, **variables):
   return subprocess.run(
     command(place, workdir, *options, steps=steps),
-    env=environment(place),
+    env=environment(place) | variables,
     capture_output=True,
     text=True,
     timeout=900,
@@ -93,7 +94,7 @@ def wait_for_step(process, workdir, step):
   """Waits until the metrics of a step are on disk."""
   until = time.monotonic() + 600
   while time.monotonic() < until and process.poll() is None:
-    rows = read_metrics(workdir / "train.csv")
+    rows = read_metrics(workdir, "train")
     if rows and rows[-1]["step"] >= step:
       return
     time.sleep(0.02)
@@ -115,8 +116,8 @@ def whole(place):
 
 def test_run_leaves_everything_it_promises(whole):
   folder, done = whole
-  assert [row["step"] for row in read_metrics(folder / "train.csv")] == list(range(1, 13))
-  assert [row["step"] for row in read_metrics(folder / "heldout.csv")] == [0, 6, 12]
+  assert [row["step"] for row in read_metrics(folder, "train")] == list(range(1, 13))
+  assert [row["step"] for row in read_metrics(folder, "heldout")] == [0, 6, 12]
   for name in ("config.json", "curves.png", "summary.json", "samples.png", "samples/heldout_0.mp4"):
     assert (folder / name).stat().st_size > 500, name
   assert list((folder / "tensorboard").iterdir())
@@ -124,6 +125,15 @@ def test_run_leaves_everything_it_promises(whole):
   for term in ("flow_matching", "photometric", "perceptual", "geometric", "motion", "psnr"):
     assert term in done.stdout
   assert "12/12" in done.stderr  # the progress line
+  # Where time went: accounts up to each checkpoint, a line, and the sums of all of them.
+  assert [row["step"] for row in read_metrics(folder, "watch")] == [0, 3, 6, 9, 12, 12]
+  (line,) = re.findall(r"time: \d+ s in 1 start\(s\), [\d.]+% of it in steps.*", done.stdout)
+  watch = json.loads((folder / "summary.json").read_text())["watch"]
+  assert watch["host_gib"] > 0.2 and watch["lost"] == 0 and watch["starts"] == 1
+  assert all(watch[part] > 0 for part in ("steps", "heldout", "checkpoint", "logging", "start"))
+  assert f"{watch['goodput']:.1%} of it" in line and 0 < watch["goodput"] < 1
+  norms = {name for name in read_metrics(folder, "train")[0] if name.startswith("gradient_norm/")}
+  assert {f"gradient_norm/{x}" for x in ("text_encoder", "transformer", "ldrm/trunk")} <= norms
 
 
 def test_training_changes_what_it_should(whole):
@@ -134,7 +144,7 @@ def test_training_changes_what_it_should(whole):
   for part in ("transformer", "text_encoder", "ldrm"):
     pairs = zip(jax.tree.leaves(before[part]), jax.tree.leaves(after[part]))
     assert not all(np.array_equal(x, y) for x, y in pairs), part
-  rows = read_metrics(folder / "train.csv")
+  rows = read_metrics(folder, "train")
   assert rows[-1]["photometric"] < rows[0]["photometric"]
 
 
@@ -150,8 +160,10 @@ def test_killed_run_resumes_bit_for_bit(place, whole, kill_after):
   assert done.returncode == 0, done.stderr[-3000:]
   expected, actual = parameters(whole[0])[0], parameters(folder)[0]
   jax.tree.map(np.testing.assert_array_equal, actual, expected)
-  assert read_metrics(folder / "train.csv") == read_metrics(whole[0] / "train.csv")
-  assert read_metrics(folder / "heldout.csv") == read_metrics(whole[0] / "heldout.csv")
+  assert read_metrics(folder, "train") == read_metrics(whole[0], "train")
+  assert read_metrics(folder, "heldout") == read_metrics(whole[0], "heldout")
+  watch = json.loads((folder / "summary.json").read_text())["watch"]
+  assert watch["starts"] == 2 and watch["lost"] > 0
 
 
 def test_sigterm_saves_and_exits_cleanly(place, whole):
@@ -164,15 +176,15 @@ def test_sigterm_saves_and_exits_cleanly(place, whole):
   assert "the same command goes on from there" in output
   reached = parameters(folder)[1]
   assert 1 <= reached < 12
-  assert read_metrics(folder / "train.csv")[-1]["step"] == reached
+  assert read_metrics(folder, "train")[-1]["step"] == reached
 
 
 def test_finished_run_is_not_trained_again(place, whole):
   folder, _ = whole
-  before = (folder / "train.csv").read_bytes()
+  before = [read_metrics(folder, log) for log in ("train", "heldout")]
   done = train(place, "whole")
   assert done.returncode == 0, done.stderr[-3000:]
-  assert (folder / "train.csv").read_bytes() == before
+  assert [read_metrics(folder, log) for log in ("train", "heldout")] == before
 
 
 def expect_error(done, *parts):
@@ -212,7 +224,8 @@ def test_damaged_checkpoint_stops_the_run_and_nothing_is_lost(place, whole):
 def test_diverging_run_names_the_cause_and_the_last_good_checkpoint(place, whole):
   options = ("--config.optimizer.peak=1e30", "--config.optimizer.clip=1e30")
   done = train(place, "diverged", *options, "--config.checkpoint.every=1")
-  expect_error(done, "not finite", "The update was not applied")
+  expect_error(done, "is not finite: the loss term flow_matching", "The update was not applied")
+  expect_error(done, "The batch is.")
   # The rate is 0 at the first update and beyond all bounds at the second.
   good = int(re.search(r"checkpoint (\d+) is good", done.stderr)[1])
   assert good >= 1 and parameters(place / "diverged")[1] == good
@@ -240,6 +253,104 @@ def test_full_disk_keeps_the_last_checkpoint(place, whole):
   )
   expect_error(done, "can't be written", "File too large", "12 is good", "Make room")
   assert parameters(folder)[1] == 12
+
+
+def test_no_step_makes_a_number_that_is_not_finite_and_some_are_traced(place, whole):
+  """JAX looks at all that a program returns; the same run is profiled."""
+  done = train(place, "checked", "--profile=2:3", JAX_DEBUG_NANS="1", JAX_DEBUG_INFS="1")
+  assert done.returncode == 0, done.stderr[-3000:]
+  (trace,) = (place / "checked" / "profile").rglob("*.xplane.pb")
+  assert trace.stat().st_size > 10_000
+  expect_error(train(place, "checked", "--profile=2:3"), "this run makes steps 13 to 12")
+
+
+# From the moment at which a batch is asked for until its step is recorded, nothing may travel
+# between host and devices but by device_put, make_array and device_get. On CPUs JAX's own guard
+# sees only what goes to the device, so what comes back is caught where Python asks for it.
+GUARDED = """
+import atexit, contextlib, threading
+import jax
+from d4s_jax import train
+from d4s_jax.data.loader import Loader
+from d4s_jax.training.record import Record
+
+steps, guard, explicit, training = 0, contextlib.ExitStack(), True, False
+ask, keep, get, enter = Loader.__next__, Record.train, jax.device_get, Record.__enter__
+kind = type(jax.numpy.zeros(()))
+
+def entered(record):
+  global training
+  training = True
+  return enter(record)
+
+def asked(loader):
+  # Held-out clips are read before.
+  if not training:
+    return ask(loader)
+  guard.enter_context(jax.transfer_guard("disallow"))
+  guard.enter_context(fetching(False))
+  return ask(loader)
+
+def kept(*arguments):
+  global steps
+  steps += 1
+  keep(*arguments)
+  ADDED
+  guard.close()
+
+@contextlib.contextmanager
+def fetching(allowed):
+  global explicit
+  before, explicit = explicit, allowed
+  yield
+  explicit = before
+
+def fetched(tree):
+  with fetching(True):
+    return get(tree)
+
+def checked(name):
+  method = getattr(kind, name)
+  def check(*arguments, **options):
+    # Checkpoints are fetched by threads of their own.
+    if not explicit and threading.current_thread() is threading.main_thread():
+      raise RuntimeError(f"{name} in a step: a transfer to the host that nobody asked for")
+    return method(*arguments, **options)
+  setattr(kind, name, check)
+
+jax.device_get, Loader.__next__, Record.train, Record.__enter__ = fetched, asked, kept, entered
+for name in ("__array__", "__float__", "__int__", "__bool__", "__index__", "item", "tolist"):
+  checked(name)
+# absl ends the process.
+atexit.register(lambda: print("guarded steps:", steps))
+train.flags.mark_flag_as_required("config")
+train.errors.run(train.main)
+"""
+
+
+@pytest.mark.parametrize(
+  ("added", "caught"),
+  [
+    ("", ""),
+    # What the guard is to catch.
+    ("jax.numpy.sin(2.0)", "Disallowed host-to-device transfer"),
+    ('float(arguments[2]["loss"])', "a transfer to the host that nobody asked for"),
+  ],
+)
+def test_the_loop_moves_nothing_between_host_and_device_by_accident(place, whole, added, caught):
+  script = GUARDED.replace("ADDED", added)
+  name = f"guarded_{len(added)}"
+  done = subprocess.run(
+    [sys.executable, "-c", script, *command(place, name)[3:]],
+    env=environment(place),
+    capture_output=True,
+    text=True,
+    timeout=900,
+  )
+  if caught:
+    assert done.returncode != 0 and caught in done.stderr, done.stderr[-3000:]
+  else:
+    assert done.returncode == 0 and "guarded steps: 12" in done.stdout, done.stderr[-3000:]
 
 
 def test_config_of_these_tests_is_small():

@@ -40,7 +40,7 @@ def test_a_run_goes_on_without_the_folder_of_its_tokenizer(tmp_path):
   assert done.returncode == 0, done.stderr[-3000:]
   assert "resumed at step 3" in done.stdout + done.stderr
   assert entries <= set((tmp_path / "prompts").iterdir())
-  rows = read_metrics(tmp_path / "run" / "train.csv")
+  rows = read_metrics(tmp_path / "run", "train")
   assert [row["step"] for row in rows] == [1, 2, 3, 4]
   _, system = checkpoint.read_system(tmp_path / "run")
   assert dict(system.backbone.tokenizer.files) == files

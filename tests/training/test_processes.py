@@ -85,8 +85,7 @@ def test_processes_train_what_one_would_and_write_it_once(tmp_path, count):
   assert [text.count("Look at ") for text in said] == [1] + [0] * (count - 1)
   assert checkpoint.latest_step(together) == STEPS
   train, heldout = (
-    [read_metrics(folder / f"{log}.csv") for folder in (alone, together)]
-    for log in ("train", "heldout")
+    [read_metrics(folder, log) for folder in (alone, together)] for log in ("train", "heldout")
   )
   assert [row["step"] for row in train[1]] == list(range(1, STEPS + 1))
   # The same start, scored on the same clips; sums in another order.
@@ -109,7 +108,7 @@ def test_a_stop_of_one_process_stops_all_and_they_go_on_together(tmp_path):
   assert 2 <= step < 400 and step % 10 == 0
   said = finish(start(2, tmp_path / "run", steps=step + 2))
   assert f"resumed at step {step}" in said[0]
-  rows = read_metrics(tmp_path / "run" / "train.csv")
+  rows = read_metrics(tmp_path / "run", "train")
   assert [row["step"] for row in rows] == list(range(1, step + 3))
 
 

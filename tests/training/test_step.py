@@ -1,14 +1,18 @@
 """One update: accumulation, the guard against values that are not finite, the average."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
+from d4s_jax.config import base
+from d4s_jax.models.system import System
 from d4s_jax.training import state
 from d4s_jax.training.optimizer import learning_rate, make_optimizer, scale_by_path
-from d4s_jax.training.step import make_step
+from d4s_jax.training.step import MODULES, make_step, module_of
 
 PARAMS = {"ldrm": {"kernel": jnp.ones((3, 2)), "bias": jnp.zeros(2)}, "fixed": jnp.full(2, 5.0)}
 
@@ -66,9 +70,15 @@ def test_an_update_that_is_not_finite_is_not_applied(poison):
   before = start(optimizer)
   bad = batch()
   bad["y"][1, 0] = poison
-  after, metrics = jax.jit(make_step(objective, optimizer, seed=0, average_decay=0.9))(before, bad)
-  assert not metrics["finite"]
-  jax.tree.map(np.testing.assert_array_equal, after, before)
+  step = jax.jit(make_step(objective, optimizer, seed=0, average_decay=0.9))
+  after, metrics = step(before, bad)
+  assert not metrics["finite"] and np.isnan(after.usual_norm)
+  # Nor is the one that the loop has started before it knows.
+  later, metrics = step(after, batch())
+  assert not metrics["finite"] and np.isfinite(metrics["loss"])
+  for state_ in (after, later):
+    same = dataclasses.replace(state_, usual_norm=before.usual_norm)
+    jax.tree.map(np.testing.assert_array_equal, same, before)
 
 
 def test_a_spike_is_skipped_and_a_higher_level_is_not():
@@ -92,6 +102,34 @@ def test_a_spike_is_skipped_and_a_higher_level_is_not():
     after, metrics = step(after, large)
     counts.append(bool(metrics["skipped"]))
   assert counts[0] and not counts[-1]
+
+
+def test_norms_by_module_are_those_of_its_gradient():
+  params = {"ldrm": {"trunk": {"x": jnp.full(3, 2.0)}, "y": jnp.ones(())}, "other": jnp.ones(4)}
+
+  def squares(params, batch, key):
+    del batch, key
+    return 0.5 * sum(jnp.sum(x**2) for x in jax.tree.leaves(params)), {}
+
+  now = state.create(params, ("^ldrm/",), optax.sgd(0.1))
+  _, metrics = jax.jit(make_step(squares, optax.sgd(0.1), seed=0, average_decay=0.9))(now, {})
+  found = {name: float(x) for name, x in metrics.items() if name.startswith("gradient_norm")}
+  assert found == pytest.approx(
+    {
+      "gradient_norm/ldrm/trunk": 12**0.5,
+      "gradient_norm/ldrm": 1.0,
+      "gradient_norm": 13**0.5,
+    }
+  )
+
+
+@pytest.mark.parametrize("preset", ["tiny", "wan14b-i2v-480p"])
+def test_every_parameter_is_of_a_named_module(preset):
+  config = base(preset)
+  config.model.lora.rank = 2
+  paths = state.flatten(System.build(config.model.to_dict()).abstract())
+  found = {module_of(path) for path in paths}
+  assert found <= set(MODULES) and len(found) >= 8
 
 
 def test_average_follows_fast_at_first_then_slowly():
