@@ -93,17 +93,14 @@ def run(config: Config, folder: pathlib.Path) -> None:
         " another --workdir."
       )
     # Batches are a pure function of seed and step: there is nothing else to resume.
-    rows = sharding.local_rows(mesh, config.batch_size)
-    share = rows.stop - rows.start
     batches = make_loader(
       source(split="train"),
       tokenize,
-      batch_size=share,
+      batch_size=config.batch_size,
       seed=config.seed,
       workers=config.data.workers,
       start=start,
-      process_index=rows.start // share,
-      process_count=config.batch_size // share,
+      rows=sharding.rows(mesh, config.batch_size),
     )
 
     # The loop.
