@@ -31,7 +31,7 @@ def main(argv: list[str]) -> None:
   """Runs the training."""
   del argv
   logging.set_verbosity(logging.WARNING)
-  with errors.one_line():
+  with errors.one_line(), processes.telling():
     if _DISTRIBUTED.value:
       processes.join()
     config = _CONFIG.value

@@ -104,6 +104,7 @@ def run(config: Config, folder: pathlib.Path) -> None:
     )
 
     # The loop.
+    stopped = processes.Wish("stop")
     with Record(folder, start, config.steps, saved) as record, batches, StopRequest() as stop:
       record.say(_summary(config, now, folder))
       embed = text_cache.make(cached, system.backbone, now.frozen, record.say)
@@ -117,7 +118,7 @@ def run(config: Config, folder: pathlib.Path) -> None:
         last = number == config.steps
         if number % config.heldout.every == 0 or last:
           record.heldout(number, validate(state.averaged_params(now), heldout))
-        stopping = processes.any_wants(stop.requested, number)
+        stopping = stopped.due(stop.requested, number)
         if number % config.checkpoint.every == 0 or last or stopping:
           record.flush()
           saved.save(now)

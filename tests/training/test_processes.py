@@ -27,7 +27,7 @@ from tests.support import small_config
 folder, distributed, changes = sys.argv[1:]
 config = small_config()
 config.update_from_flattened_dict(json.loads(changes))
-with errors.one_line():
+with errors.one_line(), processes.telling():
   if distributed == "1":
     processes.join()
   loop.run(config, pathlib.Path(folder))
