@@ -7,9 +7,11 @@ Layout of a run's folder::
   checkpoints/STEP/
     model/               all parameters, the moving average in place of the trained ones
     training/            what only training needs: step, trained parameters, optimizer moments
+    sums/                a number for each array, which tells whether a disk changed it
 
-Files of a step appear under a temporary name and are renamed when complete, so a kill at any
-moment leaves the previous steps untouched.
+Files of a step appear under a temporary name and are renamed when complete (on an object store,
+which can't rename, a last file says that they are), so a kill at any moment leaves the previous
+steps untouched.
 """
 
 import contextlib
@@ -22,15 +24,19 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers as policies
 
 from d4s_jax.formats import tokenizer_files
 from d4s_jax.models.system import System
 from d4s_jax.models.tokenizer import MissingPackageError
 from d4s_jax.training.state import TrainState, averaged_params, flatten
+from d4s_jax.training.sums import by_path, sums
 
 # A run may be continued with other values of these.
-RESUMABLE = ("steps", "checkpoint", "heldout", "data.workers", "data.cache", "text_cache")
-
+RESUMABLE = (
+  *("steps", "checkpoint", "heldout", "data.workers", "data.cache", "text_cache"),
+  *("mesh", "frozen_dtype"),
+)
 
 # What every reader of a run's configuration relies on, beside the model.
 _NEEDED = {
@@ -44,18 +50,16 @@ _NEEDED = {
 }
 
 
+# The folder of all steps.
+_STEPS = "checkpoints"
+
+
 class CheckpointError(ValueError):
   """A checkpoint is missing, unreadable or belongs to another configuration."""
 
 
-def _manager(folder: pathlib.Path, keep: int = 1, read_only: bool = False) -> ocp.CheckpointManager:
-  options = ocp.CheckpointManagerOptions(
-    max_to_keep=None if read_only else keep,
-    read_only=read_only,
-    create=not read_only,
-    cleanup_tmp_directories=not read_only,
-  )
-  return ocp.CheckpointManager(folder.absolute() / "checkpoints", options=options)
+class DamagedError(CheckpointError):
+  """A checkpoint of this run is there but can't be read."""
 
 
 def _abstract(tree: Any) -> Any:
@@ -101,8 +105,8 @@ def _check_room(folder: pathlib.Path, tree: Any) -> None:
 
 
 @contextlib.contextmanager
-def _reading(place: pathlib.Path) -> Iterator[None]:
-  """Whatever goes wrong in reading a step's folder is one CheckpointError."""
+def _reading(place: pathlib.Path) -> Iterator[ocp.Checkpointer]:
+  """Yields what reads items of a step's folder; whatever goes wrong is one CheckpointError."""
   shown = sys.unraisablehook
 
   def without_late_reads(unraisable: Any) -> None:
@@ -111,22 +115,79 @@ def _reading(place: pathlib.Path) -> Iterator[None]:
     if str(unraisable.exc_value) != "Event loop is closed":
       shown(unraisable)
 
+  # Each process reads by itself: one that fails must not leave the others waiting.
+  me = jax.process_index()
+  alone = ocp.options.MultiprocessingOptions(
+    primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"read_{me}"
+  )
+  handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
   sys.unraisablehook = without_late_reads
   try:
-    yield
+    with ocp.Checkpointer(handler, multiprocessing_options=alone) as reader:
+      yield reader
+  except CheckpointError:
+    raise
   except Exception as error:  # Orbax raises bare Exception for unreadable arrays.
-    raise CheckpointError(
-      f"Checkpoint {place} can't be read ({_reason(error)}). It is damaged or of another"
-      " configuration; remove this folder to go on from the step before it."
+    if "RESOURCE_EXHAUSTED" in str(error):
+      raise
+    raise DamagedError(
+      f"Checkpoint {place} can't be read ({_reason(error)}). It is damaged: training goes on from"
+      " the step before it by itself; to use that one now, move this folder elsewhere."
     ) from error
   sys.unraisablehook = shown
+
+
+def _read(reader: ocp.Checkpointer, step: pathlib.Path, item: str, like: Any) -> Any:
+  """Reads an item, or of a dictionary the parts that `like` has, and checks its sums."""
+  stored: Any = reader.metadata(step / item).item_metadata
+  there = by_path(getattr(stored, "tree", stored), is_leaf=lambda x: hasattr(x, "shape"))
+  here = by_path(like)
+  if isinstance(like, dict):
+    there = {path: x for path, x in there.items() if path.split("/")[0] in like}
+  for path in sorted(here.keys() | there.keys()):
+    shapes = [tuple(x[path].shape) if path in x else None for x in (there, here)]
+    if shapes[0] != shapes[1]:
+      raise CheckpointError(
+        f"Checkpoint {step} can't be read: it is of another configuration ({path}: {shapes[0]}"
+        f" there, {shapes[1]} here)."
+      )
+  types = ocp.checkpoint_utils.construct_restore_args(like)
+  wanted = ocp.args.PyTreeRestore(like, restore_args=types, partial_restore=True)
+  found = reader.restore(step / item, args=wanted)
+  if (step / "sums").exists():
+    # What is read in another type has other bits.
+    same = {path: x for path, x in by_path(found).items() if x.dtype == there[path].dtype}
+    expected = json.loads((step / "sums" / "metadata").read_text())[item]
+    wrong = [path for path, number in sums(same).items() if number != expected[path]]
+    if wrong:
+      raise ValueError(f"{len(wrong)} arrays are not what was written: {', '.join(wrong[:3])}")
+  return found
 
 
 class Checkpoints:
   """The checkpoints of one run, written in the background."""
 
-  def __init__(self, folder: pathlib.Path, keep: int):
-    self._manager = _manager(folder, keep)
+  def __init__(
+    self, folder: pathlib.Path, keep: int = 1, keep_every: int = 0, keep_hours: float = 0
+  ):
+    """Opens the folder of a run to write there.
+
+    Args:
+      folder: of the run.
+      keep: how many of the newest are kept.
+      keep_every: those whose step it divides are kept for ever; 0 for none.
+      keep_hours: of those that follow each other within so many hours, the first is kept for ever;
+        0 for none.
+    """
+    kept: list[Any] = [policies.LatestN(keep)]
+    if keep_every:
+      kept.append(policies.EveryNSteps(keep_every))
+    if keep_hours:
+      kept.append(policies.EveryNSeconds(round(keep_hours * 3600)))
+    options = ocp.CheckpointManagerOptions(
+      preservation_policy=policies.AnyPreservationPolicy(kept), cleanup_tmp_directories=True
+    )
+    self._manager = ocp.CheckpointManager(folder.absolute() / _STEPS, options=options)
 
   @property
   def latest(self) -> int | None:
@@ -142,32 +203,16 @@ class Checkpoints:
     step = int(state.step)
     if step in self._manager.all_steps():
       return
-    model, training = averaged_params(state), _training_part(state)
+    items = {"model": averaged_params(state), "training": _training_part(state)}
     with self._writing():
-      _check_room(pathlib.Path(self._manager.directory), (model, training))
+      _check_room(pathlib.Path(self._manager.directory), items)
       self._manager.save(
         step,
         args=ocp.args.Composite(
-          model=ocp.args.StandardSave(model), training=ocp.args.StandardSave(training)
+          sums=ocp.args.JsonSave({name: sums(item) for name, item in items.items()}),
+          **{name: ocp.args.StandardSave(item) for name, item in items.items()},
         ),
       )
-
-  def restore(self, like: TrainState) -> TrainState:
-    """Reads the newest step into the shapes and shardings of `like`, which may be abstract."""
-    step = self.latest
-    assert step is not None
-    args = ocp.args.Composite(
-      model=ocp.args.StandardRestore(_abstract(averaged_params(like))),
-      training=ocp.args.StandardRestore(_abstract(_training_part(like))),
-    )
-    with _reading(pathlib.Path(self._manager.directory) / str(step)):
-      restored: Any = self._manager.restore(step, args=args)
-    model = flatten(restored.model)
-    return TrainState(
-      frozen={path: model[path] for path in like.frozen},
-      average={path: model[path] for path in like.average},
-      **restored.training,
-    )
 
   def wait(self) -> None:
     """Blocks until everything is on disk; raises CheckpointError if it can't be written."""
@@ -220,8 +265,8 @@ def write_config(folder: pathlib.Path, config: Mapping) -> None:
 
 
 def is_resumed(folder: pathlib.Path) -> bool:
-  """Whether a run in this folder goes on; Orbax names only complete steps by their number."""
-  return any(entry.name.isdigit() for entry in folder.glob("checkpoints/*"))
+  """Whether a run in this folder goes on."""
+  return bool(whole_steps(folder))
 
 
 def read_tokenizer(folder: pathlib.Path, model: Mapping[str, Any]) -> dict[str, bytes]:
@@ -247,7 +292,7 @@ def _tokenizer(folder: pathlib.Path) -> pathlib.Path:
 
 def is_run(folder: pathlib.Path) -> bool:
   """Whether a folder is that of a run, whatever state it is in."""
-  return (folder / "checkpoints").is_dir()
+  return (folder / _STEPS).is_dir()
 
 
 def read_config(folder: pathlib.Path) -> dict[str, Any]:
@@ -266,7 +311,7 @@ def read_config(folder: pathlib.Path) -> dict[str, Any]:
 def _read_json(folder: pathlib.Path) -> Any:
   path = folder / "config.json"
   if not path.is_file():
-    if (folder / "checkpoints").is_dir():
+    if (folder / _STEPS).is_dir():
       raise CheckpointError(
         f"{folder} has checkpoints but no config.json, without which their shapes are not known;"
         " put it back."
@@ -297,14 +342,39 @@ def read_system(folder: pathlib.Path) -> tuple[dict[str, Any], System]:
     ) from error
 
 
+def whole_steps(folder: pathlib.Path) -> list[int]:
+  """The steps whose checkpoints were written to their end, the newest last."""
+  place = folder.absolute() / _STEPS
+  return sorted(ocp.utils.checkpoint_steps(place)) if place.is_dir() else []
+
+
 def latest_step(folder: pathlib.Path) -> int:
   """The newest complete checkpoint of a run; raises CheckpointError if there is none."""
-  if not (folder / "checkpoints").is_dir():
-    raise CheckpointError(f"{folder} holds no checkpoints yet; train it first or name another run.")
-  step = _manager(folder, read_only=True).latest_step()
-  if step is None:
-    raise CheckpointError(f"{folder} holds no complete checkpoint yet; train it for longer.")
-  return step
+  steps = whole_steps(folder)
+  if not steps:
+    raise CheckpointError(
+      f"{folder} holds no complete checkpoint yet; train it for longer or name another run."
+    )
+  return steps[-1]
+
+
+def read_state(folder: pathlib.Path, step: int, like: TrainState) -> TrainState:
+  """Reads a step into the types and shardings of `like`, which may be abstract.
+
+  Raises:
+    DamagedError: it can't be read.
+    CheckpointError: it is of another configuration.
+  """
+  place = folder.absolute() / _STEPS / str(step)
+  with _reading(place) as reader:
+    model = _read(reader, place, "model", _abstract(averaged_params(like)))
+    training = _read(reader, place, "training", _abstract(_training_part(like)))
+  model = flatten(model)
+  return TrainState(
+    frozen={path: model[path] for path in like.frozen},
+    average={path: model[path] for path in like.average},
+    **training,
+  )
 
 
 def read_model(folder: pathlib.Path, like: Mapping[str, Any]) -> tuple[Any, int]:
@@ -319,21 +389,9 @@ def read_model(folder: pathlib.Path, like: Mapping[str, Any]) -> tuple[Any, int]
     Nested parameters and the step they come from.
   """
   step = latest_step(folder)
-  place, like = folder.absolute() / "checkpoints" / str(step) / "model", _abstract(dict(like))
-  with _reading(place.parent), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-    stored: Any = reader.metadata(place)
-    _check_same(flatten(like), flatten({x: stored.item_metadata[x] for x in like}))
-    types = ocp.checkpoint_utils.construct_restore_args(like)
-    wanted = ocp.args.PyTreeRestore(like, restore_args=types, partial_restore=True)
-    return reader.restore(place, args=wanted), step
-
-
-def _check_same(like: Mapping[str, Any], stored: Mapping[str, Any]) -> None:
-  """Raises ValueError where names or shapes differ; Orbax would leave out what isn't asked for."""
-  for path in sorted(like.keys() | stored.keys()):
-    shapes = [tuple(x[path].shape) if path in x else None for x in (stored, like)]
-    if shapes[0] != shapes[1]:
-      raise ValueError(f"{path}: {shapes[0]} there, {shapes[1]} here")
+  place = folder.absolute() / _STEPS / str(step)
+  with _reading(place) as reader:
+    return _read(reader, place, "model", _abstract(dict(like))), step
 
 
 def _leaves(tree: Any, prefix: str = "") -> dict[str, Any]:
