@@ -3,6 +3,7 @@
 Layout of a run's folder::
 
   config.json            the run's configuration, enough to rebuild the model
+  identity               a random name, under which emergency copies of this run lie elsewhere
   tokenizer/             a copy of the tokenizer's files, if it is not that of bytes
   checkpoints/STEP/
     model/               all parameters, the moving average in place of the trained ones
@@ -18,6 +19,7 @@ import contextlib
 import json
 import os
 import pathlib
+import secrets
 import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -50,8 +52,8 @@ _NEEDED = {
 }
 
 
-# The folder of all steps.
-_STEPS = "checkpoints"
+# The folder of all steps, and the file of a run's random name.
+_STEPS, _IDENTITY = "checkpoints", "identity"
 
 
 class CheckpointError(ValueError):
@@ -247,21 +249,57 @@ def write_config(folder: pathlib.Path, config: Mapping) -> None:
   path = folder / "config.json"
   text = json.dumps(config, indent=2, sort_keys=True)
   if is_resumed(folder):
-    saved, current = _leaves(_read_json(folder)), _leaves(json.loads(text))
+    saved, current = _settled(_read_json(folder)), _settled(json.loads(text))
     differences = [
       f"{key}: saved {saved.get(key)!r}, now {current.get(key)!r}"
       for key in sorted(saved.keys() | current.keys())
-      if saved.get(key) != current.get(key) and not key.startswith(RESUMABLE)
+      if saved.get(key) != current.get(key)
     ]
     if differences:
       raise CheckpointError(
         f"{folder} holds a run with another configuration ({'; '.join(differences)})."
         " Choose another --workdir, or give the same configuration to resume it."
       )
+    anew = not (folder / _IDENTITY).exists()
+  else:
+    anew = not _has_config(folder, json.loads(text))
   folder.mkdir(parents=True, exist_ok=True)
-  temporary = path.with_suffix(".json.tmp")
+  if anew:
+    _write(folder / _IDENTITY, secrets.token_hex(8))
+  _write(path, text)
+
+
+def _has_config(folder: pathlib.Path, config: Any) -> bool:
+  """Whether a run with this configuration began in `folder`, and may have emergency copies."""
+  try:
+    return _settled(_read_json(folder)) == _settled(config) and (folder / _IDENTITY).exists()
+  except CheckpointError:
+    return False
+
+
+def identity(folder: pathlib.Path) -> str:
+  """The name of the run in `folder`, which no other run has."""
+  return (folder / _IDENTITY).read_text().strip()
+
+
+def set_aside(folder: pathlib.Path, step: int) -> pathlib.Path:
+  """Moves a checkpoint to where it is not taken for one; returns where."""
+  place = folder / "damaged" / f"{step}-{secrets.token_hex(2)}"
+  place.parent.mkdir(exist_ok=True)
+  (folder / _STEPS / str(step)).rename(place)
+  return place
+
+
+def _write(path: pathlib.Path, text: str) -> None:
+  """Writes a small file whole or not at all."""
+  temporary = path.with_name(f"{path.name}.tmp")
   temporary.write_text(text + "\n")
   temporary.replace(path)
+
+
+def _settled(config: Any) -> dict[str, Any]:
+  """What a run is never continued with other values of."""
+  return {key: value for key, value in _leaves(config).items() if not key.startswith(RESUMABLE)}
 
 
 def is_resumed(folder: pathlib.Path) -> bool:

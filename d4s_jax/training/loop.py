@@ -17,6 +17,7 @@ from d4s_jax.training import (
   initialize,
   objectives,
   processes,
+  recovery,
   sharding,
   state,
   text_cache,
@@ -78,14 +79,14 @@ def run(config: Config, folder: pathlib.Path) -> None:
       checkpoint.write_tokenizer(folder, tokenizer)
     processes.wait("config")
 
-    # The state: where the folder's newest checkpoint left off, or new. In this order: Orbax tidies
-    # the folder in a thread, which must not outlive a refused start.
-    if checkpoint.is_resumed(folder):
-      saved = checkpoint.Checkpoints(folder, config.checkpoint.keep)
-      now = saved.restore(like)
-    else:
+    # The state: where the newest checkpoint that can be read left off, or new. In this order: Orbax
+    # tidies the folder in a thread, which must not outlive a refused start.
+    copies = recovery.open_copies(folder, config.checkpoint)
+    now = recovery.newest(folder, copies, like)
+    if now is None:
       now = initialize.create_state(system, config, patterns, optimizer, like)
-      saved = checkpoint.Checkpoints(folder, config.checkpoint.keep)
+    keep = config.checkpoint
+    saved = checkpoint.Checkpoints(folder, keep.keep, keep.keep_every, keep.keep_hours)
     start = int(now.step)
     if start > config.steps:
       raise ValueError(
@@ -105,6 +106,7 @@ def run(config: Config, folder: pathlib.Path) -> None:
 
     # The loop.
     stopped = processes.Wish("stop")
+    saves = recovery.Saves(saved, copies, config.checkpoint)
     with Record(folder, start, config.steps, saved) as record, batches, StopRequest() as stop:
       record.say(_summary(config, now, folder))
       embed = text_cache.make(cached, system.backbone, now.frozen, record.say)
@@ -119,12 +121,10 @@ def run(config: Config, folder: pathlib.Path) -> None:
         if number % config.heldout.every == 0 or last:
           record.heldout(number, validate(state.averaged_params(now), heldout))
         stopping = stopped.due(stop.requested, number)
-        if number % config.checkpoint.every == 0 or last or stopping:
-          record.flush()
-          saved.save(now)
+        saves.after(number, now, record.flush, must=last or stopping)
         if stopping:
           break
-      saved.close()
+      saves.close()
       if int(now.step) < config.steps:
         record.say(f"Stopped by a signal at step {now.step}; the same command goes on from there.")
 
@@ -148,6 +148,10 @@ _LEAST = {
   # Orbax takes 0 at its word and deletes every checkpoint.
   "checkpoint.keep": 1,
   "checkpoint.every": 1,
+  "checkpoint.minutes": 0,
+  "checkpoint.keep_every": 0,
+  "checkpoint.keep_hours": 0,
+  "checkpoint.local_every": 1,
   "data.clips": 1,
   "data.workers": 0,
   "model.ldrm.gaussians": 1,
