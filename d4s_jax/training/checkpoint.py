@@ -26,6 +26,7 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from etils import epath
 from orbax.checkpoint import checkpoint_managers as policies
 
 from d4s_jax.formats import tokenizer_files
@@ -107,7 +108,7 @@ def _check_room(folder: pathlib.Path, tree: Any) -> None:
 
 
 @contextlib.contextmanager
-def _reading(place: pathlib.Path) -> Iterator[ocp.Checkpointer]:
+def _reading(place: pathlib.Path) -> Iterator[ocp.PyTreeCheckpointHandler]:
   """Yields what reads items of a step's folder; whatever goes wrong is one CheckpointError."""
   shown = sys.unraisablehook
 
@@ -125,8 +126,7 @@ def _reading(place: pathlib.Path) -> Iterator[ocp.Checkpointer]:
   handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
   sys.unraisablehook = without_late_reads
   try:
-    with ocp.Checkpointer(handler, multiprocessing_options=alone) as reader:
-      yield reader
+    yield handler
   except CheckpointError:
     raise
   except Exception as error:  # Orbax raises bare Exception for unreadable arrays.
@@ -139,9 +139,9 @@ def _reading(place: pathlib.Path) -> Iterator[ocp.Checkpointer]:
   sys.unraisablehook = shown
 
 
-def _read(reader: ocp.Checkpointer, step: pathlib.Path, item: str, like: Any) -> Any:
+def _read(reader: ocp.PyTreeCheckpointHandler, step: pathlib.Path, item: str, like: Any) -> Any:
   """Reads an item, or of a dictionary the parts that `like` has, and checks its sums."""
-  stored: Any = reader.metadata(step / item).item_metadata
+  stored: Any = reader.metadata(epath.Path(step / item))
   there = by_path(getattr(stored, "tree", stored), is_leaf=lambda x: hasattr(x, "shape"))
   here = by_path(like)
   if isinstance(like, dict):
@@ -155,7 +155,7 @@ def _read(reader: ocp.Checkpointer, step: pathlib.Path, item: str, like: Any) ->
       )
   types = ocp.checkpoint_utils.construct_restore_args(like)
   wanted = ocp.args.PyTreeRestore(like, restore_args=types, partial_restore=True)
-  found = reader.restore(step / item, args=wanted)
+  found = reader.restore(epath.Path(step / item), args=wanted)
   if (step / "sums").exists():
     # What is read in another type has other bits.
     same = {path: x for path, x in by_path(found).items() if x.dtype == there[path].dtype}
