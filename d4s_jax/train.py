@@ -8,19 +8,17 @@ The same command goes on where an interrupted run stopped. On several hosts, giv
 --distributed and a --workdir that all of them see.
 """
 
-import pathlib
-
 from absl import flags, logging
 from ml_collections import config_flags
 
 from d4s_jax import errors
-from d4s_jax.training import loop, processes
+from d4s_jax.training import loop, places, processes
 
 _CONFIG = config_flags.DEFINE_config_file(
   "config", None, "Config file and preset, for example configs/joint.py:tiny.", lock_config=True
 )
 _WORKDIR = flags.DEFINE_string(
-  "workdir", None, "Folder of the run; runs/STAGE-PRESET unless given."
+  "workdir", None, "Folder of the run, gs:// or s3://; runs/STAGE-PRESET if not given."
 )
 _DISTRIBUTED = flags.DEFINE_boolean(
   "distributed", False, "Join other processes; see d4s_jax/training/processes.py."
@@ -36,7 +34,7 @@ def main(argv: list[str]) -> None:
       processes.join()
     config = _CONFIG.value
     folder = _WORKDIR.value or f"runs/{config.stage}-{config.preset}"
-    loop.run(config, pathlib.Path(folder))
+    loop.run(config, places.place(folder))
 
 
 if __name__ == "__main__":

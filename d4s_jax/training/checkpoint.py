@@ -21,6 +21,7 @@ import os
 import pathlib
 import secrets
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -32,6 +33,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 from d4s_jax.formats import tokenizer_files
 from d4s_jax.models.system import System
 from d4s_jax.models.tokenizer import MissingPackageError
+from d4s_jax.training.places import Place, is_local, publish
 from d4s_jax.training.state import TrainState, averaged_params, flatten
 from d4s_jax.training.sums import by_path, sums
 
@@ -65,6 +67,11 @@ class DamagedError(CheckpointError):
   """A checkpoint of this run is there but can't be read."""
 
 
+def _steps(folder: Place) -> Place:
+  """Where the steps of a run lie; Orbax wants all of the path."""
+  return (folder.absolute() if is_local(folder) else folder) / _STEPS
+
+
 def _abstract(tree: Any) -> Any:
   """Shapes, types and shardings: what Orbax needs to know to restore onto these devices."""
 
@@ -90,7 +97,7 @@ def _reason(error: Exception) -> str:
   return text.splitlines()[0][:200] if text else repr(error)
 
 
-def _check_room(folder: pathlib.Path, tree: Any) -> None:
+def _check_room(folder: Place, tree: Any) -> None:
   """Raises OSError unless this process's share of the arrays fits on the disk.
 
   Asked before Orbax starts: its background threads answer a full disk with pages of tracebacks.
@@ -108,7 +115,7 @@ def _check_room(folder: pathlib.Path, tree: Any) -> None:
 
 
 @contextlib.contextmanager
-def _reading(place: pathlib.Path) -> Iterator[ocp.PyTreeCheckpointHandler]:
+def _reading(place: Place) -> Iterator[ocp.PyTreeCheckpointHandler]:
   """Yields what reads items of a step's folder; whatever goes wrong is one CheckpointError."""
   shown = sys.unraisablehook
 
@@ -139,7 +146,7 @@ def _reading(place: pathlib.Path) -> Iterator[ocp.PyTreeCheckpointHandler]:
   sys.unraisablehook = shown
 
 
-def _read(reader: ocp.PyTreeCheckpointHandler, step: pathlib.Path, item: str, like: Any) -> Any:
+def _read(reader: ocp.PyTreeCheckpointHandler, step: Place, item: str, like: Any) -> Any:
   """Reads an item, or of a dictionary the parts that `like` has, and checks its sums."""
   stored: Any = reader.metadata(epath.Path(step / item))
   there = by_path(getattr(stored, "tree", stored), is_leaf=lambda x: hasattr(x, "shape"))
@@ -169,9 +176,7 @@ def _read(reader: ocp.PyTreeCheckpointHandler, step: pathlib.Path, item: str, li
 class Checkpoints:
   """The checkpoints of one run, written in the background."""
 
-  def __init__(
-    self, folder: pathlib.Path, keep: int = 1, keep_every: int = 0, keep_hours: float = 0
-  ):
+  def __init__(self, folder: Place, keep: int = 1, keep_every: int = 0, keep_hours: float = 0):
     """Opens the folder of a run to write there.
 
     Args:
@@ -189,7 +194,8 @@ class Checkpoints:
     options = ocp.CheckpointManagerOptions(
       preservation_policy=policies.AnyPreservationPolicy(kept), cleanup_tmp_directories=True
     )
-    self._manager = ocp.CheckpointManager(folder.absolute() / _STEPS, options=options)
+    self._local = is_local(folder)
+    self._manager = ocp.CheckpointManager(_steps(folder), options=options)
 
   @property
   def latest(self) -> int | None:
@@ -207,7 +213,8 @@ class Checkpoints:
       return
     items = {"model": averaged_params(state), "training": _training_part(state)}
     with self._writing():
-      _check_room(pathlib.Path(self._manager.directory), items)
+      if self._local:
+        _check_room(pathlib.Path(self._manager.directory), items)
       self._manager.save(
         step,
         args=ocp.args.Composite(
@@ -238,7 +245,7 @@ class Checkpoints:
       ) from error
 
 
-def write_config(folder: pathlib.Path, config: Mapping) -> None:
+def write_config(folder: Place, config: Mapping) -> None:
   """Records the configuration of a new run, or checks it against the one that is being resumed.
 
   A folder without a checkpoint has nothing to resume: a new run may start there.
@@ -269,7 +276,7 @@ def write_config(folder: pathlib.Path, config: Mapping) -> None:
   _write(path, text)
 
 
-def _has_config(folder: pathlib.Path, config: Any) -> bool:
+def _has_config(folder: Place, config: Any) -> bool:
   """Whether a run with this configuration began in `folder`, and may have emergency copies."""
   try:
     return _settled(_read_json(folder)) == _settled(config) and (folder / _IDENTITY).exists()
@@ -277,12 +284,12 @@ def _has_config(folder: pathlib.Path, config: Any) -> bool:
     return False
 
 
-def identity(folder: pathlib.Path) -> str:
+def identity(folder: Place) -> str:
   """The name of the run in `folder`, which no other run has."""
   return (folder / _IDENTITY).read_text().strip()
 
 
-def set_aside(folder: pathlib.Path, step: int) -> pathlib.Path:
+def set_aside(folder: Place, step: int) -> Place:
   """Moves a checkpoint to where it is not taken for one; returns where."""
   place = folder / "damaged" / f"{step}-{secrets.token_hex(2)}"
   place.parent.mkdir(exist_ok=True)
@@ -290,7 +297,7 @@ def set_aside(folder: pathlib.Path, step: int) -> pathlib.Path:
   return place
 
 
-def _write(path: pathlib.Path, text: str) -> None:
+def _write(path: Place, text: str) -> None:
   """Writes a small file whole or not at all."""
   temporary = path.with_name(f"{path.name}.tmp")
   temporary.write_text(text + "\n")
@@ -302,12 +309,12 @@ def _settled(config: Any) -> dict[str, Any]:
   return {key: value for key, value in _leaves(config).items() if not key.startswith(RESUMABLE)}
 
 
-def is_resumed(folder: pathlib.Path) -> bool:
+def is_resumed(folder: Place) -> bool:
   """Whether a run in this folder goes on."""
   return bool(whole_steps(folder))
 
 
-def read_tokenizer(folder: pathlib.Path, model: Mapping[str, Any]) -> dict[str, bytes]:
+def read_tokenizer(folder: Place, model: Mapping[str, Any]) -> dict[str, bytes]:
   """The files of the tokenizer of a run that starts or goes on in `folder`; none for bytes.
 
   A run that goes on has its own copy: the folder that `model.backbone.tokenizer` names may be gone.
@@ -316,24 +323,37 @@ def read_tokenizer(folder: pathlib.Path, model: Mapping[str, Any]) -> dict[str, 
   if not named:
     return {}
   own = is_resumed(folder) and _tokenizer(folder).is_dir()
-  return tokenizer_files.read(_tokenizer(folder) if own else pathlib.Path(named))
+  return _own_tokenizer(folder) if own else tokenizer_files.read(pathlib.Path(named))
 
 
-def write_tokenizer(folder: pathlib.Path, files: Mapping[str, bytes]) -> None:
+def write_tokenizer(folder: Place, files: Mapping[str, bytes]) -> None:
   """Leaves the copy of the tokenizer in the folder of a run."""
-  tokenizer_files.write(_tokenizer(folder), files)
+  with tempfile.TemporaryDirectory() as temporary:
+    local = _tokenizer(folder) if is_local(folder) else pathlib.Path(temporary)
+    tokenizer_files.write(local, files)
+    publish(local, _tokenizer(folder))
 
 
-def _tokenizer(folder: pathlib.Path) -> pathlib.Path:
+def _own_tokenizer(folder: Place) -> dict[str, bytes]:
+  """The copy of the tokenizer in the folder of a run."""
+  if is_local(folder):
+    return tokenizer_files.read(_tokenizer(folder))
+  with tempfile.TemporaryDirectory() as temporary:
+    for file in _tokenizer(folder).iterdir():
+      (pathlib.Path(temporary) / file.name).write_bytes(file.read_bytes())
+    return tokenizer_files.read(pathlib.Path(temporary))
+
+
+def _tokenizer(folder: Place) -> Place:
   return folder / "tokenizer"
 
 
-def is_run(folder: pathlib.Path) -> bool:
+def is_run(folder: Place) -> bool:
   """Whether a folder is that of a run, whatever state it is in."""
   return (folder / _STEPS).is_dir()
 
 
-def read_config(folder: pathlib.Path) -> dict[str, Any]:
+def read_config(folder: Place) -> dict[str, Any]:
   """The configuration of the run in `folder`; data only, nothing in it is executed."""
   config = _read_json(folder)
   leaves = _leaves(config)
@@ -346,7 +366,7 @@ def read_config(folder: pathlib.Path) -> dict[str, Any]:
   return config
 
 
-def _read_json(folder: pathlib.Path) -> Any:
+def _read_json(folder: Place) -> Any:
   path = folder / "config.json"
   if not path.is_file():
     if (folder / _STEPS).is_dir():
@@ -364,12 +384,12 @@ def _read_json(folder: pathlib.Path) -> Any:
     raise CheckpointError(f"{path} is not valid JSON ({error}); restore it or retrain.") from error
 
 
-def read_system(folder: pathlib.Path) -> tuple[dict[str, Any], System]:
+def read_system(folder: Place) -> tuple[dict[str, Any], System]:
   """The configuration of the run in `folder`, and the models it describes."""
   config = read_config(folder)
   try:
     own = config["model"]["backbone"].get("tokenizer", "")
-    files = tokenizer_files.read(_tokenizer(folder)) if own else {}
+    files = _own_tokenizer(folder) if own else {}
     return config, System.build(config["model"], files)
   except MissingPackageError:
     raise
@@ -380,13 +400,13 @@ def read_system(folder: pathlib.Path) -> tuple[dict[str, Any], System]:
     ) from error
 
 
-def whole_steps(folder: pathlib.Path) -> list[int]:
+def whole_steps(folder: Place) -> list[int]:
   """The steps whose checkpoints were written to their end, the newest last."""
-  place = folder.absolute() / _STEPS
+  place = _steps(folder)
   return sorted(ocp.utils.checkpoint_steps(place)) if place.is_dir() else []
 
 
-def latest_step(folder: pathlib.Path) -> int:
+def latest_step(folder: Place) -> int:
   """The newest complete checkpoint of a run; raises CheckpointError if there is none."""
   steps = whole_steps(folder)
   if not steps:
@@ -396,14 +416,14 @@ def latest_step(folder: pathlib.Path) -> int:
   return steps[-1]
 
 
-def read_state(folder: pathlib.Path, step: int, like: TrainState) -> TrainState:
+def read_state(folder: Place, step: int, like: TrainState) -> TrainState:
   """Reads a step into the types and shardings of `like`, which may be abstract.
 
   Raises:
     DamagedError: it can't be read.
     CheckpointError: it is of another configuration.
   """
-  place = folder.absolute() / _STEPS / str(step)
+  place = _steps(folder) / str(step)
   with _reading(place) as reader:
     model = _read(reader, place, "model", _abstract(averaged_params(like)))
     training = _read(reader, place, "training", _abstract(_training_part(like)))
@@ -415,7 +435,7 @@ def read_state(folder: pathlib.Path, step: int, like: TrainState) -> TrainState:
   )
 
 
-def read_model(folder: pathlib.Path, like: Mapping[str, Any]) -> tuple[Any, int]:
+def read_model(folder: Place, like: Mapping[str, Any]) -> tuple[Any, int]:
   """Reads parameters of the newest checkpoint of a run.
 
   Args:
@@ -427,7 +447,7 @@ def read_model(folder: pathlib.Path, like: Mapping[str, Any]) -> tuple[Any, int]
     Nested parameters and the step they come from.
   """
   step = latest_step(folder)
-  place = folder.absolute() / _STEPS / str(step)
+  place = _steps(folder) / str(step)
   with _reading(place) as reader:
     return _read(reader, place, "model", _abstract(dict(like))), step
 

@@ -13,7 +13,7 @@ from d4s_jax.formats import shards
 from d4s_jax.models import shipped
 from d4s_jax.models.adapter import ADAPTER
 from d4s_jax.models.system import System
-from d4s_jax.training import checkpoint, processes, sharding, state
+from d4s_jax.training import checkpoint, places, processes, sharding, state
 
 
 def abstract_state(
@@ -108,10 +108,10 @@ def _read_parts(system: System, config: Config, abstract: Any) -> dict[str, Any]
       )
     if origin == shipped.ORIGIN:
       parts[name] = shipped.load(config.preset, name, abstract[name])
-    elif origin and (folder := parts_on_disk.find(pathlib.Path(origin), name)):
+    elif origin and (folder := parts_on_disk.find(places.place(origin), name)):
       parts[name] = _from_weights(folder, name, system, abstract[name])
     elif origin:
-      parts[name] = _from_run(pathlib.Path(origin), name, system, abstract[name])
+      parts[name] = _from_run(places.place(origin), name, system, abstract[name])
   return parts
 
 
@@ -184,7 +184,7 @@ def _is_ours(path: str) -> bool:
   return path.startswith("camera/")
 
 
-def _from_run(folder: pathlib.Path, name: str, system: System, like: Any) -> Any:
+def _from_run(folder: places.Place, name: str, system: System, like: Any) -> Any:
   """One part of the model of another run, which must have the same shapes."""
   if folder.is_dir() and parts_on_disk.is_published(folder):
     raise checkpoint.CheckpointError(f"init.{name}: {parts_on_disk.unconverted(folder)}")

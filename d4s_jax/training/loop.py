@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import pathlib
 from collections.abc import Callable, Iterator
 
 import flax.linen as nn
@@ -16,6 +15,7 @@ from d4s_jax.training import (
   checkpoint,
   initialize,
   objectives,
+  places,
   processes,
   recovery,
   sharding,
@@ -31,12 +31,12 @@ from d4s_jax.training.stages import Stage, stage, trained
 from d4s_jax.training.step import make_step
 
 
-def run(config: Config, folder: pathlib.Path) -> None:
-  """Trains until `config.steps`, from the newest checkpoint in `folder` if there is one.
+def run(config: Config, place: places.Place) -> None:
+  """Trains until `config.steps`, from the newest checkpoint in `place` if there is one.
 
   Args:
     config: a configuration, see `d4s_jax.config`.
-    folder: takes everything the run leaves behind.
+    place: takes everything the run leaves behind; see `training.places`.
 
   Raises:
     ValueError: the configuration can't be run, or the loss is no longer finite.
@@ -47,7 +47,7 @@ def run(config: Config, folder: pathlib.Path) -> None:
     with _explained():
       _check(config, sharding.copies(mesh))
       chosen = stage(config.stage)
-      tokenizer = checkpoint.read_tokenizer(folder, config.model.to_dict())
+      tokenizer = checkpoint.read_tokenizer(place, config.model.to_dict())
       system = System.build(config.model.to_dict(), tokenizer)
       system.check_size(config.clip.frames, config.clip.height, config.clip.width)
       patterns = trained(
@@ -75,22 +75,23 @@ def run(config: Config, folder: pathlib.Path) -> None:
       )
       step.eval_shape(like, heldout[0])
     if processes.writes():
-      checkpoint.write_config(folder, config.to_dict())
-      checkpoint.write_tokenizer(folder, tokenizer)
+      checkpoint.write_config(place, config.to_dict())
+      checkpoint.write_tokenizer(place, tokenizer)
     processes.wait("config")
+    folder = places.on_host(place)
 
     # The state: where the newest checkpoint that can be read left off, or new. In this order: Orbax
     # tidies the folder in a thread, which must not outlive a refused start.
-    copies = recovery.open_copies(folder, config.checkpoint)
-    now = recovery.newest(folder, copies, like)
+    copies = recovery.open_copies(place, config.checkpoint)
+    now = recovery.newest(place, copies, like)
     if now is None:
       now = initialize.create_state(system, config, patterns, optimizer, like)
     keep = config.checkpoint
-    saved = checkpoint.Checkpoints(folder, keep.keep, keep.keep_every, keep.keep_hours)
+    saved = checkpoint.Checkpoints(place, keep.keep, keep.keep_every, keep.keep_hours)
     start = int(now.step)
     if start > config.steps:
       raise ValueError(
-        f"steps is {config.steps}, but {folder} is at step {start} already; give more steps, or"
+        f"steps is {config.steps}, but {place} is at step {start} already; give more steps, or"
         " another --workdir."
       )
     # Batches are a pure function of seed and step: there is nothing else to resume.
@@ -106,9 +107,10 @@ def run(config: Config, folder: pathlib.Path) -> None:
 
     # The loop.
     stopped = processes.Wish("stop")
-    saves = recovery.Saves(saved, copies, config.checkpoint)
+    publish = functools.partial(places.publish, folder, place) if processes.writes() else None
+    saves = recovery.Saves(saved, copies, config.checkpoint, publish)
     with Record(folder, start, config.steps, saved) as record, batches, StopRequest() as stop:
-      record.say(_summary(config, now, folder))
+      record.say(_summary(config, now, place))
       embed = text_cache.make(cached, system.backbone, now.frozen, record.say)
       heldout = [embed(batch, now.frozen) for batch in heldout]
       if start == 0:
@@ -132,6 +134,8 @@ def run(config: Config, folder: pathlib.Path) -> None:
       write_report(folder, system, chosen, state.averaged_params(now), heldout)
       # A process that leaves early would be missed by the first one, which still draws.
       processes.wait("report")
+    if publish:
+      publish()
 
 
 # The smallest value of keys that count something.
@@ -208,7 +212,7 @@ def _source(config: Config, chosen: Stage) -> Callable[..., Source]:
   return source
 
 
-def _summary(config: Config, now: state.TrainState, folder: pathlib.Path) -> str:
+def _summary(config: Config, now: state.TrainState, place: places.Place) -> str:
   trained, frozen = (
     sum(x.size for x in part.values()) / 1e6 for part in (now.trainable, now.frozen)
   )
@@ -217,5 +221,5 @@ def _summary(config: Config, now: state.TrainState, folder: pathlib.Path) -> str
     f"{config.stage} stage, preset {config.preset}: {trained:.2f} M parameters trained,"
     f" {frozen:.2f} M frozen; {config.steps} steps of {config.batch_size} clips"
     f" {config.clip.frames}x{config.clip.height}x{config.clip.width} on {jax.device_count()}"
-    f" {jax.default_backend()} device(s); {origin}; folder {folder}"
+    f" {jax.default_backend()} device(s); {origin}; folder {place}"
   )

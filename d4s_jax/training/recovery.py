@@ -1,6 +1,5 @@
 """How a run goes on: from the newest step that can be read, and what is saved for that when."""
 
-import pathlib
 import time
 from collections.abc import Callable
 from typing import Any
@@ -8,15 +7,16 @@ from typing import Any
 from d4s_jax.config import Config
 from d4s_jax.training import checkpoint, processes
 from d4s_jax.training.emergency import Copies
+from d4s_jax.training.places import Place
 from d4s_jax.training.state import TrainState
 
 
-def open_copies(folder: pathlib.Path, options: Config) -> Copies | None:
+def open_copies(folder: Place, options: Config) -> Copies | None:
   """The emergency copies of the run in `folder` if `options`, config.checkpoint, ask for them."""
   return Copies(options.local, checkpoint.identity(folder)) if options.local else None
 
 
-def newest(folder: pathlib.Path, copies: Copies | None, like: TrainState) -> TrainState | None:
+def newest(folder: Place, copies: Copies | None, like: TrainState) -> TrainState | None:
   """The newest state that can be read of a run's checkpoints and emergency copies.
 
   What can't be read is reported, and set aside once something older could be; it is never deleted.
@@ -65,7 +65,7 @@ def newest(folder: pathlib.Path, copies: Copies | None, like: TrainState) -> Tra
   return None
 
 
-def _set_aside(folder: pathlib.Path, copies: Copies | None, step: int, is_durable: bool) -> None:
+def _set_aside(folder: Place, copies: Copies | None, step: int, is_durable: bool) -> None:
   if not is_durable and copies:
     copies.set_aside(step)
   elif processes.writes():
@@ -76,14 +76,22 @@ def _set_aside(folder: pathlib.Path, copies: Copies | None, step: int, is_durabl
 class Saves:
   """What a run saves while it goes, and when."""
 
-  def __init__(self, saved: checkpoint.Checkpoints, copies: Copies | None, options: Config):
+  def __init__(
+    self,
+    saved: checkpoint.Checkpoints,
+    copies: Copies | None,
+    options: Config,
+    publish: Callable[[], None] | None = None,
+  ):
     """Starts the clock.
 
     Args:
       saved: the run's checkpoints.
       copies: its emergency copies, if it makes any.
       options: config.checkpoint.
+      publish: is called with every checkpoint, to bring logs to where that is.
     """
+    self._publish = publish
     self._saved, self._copies, self._options = saved, copies, options
     self._timed, self._last = processes.Wish("save"), time.monotonic()
 
@@ -103,6 +111,8 @@ class Saves:
       flush()
       self._saved.save(state)
       self._last = time.monotonic()
+      if self._publish:
+        self._publish()
     elif self._copies and step % options.local_every == 0:
       flush()
       self._copies.save(state)
