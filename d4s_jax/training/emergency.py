@@ -45,6 +45,8 @@ class Copies:
     self._folder = pathlib.Path(folder) / run / own
     with _writing(self._folder):
       self._folder.mkdir(parents=True, exist_ok=True)
+      for left in self._folder.glob(".*.safetensors"):  # by a process that was killed
+        left.unlink()
     self._writer = concurrent.futures.ThreadPoolExecutor(1)
     self._pending: concurrent.futures.Future[None] | None = None
 
@@ -59,8 +61,9 @@ class Copies:
       CheckpointError: that one could not be written.
     """
     self.wait()
+    # Copies: the next step is given the memory of `state`.
     arrays = {
-      f"{path}@{_name(shard.index, leaf.shape)}": np.asarray(shard.data)
+      f"{path}@{_name(shard.index, leaf.shape)}": np.array(shard.data)
       for path, leaf in by_path(state).items()
       for shard in leaf.addressable_shards
     }

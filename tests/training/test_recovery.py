@@ -118,6 +118,13 @@ def test_saves_come_by_step_and_by_time(tmp_path, monkeypatch):
   assert copies.steps() == [6, 10]
 
 
+def test_what_a_killed_process_left_half_written_is_removed(tmp_path):
+  copies_of(tmp_path, 1)
+  half = tmp_path / "run" / "0_of_1" / ".2.safetensors.00112233.safetensors"
+  half.write_bytes(b"half")
+  assert Copies(str(tmp_path), "run").steps() == [1] and not half.exists()
+
+
 def test_a_copy_that_cannot_be_written_is_one_clear_error(tmp_path):
   (tmp_path / "file").touch()
   with pytest.raises(checkpoint.CheckpointError, match="leave out --config.checkpoint.local"):
