@@ -114,6 +114,10 @@ def _check_room(folder: Place, tree: Any) -> None:
     probe.unlink(missing_ok=True)
 
 
+# How errors begin of reads that Orbax has given up.
+_LATE = ("Event loop is closed", "Encountered error while reading array")
+
+
 @contextlib.contextmanager
 def _reading(place: Place) -> Iterator[ocp.PyTreeCheckpointHandler]:
   """Yields what reads items of a step's folder; whatever goes wrong is one CheckpointError."""
@@ -122,7 +126,7 @@ def _reading(place: Place) -> Iterator[ocp.PyTreeCheckpointHandler]:
   def without_late_reads(unraisable: Any) -> None:
     # When one array can't be read, Orbax closes its event loop while others are on their way; each
     # of those would print a traceback beside the error that matters.
-    if str(unraisable.exc_value) != "Event loop is closed":
+    if not str(unraisable.exc_value).startswith(_LATE):
       shown(unraisable)
 
   # Each process reads by itself: one that fails must not leave the others waiting.
