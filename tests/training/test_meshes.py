@@ -101,7 +101,7 @@ with jax.set_mesh(mesh), nn.logical_axis_rules(sharding.RULES):
   assert (cut > 20) == (fsdp > 1), cut
   batch = jax.tree.map(lambda *x: np.stack(x), *clips)
   now, metrics = jax.jit(step, out_shardings=(sharding.of(like), None))(
-    now, sharding.to_device(batch, mesh)
+    now, sharding.to_device(batch, mesh, 8)
   )
   saved = checkpoint.Checkpoints(folder, keep=9)
   saved.save(now)
