@@ -413,6 +413,8 @@ def whole_steps(folder: Place) -> list[int]:
 def latest_step(folder: Place) -> int:
   """The newest complete checkpoint of a run; raises CheckpointError if there is none."""
   steps = whole_steps(folder)
+  if not is_run(folder):
+    raise CheckpointError(f"{folder} holds no checkpoints yet; train it first or name another run.")
   if not steps:
     raise CheckpointError(
       f"{folder} holds no complete checkpoint yet; train it for longer or name another run."

@@ -127,7 +127,7 @@ def test_missing_run_says_how_to_get_one(tmp_path):
   with pytest.raises(checkpoint.CheckpointError, match="no trained model.*d4s_jax.train"):
     checkpoint.read_config(tmp_path / "nowhere")
   checkpoint.write_config(tmp_path, CONFIG)
-  with pytest.raises(checkpoint.CheckpointError, match="no complete checkpoint yet"):
+  with pytest.raises(checkpoint.CheckpointError, match="no checkpoints yet"):
     checkpoint.read_model(tmp_path, PARAMS)
 
 
