@@ -315,7 +315,15 @@ def base(preset: str) -> Config:
       # Folder of embeddings of prompts, which runs may share; "" embeds them in every step.
       "text_cache": "",
       "heldout": {"batches": 2, "every": 100 if tiny else 1000},
-      "checkpoint": {"every": 50 if tiny else 1000, "keep": 3},
+      "checkpoint": {
+        # Steps between two; minutes after which one is made at the latest, 0 for never.
+        **{"every": 50 if tiny else 1000, "minutes": 0.0},
+        # How many of the newest are kept; those whose step keep_every divides, and the first in so
+        # many hours, are kept for ever, 0 for none.
+        **{"keep": 3, "keep_every": 0, "keep_hours": 0.0},
+        # Folder of emergency copies on a disk of the host, "" for none, and the steps between two.
+        **{"local": "", "local_every": 10},
+      },
       # How devices are shared out, `training.sharding.make_mesh`; what is left copies the model.
       "mesh": {"fsdp": 1, "ring": 1, "ulysses": 1, "tensor": 1},
       # How `generate` samples: N, gamma(t), gamma_max; diffusion.solvers. More steps and stronger

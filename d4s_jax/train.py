@@ -9,20 +9,19 @@ The same command goes on where an interrupted run stopped. On several hosts, giv
 when the last step is done, and with 75 when a signal stopped it before.
 """
 
-import pathlib
 import sys
 
 from absl import flags, logging
 from ml_collections import config_flags
 
 from d4s_jax import errors
-from d4s_jax.training import compilation, loop, processes, profile
+from d4s_jax.training import compilation, loop, places, processes, profile
 
 _CONFIG = config_flags.DEFINE_config_file(
   "config", None, "Config file and preset, for example configs/joint.py:tiny.", lock_config=True
 )
 _WORKDIR = flags.DEFINE_string(
-  "workdir", None, "Folder of the run; runs/STAGE-PRESET unless given."
+  "workdir", None, "Folder of the run, gs:// or s3://; runs/STAGE-PRESET if not given."
 )
 _PROFILE = flags.DEFINE_string(
   "profile", None, "Steps N:M to trace with JAX's profiler, into WORKDIR/profile."
@@ -36,14 +35,14 @@ def main(argv: list[str]) -> None:
   """Runs the training."""
   del argv
   logging.set_verbosity(logging.WARNING)
-  with errors.one_line():
+  with errors.one_line(), processes.telling():
     if _DISTRIBUTED.value:
       processes.join()
     if note := compilation.cache():
       print(note, file=sys.stderr)
     config = _CONFIG.value
     folder = _WORKDIR.value or f"runs/{config.stage}-{config.preset}"
-    if not loop.run(config, pathlib.Path(folder), profile.parse(_PROFILE.value)):
+    if not loop.run(config, places.place(folder), profile.parse(_PROFILE.value)):
       sys.exit(errors.STOPPED)
 
 

@@ -1,6 +1,6 @@
 """The loader: batches of clips through Grain, in an order that can be resumed at any batch."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, SupportsIndex
 
 import grain.python as grain
@@ -93,36 +93,35 @@ def make_loader(
   seed: int | None,
   workers: int = 0,
   start: int = 0,
-  process_index: int = 0,
-  process_count: int = 1,
+  rows: Sequence[int] | None = None,
 ) -> Loader:
   """Batches of a source's clips as NumPy arrays.
 
-  With a seed: endless epochs, each shuffled anew, across whose borders batches run. Global batch k,
-  over all processes, holds the same clips for any number of processes and workers.
+  With a seed: endless epochs, each shuffled anew, across whose borders batches run. Row r of batch
+  k is the same clip for any number of workers, and of processes that read some rows each.
 
   Args:
     source: the clips; pickled to worker processes.
     tokenize: caption -> token ids of one fixed length; pickled too.
-    batch_size: clips a batch in this process.
+    batch_size: clips a batch, over all processes.
     seed: of the order; None reads every clip once, in order, and the last batch may be short.
     workers: worker processes; 0 makes batches in a thread of this process.
     start: batches to skip.
-    process_index: which of the processes that share the clips this is.
-    process_count: how many share them.
+    rows: which clips of each batch are read here; None is all of them.
 
   Raises:
-    ValueError: a size or an index is out of range, or the source is empty.
+    ValueError: a size or a row is out of range, or the source is empty.
   """
-  _check(len(source), batch_size, workers, start, process_index, process_count)
+  rows = range(batch_size) if rows is None else rows
+  _check(len(source), batch_size, workers, start, rows)
 
   def pipeline(batches: int) -> grain.IterDataset:
     clips = grain.MapDataset.source(_Tokenized(source, tokenize))
     if seed is not None:
       # Endless; Grain's own endless length is beyond what len() can hold.
       clips = clips.shuffle(seed=seed).repeat(_EPOCHS)
-    first = batches * batch_size * process_count + process_index
-    ahead = clips.slice(slice(first, None, process_count)).batch(batch_size)
+    share: Any = _Share(clips, batch_size, rows)
+    ahead = grain.MapDataset.source(share).batch(len(rows)).slice(slice(batches, None))
     if workers == 0:
       return ahead.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=_AHEAD))
     if not flags.FLAGS.is_parsed():  # Grain's workers ask for flags that only an app parses
@@ -130,7 +129,7 @@ def make_loader(
     options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=_AHEAD)
     return ahead.to_iter_dataset(grain.ReadOptions(num_threads=0)).mp_prefetch(options)
 
-  identity = {"clips": len(source), "seed": seed, "global_batch": batch_size * process_count}
+  identity = {"clips": len(source), "seed": seed, "global_batch": batch_size}
   loader = Loader(pipeline, identity, workers)
   loader.set_state({**identity, "batches": start})
   return loader
@@ -149,7 +148,22 @@ class _Tokenized:
     return with_tokens(self._source.read(int(index)), self._tokenize)
 
 
-def _check(clips, batch_size, workers, start, process_index, process_count) -> None:
+class _Share:
+  """Some rows of each batch of a sequence, one batch after another."""
+
+  def __init__(self, clips: Any, batch_size: int, rows: Sequence[int]):
+    self._clips, self._batch_size, self._rows = clips, batch_size, rows
+
+  def __len__(self) -> int:
+    whole, rest = divmod(len(self._clips), self._batch_size)
+    return whole * len(self._rows) + sum(row < rest for row in self._rows)
+
+  def __getitem__(self, index: SupportsIndex) -> Clip:
+    batch, place = divmod(int(index), len(self._rows))
+    return self._clips[batch * self._batch_size + self._rows[place]]
+
+
+def _check(clips: int, batch_size: int, workers: int, start: int, rows: Sequence[int]) -> None:
   if clips < 1:
     raise ValueError("The source has no clips; check its path and its filters.")
   if batch_size < 1 or workers < 0 or start < 0:
@@ -157,7 +171,7 @@ def _check(clips, batch_size, workers, start, process_index, process_count) -> N
       f"Loader with batch_size={batch_size}, workers={workers}, start={start}; expected at least "
       "1, 0 and 0."
     )
-  if not 0 <= process_index < process_count:
+  if not rows or list(rows) != sorted(set(rows)) or rows[0] < 0 or rows[-1] >= batch_size:
     raise ValueError(
-      f"Process {process_index} of {process_count}; expected an index below the count."
+      f"Loader of the rows {list(rows)[:20]}; expected some of 0 to {batch_size - 1}, in order."
     )

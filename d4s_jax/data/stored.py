@@ -3,6 +3,9 @@
 import dataclasses
 import pathlib
 import secrets
+import warnings
+import zipfile
+import zlib
 from typing import Any
 
 import numpy as np
@@ -31,15 +34,27 @@ class Stored:
     """One clip."""
     file = self._folder / f"{index:07d}.npz"
     if not file.exists():
-      temporary = self._folder / f".{index}-{secrets.token_hex(8)}"
-      try:
-        with temporary.open("wb") as out:
-          np.savez(out, **_packed(self._source.read(index)))
-        temporary.replace(file)
-      finally:
-        temporary.unlink(missing_ok=True)
-    with np.load(file) as stored:
-      return _unpacked(stored)
+      self._keep(index, file)
+    try:
+      return _read(file)
+    except (ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+      warnings.warn(f"{file} is damaged ({error}); the clip is made again.", stacklevel=1)
+    self._keep(index, file)
+    return _read(file)
+
+  def _keep(self, index: int, file: pathlib.Path) -> None:
+    temporary = self._folder / f".{index}-{secrets.token_hex(8)}"
+    try:
+      with temporary.open("wb") as out:
+        np.savez(out, **_packed(self._source.read(index)))
+      temporary.replace(file)
+    finally:
+      temporary.unlink(missing_ok=True)
+
+
+def _read(file: pathlib.Path) -> Clip:
+  with np.load(file) as stored:
+    return _unpacked(stored)
 
 
 def _packed(clip: Clip) -> dict[str, Any]:

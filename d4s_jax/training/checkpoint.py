@@ -3,35 +3,44 @@
 Layout of a run's folder::
 
   config.json            the run's configuration, enough to rebuild the model
+  identity               a random name, under which emergency copies of this run lie elsewhere
   tokenizer/             a copy of the tokenizer's files, if it is not that of bytes
   checkpoints/STEP/
     model/               all parameters, the moving average in place of the trained ones
     training/            what only training needs: step, trained parameters, optimizer moments
+    sums/                a number for each array, which tells whether a disk changed it
 
-Files of a step appear under a temporary name and are renamed when complete, so a kill at any
-moment leaves the previous steps untouched.
+Files of a step appear under a temporary name and are renamed when complete (on an object store,
+which can't rename, a last file says that they are), so a kill at any moment leaves the previous
+steps untouched.
 """
 
 import contextlib
 import json
 import os
 import pathlib
+import secrets
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from etils import epath
+from orbax.checkpoint import checkpoint_managers as policies
 
 from d4s_jax.formats import tokenizer_files
 from d4s_jax.models.system import System
 from d4s_jax.models.tokenizer import MissingPackageError
+from d4s_jax.training.places import Place, is_local, publish
 from d4s_jax.training.state import TrainState, averaged_params, flatten
+from d4s_jax.training.sums import by_path, sums
 
 # A run may be continued with other values of these.
 RESUMABLE = (
   *("steps", "checkpoint", "heldout", "data.workers", "data.cache", "text_cache"),
-  "sampling",
+  *("sampling", "mesh", "frozen_dtype"),
 )
 
 
@@ -47,18 +56,21 @@ _NEEDED = {
 }
 
 
+# The folder of all steps, and the file of a run's random name.
+_STEPS, _IDENTITY = "checkpoints", "identity"
+
+
 class CheckpointError(ValueError):
   """A checkpoint is missing, unreadable or belongs to another configuration."""
 
 
-def _manager(folder: pathlib.Path, keep: int = 1, read_only: bool = False) -> ocp.CheckpointManager:
-  options = ocp.CheckpointManagerOptions(
-    max_to_keep=None if read_only else keep,
-    read_only=read_only,
-    create=not read_only,
-    cleanup_tmp_directories=not read_only,
-  )
-  return ocp.CheckpointManager(folder.absolute() / "checkpoints", options=options)
+class DamagedError(CheckpointError):
+  """A checkpoint of this run is there but can't be read."""
+
+
+def _steps(folder: Place) -> Place:
+  """Where the steps of a run lie; Orbax wants all of the path."""
+  return (folder.absolute() if is_local(folder) else folder) / _STEPS
 
 
 def _abstract(tree: Any) -> Any:
@@ -86,7 +98,7 @@ def _reason(error: Exception) -> str:
   return text.splitlines()[0][:200] if text else repr(error)
 
 
-def _check_room(folder: pathlib.Path, tree: Any) -> None:
+def _check_room(folder: Place, tree: Any) -> None:
   """Raises OSError unless this process's share of the arrays fits on the disk.
 
   Asked before Orbax starts: its background threads answer a full disk with pages of tracebacks.
@@ -103,33 +115,92 @@ def _check_room(folder: pathlib.Path, tree: Any) -> None:
     probe.unlink(missing_ok=True)
 
 
+# How errors begin of reads that Orbax has given up.
+_LATE = ("Event loop is closed", "Encountered error while reading array")
+
+
 @contextlib.contextmanager
-def _reading(place: pathlib.Path) -> Iterator[None]:
-  """Whatever goes wrong in reading a step's folder is one CheckpointError."""
+def _reading(place: Place) -> Iterator[ocp.PyTreeCheckpointHandler]:
+  """Yields what reads items of a step's folder; whatever goes wrong is one CheckpointError."""
   shown = sys.unraisablehook
 
   def without_late_reads(unraisable: Any) -> None:
     # When one array can't be read, Orbax closes its event loop while others are on their way; each
     # of those would print a traceback beside the error that matters.
-    if str(unraisable.exc_value) != "Event loop is closed":
+    if not str(unraisable.exc_value).startswith(_LATE):
       shown(unraisable)
 
+  # Each process reads by itself: one that fails must not leave the others waiting.
+  me = jax.process_index()
+  alone = ocp.options.MultiprocessingOptions(
+    primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"read_{me}"
+  )
+  handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
   sys.unraisablehook = without_late_reads
   try:
-    yield
+    yield handler
+  except CheckpointError:
+    raise
   except Exception as error:  # Orbax raises bare Exception for unreadable arrays.
-    raise CheckpointError(
-      f"Checkpoint {place} can't be read ({_reason(error)}). It is damaged or of another"
-      " configuration; remove this folder to go on from the step before it."
+    if "RESOURCE_EXHAUSTED" in str(error):
+      raise
+    raise DamagedError(
+      f"Checkpoint {place} can't be read ({_reason(error)}). It is damaged: training goes on from"
+      " the step before it by itself; to use that one now, move this folder elsewhere."
     ) from error
   sys.unraisablehook = shown
+
+
+def _read(reader: ocp.PyTreeCheckpointHandler, step: Place, item: str, like: Any) -> Any:
+  """Reads an item, or of a dictionary the parts that `like` has, and checks its sums."""
+  stored: Any = reader.metadata(epath.Path(step / item))
+  there = by_path(getattr(stored, "tree", stored), is_leaf=lambda x: hasattr(x, "shape"))
+  here = by_path(like)
+  if isinstance(like, dict):
+    there = {path: x for path, x in there.items() if path.split("/")[0] in like}
+  for path in sorted(here.keys() | there.keys()):
+    shapes = [tuple(x[path].shape) if path in x else None for x in (there, here)]
+    if shapes[0] != shapes[1]:
+      raise CheckpointError(
+        f"Checkpoint {step} can't be read: it is of another configuration ({path}: {shapes[0]}"
+        f" there, {shapes[1]} here)."
+      )
+  types = ocp.checkpoint_utils.construct_restore_args(like)
+  wanted = ocp.args.PyTreeRestore(like, restore_args=types, partial_restore=True)
+  found = reader.restore(epath.Path(step / item), args=wanted)
+  if (step / "sums").exists():
+    # What is read in another type has other bits.
+    same = {path: x for path, x in by_path(found).items() if x.dtype == there[path].dtype}
+    expected = json.loads((step / "sums" / "metadata").read_text())[item]
+    wrong = [path for path, number in sums(same).items() if number != expected[path]]
+    if wrong:
+      raise ValueError(f"{len(wrong)} arrays are not what was written: {', '.join(wrong[:3])}")
+  return found
 
 
 class Checkpoints:
   """The checkpoints of one run, written in the background."""
 
-  def __init__(self, folder: pathlib.Path, keep: int):
-    self._manager = _manager(folder, keep)
+  def __init__(self, folder: Place, keep: int = 1, keep_every: int = 0, keep_hours: float = 0):
+    """Opens the folder of a run to write there.
+
+    Args:
+      folder: of the run.
+      keep: how many of the newest are kept.
+      keep_every: those whose step it divides are kept for ever; 0 for none.
+      keep_hours: of those that follow each other within so many hours, the first is kept for ever;
+        0 for none.
+    """
+    kept: list[Any] = [policies.LatestN(keep)]
+    if keep_every:
+      kept.append(policies.EveryNSteps(keep_every))
+    if keep_hours:
+      kept.append(policies.EveryNSeconds(round(keep_hours * 3600)))
+    options = ocp.CheckpointManagerOptions(
+      preservation_policy=policies.AnyPreservationPolicy(kept), cleanup_tmp_directories=True
+    )
+    self._local = is_local(folder)
+    self._manager = ocp.CheckpointManager(_steps(folder), options=options)
 
   @property
   def latest(self) -> int | None:
@@ -145,32 +216,17 @@ class Checkpoints:
     step = int(state.step)
     if step in self._manager.all_steps():
       return
-    model, training = averaged_params(state), _training_part(state)
+    items = {"model": averaged_params(state), "training": _training_part(state)}
     with self._writing():
-      _check_room(pathlib.Path(self._manager.directory), (model, training))
+      if self._local:
+        _check_room(pathlib.Path(self._manager.directory), items)
       self._manager.save(
         step,
         args=ocp.args.Composite(
-          model=ocp.args.StandardSave(model), training=ocp.args.StandardSave(training)
+          sums=ocp.args.JsonSave({name: sums(item) for name, item in items.items()}),
+          **{name: ocp.args.StandardSave(item) for name, item in items.items()},
         ),
       )
-
-  def restore(self, like: TrainState) -> TrainState:
-    """Reads the newest step into the shapes and shardings of `like`, which may be abstract."""
-    step = self.latest
-    assert step is not None
-    args = ocp.args.Composite(
-      model=ocp.args.StandardRestore(_abstract(averaged_params(like))),
-      training=ocp.args.StandardRestore(_abstract(_training_part(like))),
-    )
-    with _reading(pathlib.Path(self._manager.directory) / str(step)):
-      restored: Any = self._manager.restore(step, args=args)
-    model = flatten(restored.model)
-    return TrainState(
-      frozen={path: model[path] for path in like.frozen},
-      average={path: model[path] for path in like.average},
-      **restored.training,
-    )
 
   def wait(self) -> None:
     """Blocks until everything is on disk; raises CheckpointError if it can't be written."""
@@ -194,7 +250,7 @@ class Checkpoints:
       ) from error
 
 
-def write_config(folder: pathlib.Path, config: Mapping) -> None:
+def write_config(folder: Place, config: Mapping) -> None:
   """Records the configuration of a new run, or checks it against the one that is being resumed.
 
   A folder without a checkpoint has nothing to resume: a new run may start there.
@@ -205,29 +261,65 @@ def write_config(folder: pathlib.Path, config: Mapping) -> None:
   path = folder / "config.json"
   text = json.dumps(config, indent=2, sort_keys=True)
   if is_resumed(folder):
-    saved, current = _leaves(_read_json(folder)), _leaves(json.loads(text))
+    saved, current = _settled(_read_json(folder)), _settled(json.loads(text))
     differences = [
       f"{key}: saved {saved.get(key)!r}, now {current.get(key)!r}"
       for key in sorted(saved.keys() | current.keys())
-      if saved.get(key) != current.get(key) and not key.startswith(RESUMABLE)
+      if saved.get(key) != current.get(key)
     ]
     if differences:
       raise CheckpointError(
         f"{folder} holds a run with another configuration ({'; '.join(differences)})."
         " Choose another --workdir, or give the same configuration to resume it."
       )
+    anew = not (folder / _IDENTITY).exists()
+  else:
+    anew = not _has_config(folder, json.loads(text))
   folder.mkdir(parents=True, exist_ok=True)
-  temporary = path.with_suffix(".json.tmp")
+  if anew:
+    _write(folder / _IDENTITY, secrets.token_hex(8))
+  _write(path, text)
+
+
+def _has_config(folder: Place, config: Any) -> bool:
+  """Whether a run with this configuration began in `folder`, and may have emergency copies."""
+  try:
+    return _settled(_read_json(folder)) == _settled(config) and (folder / _IDENTITY).exists()
+  except CheckpointError:
+    return False
+
+
+def identity(folder: Place) -> str:
+  """The name of the run in `folder`, which no other run has."""
+  return (folder / _IDENTITY).read_text().strip()
+
+
+def set_aside(folder: Place, step: int) -> Place:
+  """Moves a checkpoint to where it is not taken for one; returns where."""
+  place = folder / "damaged" / f"{step}-{secrets.token_hex(2)}"
+  place.parent.mkdir(exist_ok=True)
+  (folder / _STEPS / str(step)).rename(place)
+  return place
+
+
+def _write(path: Place, text: str) -> None:
+  """Writes a small file whole or not at all."""
+  temporary = path.with_name(f"{path.name}.tmp")
   temporary.write_text(text + "\n")
   temporary.replace(path)
 
 
-def is_resumed(folder: pathlib.Path) -> bool:
-  """Whether a run in this folder goes on; Orbax names only complete steps by their number."""
-  return any(entry.name.isdigit() for entry in folder.glob("checkpoints/*"))
+def _settled(config: Any) -> dict[str, Any]:
+  """What a run is never continued with other values of."""
+  return {key: value for key, value in _leaves(config).items() if not key.startswith(RESUMABLE)}
 
 
-def read_tokenizer(folder: pathlib.Path, model: Mapping[str, Any]) -> dict[str, bytes]:
+def is_resumed(folder: Place) -> bool:
+  """Whether a run in this folder goes on."""
+  return bool(whole_steps(folder))
+
+
+def read_tokenizer(folder: Place, model: Mapping[str, Any]) -> dict[str, bytes]:
   """The files of the tokenizer of a run that starts or goes on in `folder`; none for bytes.
 
   A run that goes on has its own copy: the folder that `model.backbone.tokenizer` names may be gone.
@@ -236,24 +328,37 @@ def read_tokenizer(folder: pathlib.Path, model: Mapping[str, Any]) -> dict[str, 
   if not named:
     return {}
   own = is_resumed(folder) and _tokenizer(folder).is_dir()
-  return tokenizer_files.read(_tokenizer(folder) if own else pathlib.Path(named))
+  return _own_tokenizer(folder) if own else tokenizer_files.read(pathlib.Path(named))
 
 
-def write_tokenizer(folder: pathlib.Path, files: Mapping[str, bytes]) -> None:
+def write_tokenizer(folder: Place, files: Mapping[str, bytes]) -> None:
   """Leaves the copy of the tokenizer in the folder of a run."""
-  tokenizer_files.write(_tokenizer(folder), files)
+  with tempfile.TemporaryDirectory() as temporary:
+    local = _tokenizer(folder) if is_local(folder) else pathlib.Path(temporary)
+    tokenizer_files.write(local, files)
+    publish(local, _tokenizer(folder))
 
 
-def _tokenizer(folder: pathlib.Path) -> pathlib.Path:
+def _own_tokenizer(folder: Place) -> dict[str, bytes]:
+  """The copy of the tokenizer in the folder of a run."""
+  if is_local(folder):
+    return tokenizer_files.read(_tokenizer(folder))
+  with tempfile.TemporaryDirectory() as temporary:
+    for file in _tokenizer(folder).iterdir():
+      (pathlib.Path(temporary) / file.name).write_bytes(file.read_bytes())
+    return tokenizer_files.read(pathlib.Path(temporary))
+
+
+def _tokenizer(folder: Place) -> Place:
   return folder / "tokenizer"
 
 
-def is_run(folder: pathlib.Path) -> bool:
+def is_run(folder: Place) -> bool:
   """Whether a folder is that of a run, whatever state it is in."""
-  return (folder / "checkpoints").is_dir()
+  return (folder / _STEPS).is_dir()
 
 
-def read_config(folder: pathlib.Path) -> dict[str, Any]:
+def read_config(folder: Place) -> dict[str, Any]:
   """The configuration of the run in `folder`; data only, nothing in it is executed."""
   config = _read_json(folder)
   leaves = _leaves(config)
@@ -266,10 +371,10 @@ def read_config(folder: pathlib.Path) -> dict[str, Any]:
   return config
 
 
-def _read_json(folder: pathlib.Path) -> Any:
+def _read_json(folder: Place) -> Any:
   path = folder / "config.json"
   if not path.is_file():
-    if (folder / "checkpoints").is_dir():
+    if (folder / _STEPS).is_dir():
       raise CheckpointError(
         f"{folder} has checkpoints but no config.json, without which their shapes are not known;"
         " put it back."
@@ -284,12 +389,12 @@ def _read_json(folder: pathlib.Path) -> Any:
     raise CheckpointError(f"{path} is not valid JSON ({error}); restore it or retrain.") from error
 
 
-def read_system(folder: pathlib.Path) -> tuple[dict[str, Any], System]:
+def read_system(folder: Place) -> tuple[dict[str, Any], System]:
   """The configuration of the run in `folder`, and the models it describes."""
   config = read_config(folder)
   try:
     own = config["model"]["backbone"].get("tokenizer", "")
-    files = tokenizer_files.read(_tokenizer(folder)) if own else {}
+    files = _own_tokenizer(folder) if own else {}
     return config, System.build(config["model"], files)
   except MissingPackageError:
     raise
@@ -300,17 +405,44 @@ def read_system(folder: pathlib.Path) -> tuple[dict[str, Any], System]:
     ) from error
 
 
-def latest_step(folder: pathlib.Path) -> int:
+def whole_steps(folder: Place) -> list[int]:
+  """The steps whose checkpoints were written to their end, the newest last."""
+  place = _steps(folder)
+  return sorted(ocp.utils.checkpoint_steps(place)) if place.is_dir() else []
+
+
+def latest_step(folder: Place) -> int:
   """The newest complete checkpoint of a run; raises CheckpointError if there is none."""
-  if not (folder / "checkpoints").is_dir():
+  steps = whole_steps(folder)
+  if not is_run(folder):
     raise CheckpointError(f"{folder} holds no checkpoints yet; train it first or name another run.")
-  step = _manager(folder, read_only=True).latest_step()
-  if step is None:
-    raise CheckpointError(f"{folder} holds no complete checkpoint yet; train it for longer.")
-  return step
+  if not steps:
+    raise CheckpointError(
+      f"{folder} holds no complete checkpoint yet; train it for longer or name another run."
+    )
+  return steps[-1]
 
 
-def read_model(folder: pathlib.Path, like: Mapping[str, Any]) -> tuple[Any, int]:
+def read_state(folder: Place, step: int, like: TrainState) -> TrainState:
+  """Reads a step into the types and shardings of `like`, which may be abstract.
+
+  Raises:
+    DamagedError: it can't be read.
+    CheckpointError: it is of another configuration.
+  """
+  place = _steps(folder) / str(step)
+  with _reading(place) as reader:
+    model = _read(reader, place, "model", _abstract(averaged_params(like)))
+    training = _read(reader, place, "training", _abstract(_training_part(like)))
+  model = flatten(model)
+  return TrainState(
+    frozen={path: model[path] for path in like.frozen},
+    average={path: model[path] for path in like.average},
+    **training,
+  )
+
+
+def read_model(folder: Place, like: Mapping[str, Any]) -> tuple[Any, int]:
   """Reads parameters of the newest checkpoint of a run.
 
   Args:
@@ -322,21 +454,9 @@ def read_model(folder: pathlib.Path, like: Mapping[str, Any]) -> tuple[Any, int]
     Nested parameters and the step they come from.
   """
   step = latest_step(folder)
-  place, like = folder.absolute() / "checkpoints" / str(step) / "model", _abstract(dict(like))
-  with _reading(place.parent), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-    stored: Any = reader.metadata(place)
-    _check_same(flatten(like), flatten({x: stored.item_metadata[x] for x in like}))
-    types = ocp.checkpoint_utils.construct_restore_args(like)
-    wanted = ocp.args.PyTreeRestore(like, restore_args=types, partial_restore=True)
-    return reader.restore(place, args=wanted), step
-
-
-def _check_same(like: Mapping[str, Any], stored: Mapping[str, Any]) -> None:
-  """Raises ValueError where names or shapes differ; Orbax would leave out what isn't asked for."""
-  for path in sorted(like.keys() | stored.keys()):
-    shapes = [tuple(x[path].shape) if path in x else None for x in (stored, like)]
-    if shapes[0] != shapes[1]:
-      raise ValueError(f"{path}: {shapes[0]} there, {shapes[1]} here")
+  place = _steps(folder) / str(step)
+  with _reading(place) as reader:
+    return _read(reader, place, "model", _abstract(dict(like))), step
 
 
 def _leaves(tree: Any, prefix: str = "") -> dict[str, Any]:

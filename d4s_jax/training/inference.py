@@ -27,6 +27,7 @@ from d4s_jax.models.adapter import ADAPTER
 from d4s_jax.models.published import published
 from d4s_jax.models.system import System
 from d4s_jax.training import checkpoint, initialize, sharding
+from d4s_jax.training.places import Place, place
 
 # Where nothing says how fast a video is: that of `tiny`'s clips.
 _FPS = 8
@@ -96,7 +97,7 @@ def open_checkpoint(origin: str | pathlib.Path, report: Report) -> Trained:
   """
   if origin == shipped.ORIGIN:
     return _of_package(report)
-  folder = pathlib.Path(origin)
+  folder = place(origin)
   if (folder / "model_index.json").is_file():
     return _of_pipeline(folder, report)
   if (folder / parts_on_disk.CONFIG).is_file() and not checkpoint.is_run(folder):
@@ -149,7 +150,7 @@ def _of_package(report: Report) -> Trained:
   return Trained(config, system, Parts(tuple(abstract), read), "shipped tiny", True, _FPS)
 
 
-def _of_run(folder: pathlib.Path, report: Report) -> Trained:
+def _of_run(folder: Place, report: Report) -> Trained:
   config, system = checkpoint.read_system(folder)
   step = checkpoint.latest_step(folder)
 

@@ -1,6 +1,7 @@
 """Where the parameters of a new run come from: random, shipped, published, or an earlier run."""
 
 import pathlib
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
@@ -12,7 +13,7 @@ from d4s_jax.formats import shards
 from d4s_jax.models import shipped
 from d4s_jax.models.adapter import ADAPTER
 from d4s_jax.models.system import System
-from d4s_jax.training import checkpoint, sharding, state
+from d4s_jax.training import checkpoint, places, processes, sharding, state
 
 
 def abstract_state(
@@ -53,7 +54,7 @@ def create_state(
   The `seed`, `preset`, `frozen_dtype` and `init` of `config` count; `init` holds for each part of
   the parameters "" (random), "shipped" (weights that come with the package), the folder of a run,
   or one that `d4s_jax.convert` made. What published weights lack, the conditioning on cameras, is
-  random; an adapter that is "" changes nothing yet.
+  random; an adapter that is "" changes nothing yet. What came from where is printed.
   """
 
   def initial(parts):
@@ -70,8 +71,30 @@ def create_state(
   abstract = state.averaged_params(like)
   layout = sharding.of(state.flatten(abstract))
   parts = state.flatten(_read_parts(system, config, abstract))
+  if processes.writes():
+    for line in matched(config, parts, state.flatten(abstract)):
+      print(line, flush=True)
   # In place at once, and given away: large weights don't fit on one device, nor twice.
   return compiled({path: jax.device_put(x, layout[path]) for path, x in parts.items()})
+
+
+def matched(config: Config, found: Iterable[str], wanted: Iterable[str]) -> Iterator[str]:
+  """Says of each part that doesn't start at random how many of its arrays came from where.
+
+  Args:
+    config: of the run.
+    found: paths of the arrays that were read.
+    wanted: paths of all that the models have.
+  """
+  found = set(found)
+  for name, origin in config.init.items():
+    ours = [path for path in wanted if path.startswith(f"{name}/")]
+    rest = [path for path in ours if path not in found]
+    if origin:
+      shown = ", ".join(rest[:5]) + (", ..." if len(rest) > 5 else "")
+      yield f"init.{name}: {len(ours) - len(rest)} of {len(ours)} arrays from {origin}" + (
+        f"; at random: {shown}" if rest else ""
+      )
 
 
 def _read_parts(system: System, config: Config, abstract: Any) -> dict[str, Any]:
@@ -85,10 +108,10 @@ def _read_parts(system: System, config: Config, abstract: Any) -> dict[str, Any]
       )
     if origin == shipped.ORIGIN:
       parts[name] = shipped.load(config.preset, name, abstract[name])
-    elif origin and (folder := parts_on_disk.find(pathlib.Path(origin), name)):
+    elif origin and (folder := parts_on_disk.find(places.place(origin), name)):
       parts[name] = _from_weights(folder, name, system, abstract[name])
     elif origin:
-      parts[name] = _from_run(pathlib.Path(origin), name, system, abstract[name])
+      parts[name] = _from_run(places.place(origin), name, system, abstract[name])
   return parts
 
 
@@ -161,7 +184,7 @@ def _is_ours(path: str) -> bool:
   return path.startswith("camera/")
 
 
-def _from_run(folder: pathlib.Path, name: str, system: System, like: Any) -> Any:
+def _from_run(folder: places.Place, name: str, system: System, like: Any) -> Any:
   """One part of the model of another run, which must have the same shapes."""
   if folder.is_dir() and parts_on_disk.is_published(folder):
     raise checkpoint.CheckpointError(f"init.{name}: {parts_on_disk.unconverted(folder)}")

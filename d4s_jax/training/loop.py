@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -21,7 +20,9 @@ from d4s_jax.training import (
   diagnosis,
   initialize,
   objectives,
+  places,
   processes,
+  recovery,
   sharding,
   state,
   text_cache,
@@ -37,12 +38,12 @@ from d4s_jax.training.step import make_step
 from d4s_jax.types import Clip
 
 
-def run(config: Config, folder: pathlib.Path, traced: tuple[int, int] | None = None) -> bool:
-  """Trains until `config.steps`, from the newest checkpoint in `folder` if there is one.
+def run(config: Config, place: places.Place, traced: tuple[int, int] | None = None) -> bool:
+  """Trains until `config.steps`, from the newest checkpoint in `place` if there is one.
 
   Args:
     config: a configuration, see `d4s_jax.config`.
-    folder: takes everything the run leaves behind.
+    place: takes everything the run leaves behind; see `training.places`.
     traced: the first and the last step of a profile; None for none.
 
   Returns:
@@ -58,7 +59,7 @@ def run(config: Config, folder: pathlib.Path, traced: tuple[int, int] | None = N
     with _explained():
       _check(config, sharding.copies(mesh))
       chosen = stage(config.stage)
-      tokenizer = checkpoint.read_tokenizer(folder, config.model.to_dict())
+      tokenizer = checkpoint.read_tokenizer(place, config.model.to_dict())
       system = System.build(config.model.to_dict(), tokenizer)
       system.check_size(config.clip.frames, config.clip.height, config.clip.width)
       patterns = trained(
@@ -84,37 +85,35 @@ def run(config: Config, folder: pathlib.Path, traced: tuple[int, int] | None = N
       )
       step.eval_shape(like, batch, lpips)
     if processes.writes():
-      checkpoint.write_config(folder, config.to_dict())
-      checkpoint.write_tokenizer(folder, tokenizer)
+      checkpoint.write_config(place, config.to_dict())
+      checkpoint.write_tokenizer(place, tokenizer)
     processes.wait("config")
+    folder = places.on_host(place)
 
-    # The state: where the folder's newest checkpoint left off, or new. In this order: Orbax tidies
-    # the folder in a thread, which must not outlive a refused start.
-    if checkpoint.is_resumed(folder):
-      saved = checkpoint.Checkpoints(folder, config.checkpoint.keep)
-      now = saved.restore(like)
-    else:
+    # The state: where the newest checkpoint that can be read left off, or new. In this order: Orbax
+    # tidies the folder in a thread, which must not outlive a refused start.
+    copies = recovery.open_copies(place, config.checkpoint)
+    now = recovery.newest(place, copies, like)
+    if now is None:
       now = initialize.create_state(system, config, patterns, optimizer, like)
-      saved = checkpoint.Checkpoints(folder, config.checkpoint.keep)
+    keep = config.checkpoint
+    saved = checkpoint.Checkpoints(place, keep.keep, keep.keep_every, keep.keep_hours)
     start = int(now.step)
     if start > config.steps:
       raise ValueError(
-        f"steps is {config.steps}, but {folder} is at step {start} already; give more steps, or"
+        f"steps is {config.steps}, but {place} is at step {start} already; give more steps, or"
         " another --workdir."
       )
     profile = Profile(folder, traced, start, config.steps)
     # Batches are a pure function of seed and step: there is nothing else to resume.
-    rows = sharding.local_rows(mesh, config.batch_size)
-    share = rows.stop - rows.start
     batches = make_loader(
       source(split="train"),
       tokenize,
-      batch_size=share,
+      batch_size=config.batch_size,
       seed=config.seed,
       workers=config.data.workers,
       start=start,
-      process_index=rows.start // share,
-      process_count=config.batch_size // share,
+      rows=sharding.rows(mesh, config.batch_size),
     )
 
     objective = objectives.make_objective(system, chosen, settings, lpips)
@@ -124,9 +123,12 @@ def run(config: Config, folder: pathlib.Path, traced: tuple[int, int] | None = N
       return explained(now, batch, sharding.to_device(batch, mesh, config.batch_size))
 
     # The loop.
+    stopped = processes.Wish("stop")
+    publish = functools.partial(places.publish, folder, place) if processes.writes() else None
+    saves = recovery.Saves(saved, copies, config.checkpoint, publish)
     record = Record(folder, start, config.steps, saved, time, diagnose)
     with record, batches, profile, StopRequest() as stop:
-      record.say(_summary(config, now, folder))
+      record.say(_summary(config, now, place))
       embed = text_cache.make(cached, system.backbone, now.frozen, record.say)
       heldout = [embed(batch, now.frozen) for batch in heldout]
       if start == 0:
@@ -143,15 +145,13 @@ def run(config: Config, folder: pathlib.Path, traced: tuple[int, int] | None = N
         if number % config.heldout.every == 0 or last:
           with time.part("heldout"):
             record.heldout(number, validate(state.averaged_params(now), heldout))
-        stopping = processes.any_wants(stop.requested, number)
-        if number % config.checkpoint.every == 0 or last or stopping:
-          record.settle()
-          with time.part("checkpoint"):
-            saved.save(now)
+        stopping = stopped.due(stop.requested, number)
+        with time.part("checkpoint"):
+          saves.after(number, now, record.settle, must=last or stopping)
         if stopping:
           break
       with time.part("checkpoint"):
-        saved.close()
+        saves.close()
       record.finish(int(now.step))
       if int(now.step) < config.steps:
         record.say(f"Stopped by a signal at step {now.step}; the same command goes on from there.")
@@ -161,6 +161,8 @@ def run(config: Config, folder: pathlib.Path, traced: tuple[int, int] | None = N
       write_report(folder, system, chosen, state.averaged_params(now), heldout)
       # A process that leaves early would be missed by the first one, which still draws.
       processes.wait("report")
+    if publish:
+      publish()
     return done
 
 
@@ -204,6 +206,10 @@ _LEAST = {
   # Orbax takes 0 at its word and deletes every checkpoint.
   "checkpoint.keep": 1,
   "checkpoint.every": 1,
+  "checkpoint.minutes": 0,
+  "checkpoint.keep_every": 0,
+  "checkpoint.keep_hours": 0,
+  "checkpoint.local_every": 1,
   "data.clips": 1,
   "data.workers": 0,
   "model.ldrm.gaussians": 1,
@@ -260,7 +266,7 @@ def _source(config: Config, chosen: Stage) -> Callable[..., Source]:
   return source
 
 
-def _summary(config: Config, now: state.TrainState, folder: pathlib.Path) -> str:
+def _summary(config: Config, now: state.TrainState, place: places.Place) -> str:
   trained, frozen = (
     sum(x.size for x in part.values()) / 1e6 for part in (now.trainable, now.frozen)
   )
@@ -269,5 +275,5 @@ def _summary(config: Config, now: state.TrainState, folder: pathlib.Path) -> str
     f"{config.stage} stage, preset {config.preset}: {trained:.2f} M parameters trained,"
     f" {frozen:.2f} M frozen; {config.steps} steps of {config.batch_size} clips"
     f" {config.clip.frames}x{config.clip.height}x{config.clip.width} on {jax.device_count()}"
-    f" {jax.default_backend()} device(s); {origin}; folder {folder}"
+    f" {jax.default_backend()} device(s); {origin}; folder {place}"
   )

@@ -4,16 +4,29 @@ All of them run the same program on the same folder. The first one writes logs a
 checkpoints are written by all, each its own part.
 """
 
+import contextlib
 import os
+import sys
+import threading
+from collections.abc import Iterator
+from typing import Any
 
 import jax
 import numpy as np
+from jax._src import distributed  # the client of `jax.distributed`, which has no public name
 from jax.experimental import multihost_utils
 
 # Seconds after which a process that says nothing is taken for dead; the others end then.
 _PATIENCE = 30
-# Steps between two questions whether any process was told to stop: an answer waits for all devices.
-_EVERY = 10
+# Seconds between two looks whether another process has ended.
+_LOOK = 1.0
+# Numbers that a process may tell the others at once.
+_MOST = 256
+# What processes tell each other lies under these keys.
+_ENDED, _WISHES = "d4s_jax/ended", "d4s_jax/wishes"
+
+# Set once this process ends by itself: it need not hear of others then.
+_ending = threading.Event()
 
 
 def join() -> None:
@@ -34,6 +47,8 @@ def join() -> None:
     values = ", ".join(f"{name}={value}" for name, value in zip(names, found))
     raise ValueError(f"{values}; expected all three, the last two as numbers, or none of them.")
   count, index = (int(number) if number else None for number in numbers)
+  # Its handler would swallow a SIGTERM that comes before our own is set.
+  jax.config.update("jax_enable_preemption_service", False)
   try:
     jax.distributed.initialize(
       address, count, index, heartbeat_timeout_seconds=_PATIENCE, shutdown_timeout_seconds=_PATIENCE
@@ -46,6 +61,46 @@ def join() -> None:
       f"--distributed found no launcher ({str(error).splitlines()[0]}); set {', '.join(names)}, or"
       " leave the flag out on one machine."
     ) from error
+  threading.Thread(target=_listen, daemon=True).start()
+
+
+@contextlib.contextmanager
+def telling() -> Iterator[None]:
+  """Ends all processes, each with the reason, when the body raises in one of them.
+
+  Else they would wait for it within a computation, and end without a word when its heartbeat is
+  missed.
+  """
+  try:
+    yield
+  except BaseException as error:
+    client: Any = distributed.global_state.client
+    if client is not None:
+      _ending.set()
+      reason = " ".join(str(error).split()) or type(error).__name__
+      # If they are gone already there is nobody to tell; the error itself is what matters.
+      with contextlib.suppress(Exception):
+        client.key_value_set(f"{_ENDED}/{jax.process_index()}", reason)
+        jax.distributed.shutdown()
+    raise
+
+
+def _listen() -> None:
+  """Ends this process as soon as another one told why it ends."""
+  client: Any = distributed.global_state.client
+  while not _ending.wait(_LOOK):
+    try:
+      told = client.key_value_dir_get(f"{_ENDED}/")
+    except Exception:  # the run is over, or its first process is: JAX reports that itself
+      return
+    if told and not _ending.is_set():
+      name, reason = told[0]
+      index = name.rpartition("/")[2]
+      print(f"\nerror: process {index} ended: {reason}", file=sys.stderr, flush=True)
+      with contextlib.suppress(Exception):
+        jax.distributed.shutdown()
+      # The main thread waits for the others within a computation, out of reach.
+      os._exit(1)
 
 
 def writes() -> bool:
@@ -59,13 +114,47 @@ def wait(name: str) -> None:
     multihost_utils.sync_global_devices(name)
 
 
-def any_wants(wanted: bool, step: int) -> bool:
-  """Whether `wanted` holds in any process; all get the same answer for the same step.
-
-  With several processes it is asked at some steps only, and False at the others.
-  """
+def told(numbers: list[int]) -> list[list[int]]:
+  """What each process gave, in their order; of many numbers, the last ones."""
   if jax.process_count() == 1:
-    return wanted
-  if step % _EVERY:
-    return False
-  return bool(np.any(multihost_utils.process_allgather(np.array(wanted))))
+    return [numbers]
+  padded = [-1] * _MOST + numbers
+  rows = multihost_utils.process_allgather(np.array(padded[-_MOST:], np.int32))
+  return [[x for x in row if x >= 0] for row in np.asarray(rows).tolist()]
+
+
+class Wish:
+  """Something that any process may want, and that all then do after the same step.
+
+  It costs one question to the first process a step, and no waiting. It relies on this: who asks
+  after step n has seen results of step n - 1, to which all processes contributed. So none has
+  asked after step n + 2 before every other one has asked after step n.
+  """
+
+  def __init__(self, name: str):
+    """`name` is of this wish alone, in every process the same."""
+    self._name, self._granted = name, 0
+
+  def due(self, wanted: bool, step: int) -> bool:
+    """Whether to do it after step `step`; all processes get the same answer.
+
+    Args:
+      wanted: whether this process wants it, from now on until it is due.
+      step: the step that was started last; ask once after each.
+    """
+    if jax.process_count() == 1:
+      return wanted
+    client: Any = distributed.global_state.client
+    folder = f"{_WISHES}/{self._name}/{self._granted}/"
+    if wanted:
+      with contextlib.suppress(jax.errors.JaxRuntimeError):  # another one wished first: that counts
+        client.key_value_set(f"{folder}step", str(step + 2))
+    found = client.key_value_dir_get(folder)
+    if not found or step < int(found[0][1]):
+      return False
+    if step > int(found[0][1]):
+      raise RuntimeError(
+        f"{self._name} was due after step {found[0][1]}, this process is at {step}."
+      )
+    self._granted += 1
+    return True

@@ -84,22 +84,13 @@ def copies(mesh: Mesh) -> int:
   return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
-def local_rows(mesh: Mesh, batch_size: int) -> slice:
-  """Which samples of a global batch this process has to bring.
+def rows(mesh: Mesh, size: int) -> list[int]:
+  """The samples of a batch of `size` that this process has to bring, in order.
 
   Several processes bring the same ones if a sample lies on devices of them all.
-
-  Raises:
-    ValueError: they are not consecutive, so that no loader could bring them.
   """
-  cuts = batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
-  found = sorted({cut[0].indices(batch_size)[:2] for cut in cuts if cut})
-  if any(a[1] != b[0] for a, b in zip(found, found[1:])):
-    raise ValueError(
-      f"This process would bring samples {found} of a batch; expected consecutive ones. Choose mesh"
-      " sizes that keep the devices of a process together."
-    )
-  return slice(found[0][0], found[-1][1])
+  places = batch_sharding(mesh).addressable_devices_indices_map((size,))
+  return sorted({row for (part,) in places.values() for row in range(*part.indices(size))})
 
 
 def whole() -> PartitionSpec | None:
@@ -131,7 +122,7 @@ def parameter_shardings(mesh: Mesh, boxed: Any, rules: Any = RULES) -> Any:
 
 
 def to_device(batch: Any, mesh: Mesh, batch_size: int) -> Any:
-  """Places this process's part of a batch (`local_rows`) as one global array for each leaf."""
+  """Places this process's part of a batch (`rows`) as one global array for each leaf."""
   sharding = batch_sharding(mesh)
 
   def place(x):

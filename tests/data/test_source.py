@@ -89,6 +89,24 @@ def test_stored_clips_are_the_sources_and_are_read_from_it_once(tmp_path):
   assert all(np.asarray(x).dtype == np.asarray(y).dtype for x, y in pairs)
 
 
+@pytest.mark.parametrize("damage", ["cut", "empty", "changed"])
+def test_a_damaged_clip_is_made_again_and_reported(tmp_path, damage):
+  counting = _Counting()
+  stored = Stored(counting, tmp_path)
+  first = stored.read(1)
+  file = next(tmp_path.glob("*.npz"))
+  contents = bytearray(file.read_bytes())
+  contents[len(contents) // 2] ^= 1
+  file.write_bytes(
+    {"cut": contents[: len(contents) // 2], "empty": b"", "changed": contents}[damage]
+  )
+  with pytest.warns(UserWarning, match="0000001.npz is damaged .* made again"):
+    jax.tree.map(np.testing.assert_array_equal, stored.read(1), first)
+  assert counting.reads == 2
+  stored.read(1)
+  assert counting.reads == 2
+
+
 def test_a_write_that_broke_off_leaves_no_clip(tmp_path, monkeypatch):
   stored = Stored(_Counting(), tmp_path)
 

@@ -172,7 +172,7 @@ def test_a_requeued_job_goes_on_from_what_it_saved_to_the_end(slurm):
   assert int(saved) % 10 == 0 and 10 <= int(saved) < STEPS
   assert f"resumed at step {saved}" in said
   assert checkpoint.latest_step(slurm.place / "requeued") == STEPS
-  rows = read_metrics(slurm.place / "requeued" / "train.csv")
+  rows = read_metrics(slurm.place / "requeued", "train")
   assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
 
 

@@ -32,8 +32,8 @@ def make_state(step):
   )
 
 
-def save(folder, *steps, keep=3):
-  saved = checkpoint.Checkpoints(folder, keep)
+def save(folder, *steps, keep=3, **options):
+  saved = checkpoint.Checkpoints(folder, keep, **options)
   for step in steps:
     saved.save(make_state(step))
   saved.wait()
@@ -42,9 +42,7 @@ def save(folder, *steps, keep=3):
 
 def test_round_trip_is_exact(tmp_path):
   save(tmp_path, 7)
-  saved = checkpoint.Checkpoints(tmp_path, 3)
-  restored = saved.restore(make_state(0))
-  saved.close()
+  restored = checkpoint.read_state(tmp_path, 7, make_state(0))
   jax.tree.map(np.testing.assert_array_equal, restored, make_state(7))
 
 
@@ -52,6 +50,14 @@ def test_only_the_newest_are_kept(tmp_path):
   save(tmp_path, 1, 2, 3, 4, keep=2)
   names = {path.name for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()}
   assert names == {"3", "4"}
+
+
+def test_some_are_kept_for_ever_by_step_and_by_time(tmp_path):
+  save(tmp_path, 1, 2, 3, 4, 5, 6, keep=1, keep_every=2)
+  assert checkpoint.whole_steps(tmp_path) == [2, 4, 6]
+  # The first and what comes an hour later, which is nothing here, but the newest.
+  save(tmp_path / "timed", 1, 2, 3, 4, keep=1, keep_hours=1.0)
+  assert checkpoint.whole_steps(tmp_path / "timed") == [1, 4]
 
 
 def test_model_is_the_average_with_the_frozen_parts(tmp_path):
@@ -74,12 +80,40 @@ def test_damaged_checkpoint_is_one_clear_error(tmp_path, damage):
     victim.write_bytes(victim.read_bytes()[: victim.stat().st_size // 2])
   else:
     victim.unlink()
-  with pytest.raises(checkpoint.CheckpointError, match="checkpoints/4 can't be read.*remove") as e:
+  with pytest.raises(checkpoint.CheckpointError, match="checkpoints/4 can't be read.*damaged") as e:
     checkpoint.read_model(tmp_path, jax.eval_shape(lambda: PARAMS))
   assert "\n" not in str(e.value)
   # The step before it is still good.
   shutil.rmtree(tmp_path / "checkpoints" / "4")
   assert checkpoint.read_model(tmp_path, jax.eval_shape(lambda: PARAMS))[1] == 3
+
+
+def test_a_single_bit_that_flipped_is_found(tmp_path):
+  save(tmp_path, 4)
+  for item, read in (("model", checkpoint.read_model), ("training", None)):
+    victim = largest_file(tmp_path / "checkpoints" / "4" / item)
+    good = bytearray(victim.read_bytes())
+    bad = good.copy()
+    bad[len(bad) // 2] ^= 1
+    victim.write_bytes(bad)
+    with pytest.raises(checkpoint.DamagedError, match="can't be read"):
+      checkpoint.read_state(tmp_path, 4, make_state(0))
+    if read:
+      with pytest.raises(checkpoint.DamagedError, match="arrays are not what was written.*kernel"):
+        read(tmp_path, jax.eval_shape(lambda: PARAMS))
+    victim.write_bytes(good)
+  checkpoint.read_state(tmp_path, 4, make_state(0))
+
+
+def test_another_precision_is_read_on_request(tmp_path):
+  save(tmp_path, 4)
+  like = make_state(0)
+  half = dataclasses.replace(
+    like, frozen={name: x.astype(jnp.bfloat16) for name, x in like.frozen.items()}
+  )
+  restored = checkpoint.read_state(tmp_path, 4, jax.eval_shape(lambda: half))
+  assert all(x.dtype == jnp.bfloat16 for x in restored.frozen.values())
+  jax.tree.map(np.testing.assert_array_equal, restored.trainable, make_state(4).trainable)
 
 
 def test_other_shapes_are_refused(tmp_path):

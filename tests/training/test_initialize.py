@@ -31,6 +31,15 @@ def create(config):
   return state.averaged_params(now)
 
 
+def test_what_matched_is_listed():
+  config = small_config()
+  config.init.ldrm, config.init.transformer = "runs/a", ""
+  wanted = [f"ldrm/{name}" for name in "abcdefgh"] + ["transformer/x"]
+  assert list(initialize.matched(config, wanted[:2], wanted)) == [
+    "init.ldrm: 2 of 8 arrays from runs/a; at random: ldrm/c, ldrm/d, ldrm/e, ldrm/f, ldrm/g, ..."
+  ]
+
+
 @pytest.fixture(scope="module")
 def earlier(tmp_path_factory):
   folder = tmp_path_factory.mktemp("earlier")
@@ -40,11 +49,13 @@ def earlier(tmp_path_factory):
   return folder, params
 
 
-def test_a_part_comes_from_an_earlier_run_and_the_rest_from_the_seed(earlier):
+def test_a_part_comes_from_an_earlier_run_and_the_rest_from_the_seed(earlier, capsys):
   folder, params = earlier
   config = small_config()
   config.init.transformer = str(folder)
   ours = create(config)
+  count = len(jax.tree.leaves(ours["transformer"]))
+  assert capsys.readouterr().out == f"init.transformer: {count} of {count} arrays from {folder}\n"
   jax.tree.map(np.testing.assert_array_equal, ours["transformer"], params["transformer"])
   config.init.transformer = ""
   again = create(config)

@@ -1,0 +1,65 @@
+"""Where a run is kept: a folder, or an object store with a folder of this host beside it."""
+
+import os
+import pathlib
+from typing import Any, TypeAlias
+
+from etils import epath
+
+# A folder, or what has its methods on an object store.
+Place: TypeAlias = Any
+
+# Where objects are kept, by what an address starts with, and the package that reads them.
+_STORES = {"gs://": "gcsfs", "s3://": "s3fs"}
+# What a run writes on its host and should find again on another one.
+_LOGS = ("metrics.jsonl",)
+
+
+def place(address: str | os.PathLike) -> Place:
+  """The place of an address, "gs://BUCKET/NAME", "s3://BUCKET/NAME" or a folder.
+
+  Raises:
+    ValueError: another kind of address, or the package that it needs is missing.
+  """
+  text = os.fspath(address)
+  if "://" not in text:
+    return pathlib.Path(text)
+  package = next((x for start, x in _STORES.items() if text.startswith(start)), None)
+  if package is None:
+    raise ValueError(f"{text} is no place of a run; expected a folder or {' or '.join(_STORES)}...")
+  found: Place = epath.Path(text)
+  try:
+    found.exists()
+  except ImportError as error:
+    raise ValueError(f"{text} needs the package {package}: pip install {package}.") from error
+  return found
+
+
+def is_local(where: Place) -> bool:
+  """Whether it is a folder of a file system."""
+  return isinstance(where, pathlib.Path)
+
+
+def on_host(where: Place) -> pathlib.Path:
+  """The folder in which this host writes what can't be written piece by piece to `where`.
+
+  Of an object store it is runs/NAME; logs of an earlier host are brought there.
+  """
+  if is_local(where):
+    return where
+  folder = pathlib.Path("runs") / where.name
+  folder.mkdir(parents=True, exist_ok=True)
+  for name in _LOGS:
+    if (where / name).exists():
+      (folder / name).write_bytes((where / name).read_bytes())
+  return folder
+
+
+def publish(folder: pathlib.Path, where: Place) -> None:
+  """Copies what lies in the folder on this host to `where`, unless that is the same."""
+  if is_local(where):
+    return
+  for file in sorted(x for x in folder.rglob("*") if x.is_file()):
+    target = where / file.relative_to(folder).as_posix()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_bytes(file.read_bytes())

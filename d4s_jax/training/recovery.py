@@ -1,0 +1,124 @@
+"""How a run goes on: from the newest step that can be read, and what is saved for that when."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from d4s_jax.config import Config
+from d4s_jax.training import checkpoint, processes
+from d4s_jax.training.emergency import Copies
+from d4s_jax.training.places import Place
+from d4s_jax.training.state import TrainState
+
+
+def open_copies(folder: Place, options: Config) -> Copies | None:
+  """The emergency copies of the run in `folder` if `options`, config.checkpoint, ask for them."""
+  return Copies(options.local, checkpoint.identity(folder)) if options.local else None
+
+
+def newest(folder: Place, copies: Copies | None, like: TrainState) -> TrainState | None:
+  """The newest state that can be read of a run's checkpoints and emergency copies.
+
+  What can't be read is reported, and set aside once something older could be; it is never deleted.
+  Checkpoints go to FOLDER/damaged. With several processes all of them read the same step.
+
+  Args:
+    folder: of the run.
+    copies: its emergency copies, if there are any.
+    like: the state to read, which may be abstract.
+
+  Returns:
+    The state, or None if nothing was saved yet.
+
+  Raises:
+    CheckpointError: something was saved, but nothing can be read, or it is of another
+      configuration.
+  """
+  durable = processes.told(checkpoint.whole_steps(folder))[0]
+  local = set.intersection(*map(set, processes.told(copies.steps() if copies else [])))
+  # Where both have a step the checkpoint is as good.
+  found = sorted({(x, True) for x in durable} | {(x, False) for x in local - set(durable)})
+  damaged: list[tuple[int, bool]] = []
+  reason = ""
+  for step, is_durable in reversed(found):
+    now, reason = None, "Another process could not read its part."
+    try:
+      now = (
+        checkpoint.read_state(folder, step, like)
+        if is_durable or copies is None
+        else copies.read(step, like)
+      )
+    except checkpoint.DamagedError as error:
+      reason = str(error)
+    if all(ok for (ok,) in processes.told([int(now is not None)])):
+      for bad, was_durable in damaged:
+        _set_aside(folder, copies, bad, was_durable)
+      return now
+    damaged.append((step, is_durable))
+    if now is None or processes.writes():
+      print(f"WARNING: step {step} is not used. {reason}", flush=True)
+  if damaged:
+    raise checkpoint.CheckpointError(
+      f"Nothing that was saved of {folder} can be read. {reason} Restore one of its"
+      " checkpoints, or start anew in another --workdir."
+    )
+  return None
+
+
+def _set_aside(folder: Place, copies: Copies | None, step: int, is_durable: bool) -> None:
+  if not is_durable and copies:
+    copies.set_aside(step)
+  elif processes.writes():
+    print(f"WARNING: step {step} was moved to {checkpoint.set_aside(folder, step)}.", flush=True)
+  processes.wait(f"aside {step}")
+
+
+class Saves:
+  """What a run saves while it goes, and when."""
+
+  def __init__(
+    self,
+    saved: checkpoint.Checkpoints,
+    copies: Copies | None,
+    options: Config,
+    publish: Callable[[], None] | None = None,
+  ):
+    """Starts the clock.
+
+    Args:
+      saved: the run's checkpoints.
+      copies: its emergency copies, if it makes any.
+      options: config.checkpoint.
+      publish: is called with every checkpoint, to bring logs to where that is.
+    """
+    self._publish = publish
+    self._saved, self._copies, self._options = saved, copies, options
+    self._timed, self._last = processes.Wish("save"), time.monotonic()
+
+  def after(self, step: int, state: TrainState, flush: Callable[[], None], must: bool) -> None:
+    """Saves `state` if it is time to, or if it must be; ask once after each step.
+
+    Args:
+      step: the number of the step that made it.
+      state: what to save.
+      flush: is called before: what it raises keeps the state from being saved.
+      must: whether to save it anyhow.
+    """
+    options: Any = self._options
+    passed = time.monotonic() - self._last
+    late = bool(options.minutes) and self._timed.due(passed >= 60 * options.minutes, step)
+    if must or late or step % options.every == 0:
+      flush()
+      self._saved.save(state)
+      self._last = time.monotonic()
+      if self._publish:
+        self._publish()
+    elif self._copies and step % options.local_every == 0:
+      flush()
+      self._copies.save(state)
+
+  def close(self) -> None:
+    """Returns when everything is on disk; raises CheckpointError if it can't be written."""
+    self._saved.close()
+    if self._copies:
+      self._copies.close()

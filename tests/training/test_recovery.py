@@ -1,0 +1,138 @@
+"""Going on from the newest of checkpoints and emergency copies that can be read."""
+
+import dataclasses
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from d4s_jax.training import checkpoint, recovery
+from d4s_jax.training.emergency import Copies
+from tests.training.test_checkpoint import CONFIG, largest_file, make_state, save
+
+OPTIONS = types.SimpleNamespace(local="", every=10, minutes=0.0, local_every=1)
+
+
+def copies_of(folder, *steps):
+  copies = Copies(str(folder), "run")
+  for step in steps:
+    copies.save(make_state(step))
+  copies.wait()
+  return copies
+
+
+def same(state, step):
+  jax.tree.map(np.testing.assert_array_equal, state, make_state(step))
+  return True
+
+
+def cut(file):
+  file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def test_the_newer_of_both_is_taken(tmp_path):
+  assert recovery.newest(tmp_path, None, make_state(0)) is None
+  save(tmp_path, 3)
+  assert same(recovery.newest(tmp_path, None, make_state(0)), 3)
+  copies = copies_of(tmp_path / "local", 2, 3, 5)
+  assert copies.steps() == [3, 5]
+  assert same(recovery.newest(tmp_path, copies, make_state(0)), 5)
+  save(tmp_path, 6)
+  assert same(recovery.newest(tmp_path, copies, make_state(0)), 6)
+
+
+@pytest.mark.parametrize("damage", ["cut", "bit", "unreadable"])
+def test_what_is_damaged_is_set_aside_and_the_one_before_serves(tmp_path, capsys, damage):
+  save(tmp_path, 3, 4, 6)
+  copies = copies_of(tmp_path / "local", 5, 7)
+  local = tmp_path / "local" / "run" / "0_of_1"
+  for victim in (
+    largest_file(tmp_path / "checkpoints" / "4" / "training"),
+    largest_file(tmp_path / "checkpoints" / "6" / "model"),
+    local / "5.safetensors",
+    local / "7.safetensors",
+  ):
+    contents = bytearray(victim.read_bytes())
+    contents[len(contents) // 2] ^= 1
+    victim.write_bytes(
+      {"cut": contents[: len(contents) // 2], "bit": contents, "unreadable": b""}[damage]
+    )
+  assert same(recovery.newest(tmp_path, copies, make_state(0)), 3)
+  said = capsys.readouterr().out
+  assert [said.count(f"step {step} is not used") for step in (3, 4, 5, 6, 7)] == [0, 1, 1, 1, 1]
+  assert checkpoint.whole_steps(tmp_path) == [3] and copies.steps() == []
+  assert sorted(x.name[0] for x in (tmp_path / "damaged").iterdir()) == ["4", "6"]
+  assert {x.name for x in local.iterdir()} == {"5.damaged", "7.damaged"}
+  # And again, as if nothing had been.
+  assert same(recovery.newest(tmp_path, copies, make_state(0)), 3)
+
+
+def test_if_nothing_can_be_read_nothing_is_touched(tmp_path):
+  save(tmp_path, 3, 4)
+  for step in ("3", "4"):
+    cut(largest_file(tmp_path / "checkpoints" / step / "model"))
+  with pytest.raises(checkpoint.CheckpointError, match="Nothing that was saved of .* can be read"):
+    recovery.newest(tmp_path, None, make_state(0))
+  assert checkpoint.whole_steps(tmp_path) == [3, 4]
+
+
+def test_another_configuration_is_not_taken_for_damage(tmp_path):
+  save(tmp_path, 3, 4)
+  other = dataclasses.replace(make_state(0), frozen={"fixed": jnp.zeros(3)})
+  with pytest.raises(
+    checkpoint.CheckpointError, match="of another configuration .fixed: .2,. ther"
+  ):
+    recovery.newest(tmp_path, None, other)
+  assert checkpoint.whole_steps(tmp_path) == [3, 4]
+
+
+def test_copies_of_another_run_are_not_seen(tmp_path):
+  options = types.SimpleNamespace(local=str(tmp_path / "local"))
+  run = tmp_path / "run"
+  checkpoint.write_config(run, CONFIG)
+  copies = recovery.open_copies(run, options)
+  copies.save(make_state(5))
+  copies.close()
+  # A run that was cut short before its first checkpoint goes on from its copy.
+  checkpoint.write_config(run, {**CONFIG, "steps": 20})
+  assert recovery.open_copies(run, options).steps() == [5]
+  # One that starts there with another configuration does not.
+  checkpoint.write_config(run, {**CONFIG, "seed": 1})
+  assert recovery.open_copies(run, options).steps() == []
+
+
+def test_saves_come_by_step_and_by_time(tmp_path, monkeypatch):
+  saved, copies = checkpoint.Checkpoints(tmp_path, keep=9), Copies(str(tmp_path / "local"), "run")
+  options = types.SimpleNamespace(every=4, minutes=1.0, local_every=2)
+  clock = [0.0]
+  monkeypatch.setattr(recovery.time, "monotonic", lambda: clock[0])
+  saves = recovery.Saves(saved, copies, options)
+  for step in range(1, 12):
+    clock[0] += 25.0
+    saves.after(step, make_state(step), lambda: None, must=step == 11)
+  saves.close()
+  # After 75 s, at 4 though it is due at 6 only, and so on.
+  assert checkpoint.whole_steps(tmp_path) == [3, 4, 7, 8, 11]
+  assert copies.steps() == [6, 10]
+
+
+def test_what_a_killed_process_left_half_written_is_removed(tmp_path):
+  copies_of(tmp_path, 1)
+  half = tmp_path / "run" / "0_of_1" / ".2.safetensors.00112233.safetensors"
+  half.write_bytes(b"half")
+  assert Copies(str(tmp_path), "run").steps() == [1] and not half.exists()
+
+
+def test_a_copy_that_cannot_be_written_is_one_clear_error(tmp_path):
+  (tmp_path / "file").touch()
+  with pytest.raises(checkpoint.CheckpointError, match="leave out --config.checkpoint.local"):
+    Copies(str(tmp_path / "file"), "run")
+  copies = copies_of(tmp_path / "local", 1)
+  (tmp_path / "local" / "run" / "0_of_1").rename(tmp_path / "gone")
+  (tmp_path / "local" / "run").rmdir()
+  (tmp_path / "local" / "run").touch()
+  copies.save(make_state(2))
+  with pytest.raises(checkpoint.CheckpointError, match="can't be written"):
+    copies.close()
