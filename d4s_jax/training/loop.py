@@ -3,11 +3,9 @@
 import contextlib
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import flax.linen as nn
 import jax
-import optax
 
 from d4s_jax.config import Config
 from d4s_jax.data.loader import make_loader
@@ -34,7 +32,7 @@ from d4s_jax.training.profile import Profile
 from d4s_jax.training.record import Record
 from d4s_jax.training.report import write_report
 from d4s_jax.training.stages import Stage, stage, trained
-from d4s_jax.training.step import make_step
+from d4s_jax.training.update import make_update
 from d4s_jax.types import Clip
 
 
@@ -72,7 +70,7 @@ def run(config: Config, place: places.Place, traced: tuple[int, int] | None = No
       text_cache.check(cached, like.trainable)
       settings = objectives.Settings(**config.loss.to_dict())
       lpips = jax.device_put(load_weights(settings.lpips), sharding.whole())
-      step = _compiled(config, system, chosen, settings, optimizer, like)
+      step = make_update(config, system, chosen, settings, optimizer, like)
       validate = validation.make_validation(system, chosen)
       source, tokenize = _source(config, chosen), system.backbone.tokenizer
       heldout = validation.load_clips(
@@ -93,9 +91,8 @@ def run(config: Config, place: places.Place, traced: tuple[int, int] | None = No
     # The state: where the newest checkpoint that can be read left off, or new. In this order: Orbax
     # tidies the folder in a thread, which must not outlive a refused start.
     copies = recovery.open_copies(place, config.checkpoint)
-    now = recovery.newest(place, copies, like)
-    if now is None:
-      now = initialize.create_state(system, config, patterns, optimizer, like)
+    found = recovery.newest(place, copies, like)
+    now = found or initialize.create_state(system, config, patterns, optimizer, like)
     keep = config.checkpoint
     saved = checkpoint.Checkpoints(place, keep.keep, keep.keep_every, keep.keep_hours)
     start = int(now.step)
@@ -164,32 +161,6 @@ def run(config: Config, place: places.Place, traced: tuple[int, int] | None = No
     if publish:
       publish()
     return done
-
-
-def _compiled(
-  config: Config,
-  system: System,
-  chosen: Stage,
-  settings: objectives.Settings,
-  optimizer: optax.GradientTransformation,
-  like: state.TrainState,
-) -> Any:
-  """The step as a program: (state, which it overwrites; batch; LPIPS) -> (state, metrics)."""
-
-  def update(now: state.TrainState, batch: Clip, lpips: Any):
-    # LPIPS is an argument: XLA makes copies of a constant of this size while it compiles, and keeps
-    # them in the program.
-    step = make_step(
-      objectives.make_objective(system, chosen, settings, lpips),
-      optimizer,
-      seed=config.seed,
-      average_decay=config.average_decay,
-      accumulate=config.accumulate,
-      spike=config.spike,
-    )
-    return step(now, batch)
-
-  return jax.jit(update, donate_argnums=0, out_shardings=(sharding.of(like), sharding.whole()))
 
 
 # The smallest value of keys that count something.

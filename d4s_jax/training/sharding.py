@@ -89,8 +89,8 @@ def rows(mesh: Mesh, size: int) -> list[int]:
 
   Several processes bring the same ones if a sample lies on devices of them all.
   """
-  places = batch_sharding(mesh).addressable_devices_indices_map((size,))
-  return sorted({row for (part,) in places.values() for row in range(*part.indices(size))})
+  places = batch_sharding(mesh).addressable_devices_indices_map((size,)).values()
+  return sorted({row for part in places if part for row in range(*part[0].indices(size))})
 
 
 def whole() -> PartitionSpec | None:

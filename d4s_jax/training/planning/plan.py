@@ -20,7 +20,7 @@ from d4s_jax.training.planning import flops
 from d4s_jax.training.planning.chips import Chip, open_topology
 from d4s_jax.training.planning.hlo import Collective, Program
 from d4s_jax.training.stages import Stage, stage, trained
-from d4s_jax.training.step import make_step
+from d4s_jax.training.update import make_update
 from d4s_jax.types import Cameras, Clip, Tracks, Views
 
 # Point tracks of a clip, as of the embedded scenes.
@@ -115,21 +115,17 @@ def plan_training(config: Config, topology: str, samples: int | None = None) -> 
   )
   optimizer = make_optimizer(steps=config.steps, **config.optimizer.to_dict())
   settings = objectives.Settings(**config.loss.to_dict())
-  objective = objectives.make_objective(system, chosen, settings)
-  step = make_step(
-    objective,
-    optimizer,
-    seed=config.seed,
-    average_decay=config.average_decay,
-    accumulate=config.accumulate,
-    spike=config.spike,
-  )
   with jax.set_mesh(mesh), nn.logical_axis_rules(sharding.RULES):
     like = initialize.abstract_state(system, patterns, optimizer, mesh, config.frozen_dtype)
     clip = abstract_clip(config, system, batch_size, sharding.batch_sharding(mesh))
     began = time.perf_counter()
-    jitted = jax.jit(step, donate_argnums=0, out_shardings=(sharding.of(like), sharding.whole()))
-    lowered = jitted.lower(like, clip)
+    everywhere = jax.NamedSharding(mesh, jax.P())
+    lpips = jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere),
+      load_weights(settings.lpips),
+    )
+    update = make_update(config, system, chosen, settings, optimizer, like)
+    lowered = update.lower(like, clip, lpips)
     refusal, compiled = "", None
     try:
       compiled = lowered.compile()
@@ -154,8 +150,9 @@ def plan_training(config: Config, topology: str, samples: int | None = None) -> 
     program = Program(compiled.as_text())
     if memory["peak"] > chip.memory:  # A GPU's compiler does not refuse.
       refusal = f"needs {memory['peak'] / 2**30:.1f} GiB"
-  executed = flops.count(step, *_plain((like, clip)))
-  useful = _useful(system, chosen, objective, settings, *_plain((like, clip)))
+  like, clip, lpips = _plain((like, clip, lpips))
+  executed = flops.count(update, like, clip, lpips)
+  useful = _useful(system, chosen, settings, like, clip, lpips)
   return Plan(
     mesh=dict(mesh.shape),
     samples=batch_size,
@@ -236,7 +233,7 @@ def _bytes(tree: Any) -> float:
 
 
 def _useful(
-  system: System, chosen: Stage, objective: Any, settings: Any, like: Any, clip: Clip
+  system: System, chosen: Stage, settings: objectives.Settings, like: Any, clip: Clip, lpips: Any
 ) -> float:
   """Operations of a loss and its gradient if nothing is computed twice.
 
@@ -246,7 +243,11 @@ def _useful(
   params = state.unflatten(like.frozen, like.trainable)
   images, target = clip.source.images, clip.target.images
   key = jax.eval_shape(lambda: jax.random.key(0))
-  total = 3 * flops.count(objective, params, clip, key)
+
+  def objective(params, clip, key, lpips):
+    return objectives.make_objective(system, chosen, settings, lpips)(params, clip, key)
+
+  total = 3 * flops.count(objective, params, clip, key, lpips)
   if chosen.objectives != ("autoencoding",):
     total -= 2 * flops.count(system.backbone.encode, params, images)
   if "diffusion" in chosen.objectives:
@@ -257,10 +258,9 @@ def _useful(
     total -= 2 * flops.count(condition, params, images)
     total -= 2 * flops.count(system.backbone.encode_text, params, clip.text)
   if "reconstruction" in chosen.objectives:
-    weights = load_weights(settings.lpips)
 
-    def compared(drawn, seen):
-      return perceptual(drawn, seen, weights, net=settings.lpips)
+    def compared(drawn, seen, lpips):
+      return perceptual(drawn, seen, lpips, net=settings.lpips)
 
-    total -= 1.5 * flops.count(compared, target, target)
+    total -= 1.5 * flops.count(compared, target, target, lpips)
   return total
