@@ -140,9 +140,8 @@ def _enlarge(frames: Float[np.ndarray, "f h w 3"]) -> Float[np.ndarray, "F H W 3
 
 
 def _table(summary: dict[str, dict[str, tuple[float, float]]]) -> str:
-  lines = [f"{'':28}{'start':>10}{'end':>10}"]
-  for log, metrics in summary.items():
-    lines += [
-      f"{log + ' ' + name:28}{start:>10.4g}{end:>10.4g}" for name, (start, end) in metrics.items()
-    ]
+  ends_of = {f"{log} {name}": x for log, metrics in summary.items() for name, x in metrics.items()}
+  width = max(map(len, ends_of))
+  lines = [f"{'':{width}}{'start':>11}{'end':>11}"]
+  lines += [f"{name:{width}}{start:>11.4g}{end:>11.4g}" for name, (start, end) in ends_of.items()]
   return "\n".join(lines)
