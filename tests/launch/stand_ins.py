@@ -10,6 +10,8 @@ import time
 
 ROOT = pathlib.Path(__file__).parents[2]
 LAUNCH = ROOT / "launch"
+# Seconds after which a script hangs, on a machine that may be busy; the longest takes one.
+PATIENCE = 600
 # What a careless script would split, expand, or lose.
 HOSTILE = (
   "--config.a=two  words",
@@ -65,7 +67,7 @@ class StandIns:
   def run(self, script: str, *words: str, **environment: str) -> "subprocess.CompletedProcess[str]":
     """A launch script, to its end."""
     process = self.start(script, *words, **environment)
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=PATIENCE)
     return subprocess.CompletedProcess(script, process.returncode, out, err)
 
   def bash(self, text: str) -> None:
@@ -79,7 +81,7 @@ class StandIns:
 
   def wait_for(self, name: str, count: int = 1) -> None:
     """Returns once a command was called so often."""
-    until = time.monotonic() + 120
+    until = time.monotonic() + PATIENCE
     while len(self.calls(name)) < count:
       assert time.monotonic() < until, f"{name} was never called"
       time.sleep(0.01)
@@ -87,7 +89,7 @@ class StandIns:
   def stop(self, process: "subprocess.Popen[str]", number: int = signal.SIGTERM) -> tuple[int, str]:
     """Sends a signal; the status and what was said."""
     process.send_signal(number)
-    _, said = process.communicate(timeout=120)
+    _, said = process.communicate(timeout=PATIENCE)
     return process.returncode, said
 
 

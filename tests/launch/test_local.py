@@ -10,7 +10,7 @@ import time
 import numpy as np
 import pytest
 
-from tests.launch.stand_ins import LAUNCH, ROOT, TRAINING, UNTIL_STOPPED, trainer
+from tests.launch.stand_ins import LAUNCH, PATIENCE, ROOT, TRAINING, UNTIL_STOPPED, trainer
 from tests.support import small_config, write_run
 
 LINE = ["-m", "d4s_jax.train", *TRAINING]
@@ -87,7 +87,7 @@ def test_a_signal_reaches_the_training_once_which_saves_and_is_not_started_again
   while not (stand_ins.place / "ready").exists():
     time.sleep(0.01)
   process.send_signal(number)
-  out, _ = process.communicate(timeout=120)
+  out, _ = process.communicate(timeout=PATIENCE)
   assert out == f"saved after {number.name}\n" and process.returncode == 75
   assert len(trainings(stand_ins)) == 1
 

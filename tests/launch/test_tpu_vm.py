@@ -10,7 +10,7 @@ import subprocess
 
 import pytest
 
-from tests.launch.stand_ins import TRAINING, UNTIL_STOPPED, one_line
+from tests.launch.stand_ins import PATIENCE, TRAINING, UNTIL_STOPPED, one_line
 
 OPTIONS = (
   "--name=joint",
@@ -195,7 +195,7 @@ elif words[0] == "stop":
   while not (stand_ins.place / "ready").exists():
     assert process.poll() is None
   process.terminate()
-  out, _ = process.communicate(timeout=120)
+  out, _ = process.communicate(timeout=PATIENCE)
   assert "saved after SIGTERM" in out and process.returncode == 75
   assert verbs(stand_ins) == ["create", "ssh", "ssh", "delete"]
 
