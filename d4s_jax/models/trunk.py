@@ -87,6 +87,8 @@ class Trunk(nn.Module):
 
   def _tokens(self, x, patch, name):
     x = PatchConv3d(self.width, patch, self.dtype, name=f"{name}_patch")(x)
+    # Or XLA cuts channels as the kernel lies, and gathers whole camera maps for it.
+    x = constrain(x, "batch", *4 * (None,))
     return LayerNorm(name=f"{name}_norm")(x)
 
   def _noise(self, sigma):
