@@ -324,6 +324,8 @@ def base(preset: str) -> Config:
         **{"steps": 8 if tiny else 30, "scale": 3.0 if tiny else 7.5},
         **{"guidance": "cosine", "solver": "ddim"},
         "negative_prompt": "",
+        # Steps that reuse what the blocks added in an earlier one: diffusion.reuse.
+        "reuse": (),
       },
     }
   )

@@ -15,6 +15,8 @@ from jaxtyping import Array
 # views: pictures that are drawn; gathered, spread: tokens and heads inside self-attention.
 AXES = ("batch", "views", "frames", "tokens", "gathered", "text", "embed", "mlp", "heads", "spread")
 AXES += ("channels", "layers")
+# Mesh axis along which the two passes of guidance lie side by side, where a mesh has it.
+BRANCH = "branch"
 
 
 def _check(axes: tuple[str | None, ...]) -> None:

@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from d4s_jax.diffusion.schedule import FlowMatching, Schedule
 from d4s_jax.diffusion.v_prediction import VPrediction
+from d4s_jax.layers.reuse import FEATURES
 from d4s_jax.models.adapter import ADAPTER, LoRA, add_adapter
 from d4s_jax.models.clip import CLIPVision
 from d4s_jax.models.cogvideox.autoencoder import CogVideoXAutoencoder
@@ -226,16 +227,61 @@ class Backbone:
     Returns:
       The velocity, float32. With a condition, that of the first frame need not mean anything.
     """
+    args = latents, sigma, text, camera_maps, condition
+    return self._denoise(params, *args)
+
+  def denoise_keeping(
+    self,
+    params: Params,
+    latents: Float[Array, "b f h w c"],
+    sigma: Float[Array, "b"],
+    text: Text,
+    camera_maps: Float[Array, "b F H W m"] | None = None,
+    condition: Condition | None = None,
+  ) -> tuple[Float[Array, "b f h w c"], Any]:
+    """As `denoise`; also returns features for `denoise_reusing`, whose arrays have an axis "b"."""
+    args = latents, sigma, text, camera_maps, condition
+    return self._denoise(params, *args, mutable=[FEATURES])
+
+  def denoise_reusing(
+    self,
+    params: Params,
+    features: Any,
+    latents: Float[Array, "b f h w c"],
+    sigma: Float[Array, "b"],
+    text: Text,
+    camera_maps: Float[Array, "b F H W m"] | None = None,
+    condition: Condition | None = None,
+  ) -> Float[Array, "b f h w c"]:
+    """As `denoise`, but all blocks together add what they added in the pass that `features` are of.
+
+    What is left to compute are the embeddings and the head.
+    """
+    args = latents, sigma, text, camera_maps, condition
+    return self._denoise(params, *args, **features)
+
+  def _denoise(
+    self,
+    params: Params,
+    latents: Float[Array, "b f h w c"],
+    sigma: Float[Array, "b"],
+    text: Text,
+    camera_maps: Float[Array, "b F H W m"] | None,
+    condition: Condition | None,
+    mutable: Any = False,
+    **collections: Any,
+  ) -> Any:
+    """The transformer with its adapter, whether features are kept, reused or neither."""
     args = (latents, sigma, text.embeddings, camera_maps, condition)
-    beside = {ADAPTER: self.adapter.scaled(params[ADAPTER])} if self.adapter.rank else {}
+    if self.adapter.rank:
+      collections[ADAPTER] = self.adapter.scaled(params[ADAPTER])
+    variables = {"params": params["transformer"], **collections}
     with nn.intercept_methods(add_adapter):
-      return _apply(self.transformer, params["transformer"], *args, method="denoise", **beside)
+      return self.transformer.apply(variables, *args, method="denoise", mutable=mutable)
 
 
-def _apply(
-  module: nn.Module, params: Any, *args: Any, method: str | None = None, **collections: Any
-) -> Any:
-  return module.apply({"params": params, **collections}, *args, method=method)
+def _apply(module: nn.Module, params: Any, *args: Any, method: str | None = None) -> Any:
+  return module.apply({"params": params}, *args, method=method)
 
 
 def _pick(choice: Bool[Array, "b"], first: Text, second: Text) -> Text:

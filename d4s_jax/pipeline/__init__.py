@@ -1,19 +1,22 @@
 """From a photograph, a camera path and a prompt to a dynamic scene (Diff4Splat, inference)."""
 
 import functools
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from d4s_jax.diffusion import reuse as reusing
 from d4s_jax.diffusion import solvers
 from d4s_jax.diffusion.guidance import guidance as guidance_weights
-from d4s_jax.diffusion.sampler import sample, unconditional_passes
+from d4s_jax.diffusion.sampler import Passes, sample, unconditional_passes
 from d4s_jax.models.system import System
 from d4s_jax.pipeline import progress
+from d4s_jax.pipeline.passes import Denoiser, Told
+from d4s_jax.pipeline.spread import spread
 from d4s_jax.types import Cameras, DynamicGaussians
 
 # The generic high-fidelity description of the supplement, section 2.1.
@@ -24,6 +27,15 @@ PROMPT = (
 
 _LONGEST_PROMPT = 10_000
 _LARGEST_SEED = 2**32 - 1
+
+
+class _Begun(NamedTuple):
+  """What is known before the first step: passes, noise, the solver's key, the first latent."""
+
+  passes: Passes
+  noise: Float[Array, "1 f h w c"]
+  key: PRNGKeyArray
+  first: Float[Array, "1 1 h w c"]
 
 
 class Pipeline:
@@ -53,6 +65,7 @@ class Pipeline:
     scale: float = 7.5,
     solver: str = "ddim",
     negative_prompt: str = "",
+    reuse: Sequence[int] = (),
   ):
     """Prepares a sampler; the arguments but the first two are the configuration's `sampling`.
 
@@ -65,6 +78,8 @@ class Pipeline:
       scale: gamma_max of the cosine schedule, or the constant weight.
       solver: of the sampling, a key of `diffusion.solvers.SOLVERS`.
       negative_prompt: what guidance leads away from; "" is what training drops prompts to.
+      reuse: steps, from 1 on, that reuse what the transformer's blocks added in the last step that
+        is not among them (`diffusion.reuse`).
 
     Raises:
       ValueError: a setting is unknown or out of range.
@@ -78,7 +93,8 @@ class Pipeline:
         f" {weights.max():.3g}; expected finite ones of at least 1, which is no guidance."
       )
     self.sampling = dict(steps=steps, guidance=guidance, scale=scale, solver=solver)
-    self.sampling |= {"negative_prompt": negative_prompt}
+    self._reuse = reusing.check(reuse, steps)
+    self.sampling |= {"negative_prompt": negative_prompt, "reuse": list(self._reuse)}
     self._system = system
     self._params = params
     self._weights = weights
@@ -89,7 +105,7 @@ class Pipeline:
     self._embed = jax.jit(backbone.encode_text)
     self._condition = jax.jit(backbone.condition, static_argnums=2)
     self._decode = jax.jit(backbone.decode)
-    self._denoise = jax.jit(backbone.denoise)
+    self._denoiser = Denoiser(backbone)
     self._reconstruct = jax.jit(functools.partial(_reconstruct, system))
 
   def __call__(
@@ -116,12 +132,63 @@ class Pipeline:
     self, image: Float[np.ndarray, "h w 3"], cameras: Cameras, prompt: str, seed: int = 0
   ) -> Float[Array, "f h w c"]:
     """The first half of `__call__`: normalised latents of the clip, the first the photograph's."""
+    begun = self._begin(image, cameras, prompt, seed, keep=bool(self._reuse))
+    count = len(self._weights)
+    passes = count - len(self._reuse) + unconditional_passes(self._weights, self._reuse)
+    with progress.bar(f"sample ({passes} passes)", count, "step") as bar:
+      latents = sample(
+        *(begun.passes, begun.noise, self._system.backbone.schedule, self._weights),
+        solver=self._solver,
+        key=begun.key,
+        reuse=self._reuse,
+        report=bar.update,
+      )
+    # The first latent is the photograph's own.
+    latents = jnp.concatenate([begun.first, latents[:, 1:]], axis=1)[0]
+    if not jnp.isfinite(latents).all():
+      raise ValueError(
+        "The video model gives NaN or infinite latents: its weights are damaged, or too large for"
+        " their type; convert or train it again."
+      )
+    return latents
+
+  def calibrate(
+    self,
+    image: Float[np.ndarray, "h w 3"],
+    cameras: Cameras,
+    prompt: str,
+    seed: int = 0,
+    *,
+    span: int = 3,
+  ) -> Float[np.ndarray, "n n"]:
+    """What reuse would cost at each step of a run: `diffusion.reuse.calibrate`.
+
+    The arguments but the last are those of a call; the settings' own `reuse` is not followed. The
+    mean over several runs is what `diffusion.reuse.choose` makes a table of.
+    """
+    begun = self._begin(image, cameras, prompt, seed, keep=True)
+    with progress.bar("calibrate", len(self._weights), "step") as bar:
+      return reusing.calibrate(
+        *(begun.passes, begun.noise, self._system.backbone.schedule, self._weights),
+        solver=self._solver,
+        key=begun.key,
+        span=span,
+        # The first latent is the photograph's own.
+        seen=lambda latents: latents[:, 1:],
+        report=bar.update,
+      )
+
+  def _begin(
+    self, image: Float[np.ndarray, "h w 3"], cameras: Cameras, prompt: str, seed: int, keep: bool
+  ) -> "_Begun":
+    """Embeds and encodes what a run is told, and draws its noise."""
     size, frames = (cameras.height, cameras.width), len(cameras.world_from_camera)
     self._system.check_size(frames, *size)
     if image.shape != (*size, 3):
       raise ValueError(f"The image has shape {image.shape}; its camera, {(*size, 3)}.")
     if not 0 <= seed <= _LARGEST_SEED:
       raise ValueError(f"The seed is {seed}; expected 0 to {_LARGEST_SEED}.")
+    shape = self._system.backbone.latent_shape(1, frames, *size)
     tokens = jnp.asarray(self._tokenize(prompt))[None]
     params = self._part("text_encoder")
     with progress.timed("compile, and embed the prompt"):
@@ -130,7 +197,8 @@ class Pipeline:
     del params
     params = self._part("autoencoder", "image_encoder")
     with progress.timed("compile, and encode the photograph"):
-      condition = self._condition(params, jnp.asarray(image)[None], frames)
+      picture = spread(jnp.asarray(image)[None], params, shape[2:4])
+      condition = self._condition(params, picture, frames)
       jax.block_until_ready(condition)
     del params
     params = self._part("transformer", "adapter")
@@ -138,35 +206,11 @@ class Pipeline:
     if "camera" not in params["transformer"]:
       maps = None
       progress.say("note: these weights know no cameras; the trajectory is not followed.")
-    shape = self._system.backbone.latent_shape(1, frames, *size)
     # As training drops conditions: prompt and camera go together.
-    no_maps = None if maps is None else 0 * maps
-
-    def denoise(text, maps):
-      return lambda latents, level: self._denoise(params, latents, level, text, maps, condition)
-
-    passes = len(self._weights) + unconditional_passes(self._weights)
+    told = Told(text, maps), Told(no_text, None if maps is None else 0 * maps)
+    passes = self._denoiser.passes(params, *told, condition, keep=keep)
     noise_key, solver_key = jax.random.split(jax.random.key(seed))
-    noise = jax.random.normal(noise_key, shape)
-    with progress.bar(f"sample ({passes} passes)", len(self._weights), "step") as bar:
-      latents = sample(
-        denoise(text, maps),
-        denoise(no_text, no_maps),
-        noise,
-        self._system.backbone.schedule,
-        self._weights,
-        solver=self._solver,
-        key=solver_key,
-        report=bar.update,
-      )
-    # The first latent is the photograph's own.
-    latents = jnp.concatenate([condition.first, latents[:, 1:]], axis=1)[0]
-    if not jnp.isfinite(latents).all():
-      raise ValueError(
-        "The video model gives NaN or infinite latents: its weights are damaged, or too large for"
-        " their type; convert or train it again."
-      )
-    return latents
+    return _Begun(passes, jax.random.normal(noise_key, shape), solver_key, condition.first)
 
   def reconstruct(self, latents: Float[Array, "f h w c"], cameras: Cameras) -> DynamicGaussians:
     """The second half of `__call__`: the scene behind latents, in NumPy arrays."""
@@ -174,14 +218,16 @@ class Pipeline:
     decoded = ("autoencoder",) if self._system.ldrm.stem else ()
     params = self._part("ldrm", *decoded)
     with progress.timed(f"compile, and reconstruct from {count} frames of {size} pixels"):
-      scene = self._reconstruct(params, latents[None], _batched(cameras))
+      batch = spread(latents[None], params, latents.shape[1:3])
+      scene = self._reconstruct(params, batch, _batched(cameras))
       return jax.tree.map(lambda x: np.asarray(x[0]), scene)
 
   def video(self, latents: Float[Array, "f h w c"]) -> Float[np.ndarray, "F H W 3"]:
     """The generated video, in [0, 1]: what the video model makes before there is a scene."""
     params = self._part("autoencoder")
     with progress.timed("compile, and decode the video"):
-      return np.clip(self._decode(params, latents[None])[0], 0, 1)
+      batch = spread(latents[None], params, latents.shape[1:3])
+      return np.clip(self._decode(params, batch)[0], 0, 1)
 
   def _part(self, name: str, *others: str) -> dict[str, Any]:
     """A part of the parameters, and those of `others` that there are."""

@@ -29,7 +29,10 @@ from d4s_jax.models.tokenizer import MissingPackageError
 from d4s_jax.training.state import TrainState, averaged_params, flatten
 
 # A run may be continued with other values of these.
-RESUMABLE = ("steps", "checkpoint", "heldout", "data.workers", "data.cache", "text_cache")
+RESUMABLE = (
+  *("steps", "checkpoint", "heldout", "data.workers", "data.cache", "text_cache"),
+  "sampling",
+)
 
 
 # What every reader of a run's configuration relies on, beside the model.

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from d4s_jax.diffusion.guidance import cosine, guidance
-from d4s_jax.diffusion.sampler import sample, unconditional_passes
+from d4s_jax.diffusion.sampler import apart, sample, unconditional_passes
 from d4s_jax.diffusion.schedule import FlowMatching
 
 
@@ -60,7 +60,7 @@ def test_guidance_is_skipped_where_it_is_negligible():
     return 0.5 * x
 
   weights = np.array([3.0, 2.0, 1.01, 1.0])
-  latents = sample(conditional, unconditional, jnp.ones((1, 2)), FlowMatching(1.0), weights)
+  latents = sample(apart(conditional, unconditional), jnp.ones((1, 2)), FlowMatching(1.0), weights)
   assert len(calls) == 2 == unconditional_passes(weights)
   # v = .5x + w (x - .5x) for two steps, then v = x for two, dt = -1/4.
   expected = (1 - 0.25 * 2.0) * (1 - 0.25 * 1.5) * 0.75**2

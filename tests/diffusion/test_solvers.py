@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from d4s_jax.diffusion.sampler import sample
+from d4s_jax.diffusion.sampler import apart, sample
 from d4s_jax.diffusion.schedule import FlowMatching, Schedule
 from d4s_jax.diffusion.solvers import SOLVERS, solver
 from d4s_jax.diffusion.v_prediction import VPrediction
@@ -87,7 +87,7 @@ def test_a_run_equals_the_scheduler_of_diffusers(name, steps, monkeypatch):
   def ours(x, level):
     return jnp.tanh(x @ matrix) + (level - offset)[:, None]
 
-  got = sample(ours, ours, jnp.asarray(start), schedule, np.ones(steps), solver=chosen, key=key)
+  got = sample(apart(ours, ours), jnp.asarray(start), schedule, np.ones(steps), solver=chosen, key=key)
   # 2e-5 of the largest: fifty float32 steps, whose weights theirs compute in float32 too.
   np.testing.assert_allclose(got, want, atol=2e-5 * np.abs(want).max())
 
@@ -147,7 +147,7 @@ def _error(which, steps):
     return x * (sigma - (1 - sigma) * spread**2) / (sigma**2 + (1 - sigma) ** 2 * spread**2)
 
   start = jnp.ones((1, 1))
-  found = sample(velocity, velocity, start, schedule, np.ones(steps), solver=which)
+  found = sample(apart(velocity, velocity), start, schedule, np.ones(steps), solver=which)
   return abs(float(found[0, 0]) - spread)
 
 
@@ -163,7 +163,7 @@ def test_gradients_flow_through_a_run():
     def velocity(x, sigma):
       return scale * x
 
-    return jnp.sum(sample(velocity, velocity, jnp.ones((1, 3)), FlowMatching(), np.ones(3)))
+    return jnp.sum(sample(apart(velocity, velocity), jnp.ones((1, 3)), FlowMatching(), np.ones(3)))
 
   step = 1e-3
   numeric = (end(0.5 + step) - end(0.5 - step)) / (2 * step)
@@ -176,6 +176,5 @@ def test_mistakes_are_named():
   with pytest.raises(ValueError, match="spacing is 'log'.*even"):
     FlowMatching(spacing="log").levels(3)
   with pytest.raises(ValueError, match="'dpm' adds noise; it needs a key"):
-    sample(
-      lambda x, s: x, lambda x, s: x, jnp.ones((1, 2)), VPrediction(), np.ones(3), solver="dpm"
-    )
+    still = apart(lambda x, s: x, lambda x, s: x)
+    sample(still, jnp.ones((1, 2)), VPrediction(), np.ones(3), solver="dpm")

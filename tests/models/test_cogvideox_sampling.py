@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from d4s_jax.diffusion.guidance import guidance
-from d4s_jax.diffusion.sampler import sample
+from d4s_jax.diffusion.sampler import apart, sample
 from d4s_jax.models.backbone import Text, build
 from tests.models.cogvideox_oracle import (
   autoencoder_parameters,
@@ -124,7 +124,7 @@ def test_sampling_with_guidance_equals_the_pipeline_of_diffusers(variant):
       return lambda latents, sigma: denoise(params, latents, sigma, text, None, known)
 
     weights = guidance("constant", STEPS, SCALE)
-    return sample(velocity(prompt), velocity(empty), noise, backbone.schedule, weights)
+    return sample(apart(velocity(prompt), velocity(empty)), noise, backbone.schedule, weights)
 
   inputs = channel_last(noise), channel_last(image, 1), prompt.numpy(), empty.numpy()
   got = ours(*(jnp.asarray(x) for x in inputs))

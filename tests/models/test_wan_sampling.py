@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from d4s_jax.diffusion.guidance import guidance
-from d4s_jax.diffusion.sampler import sample
+from d4s_jax.diffusion.sampler import apart, sample
 from d4s_jax.models.backbone import Text, build
 from d4s_jax.weights.clip import ENCODER
 from d4s_jax.weights.wan import AUTOENCODER, TRANSFORMER
@@ -135,7 +135,7 @@ def _both(mode, dtype, batch=1):
       return lambda latents, sigma: denoise(params, latents, sigma, text, None, condition)
 
     weights = guidance("constant", STEPS, SCALE)
-    latents = sample(velocity(prompt), velocity(empty), noise, backbone.schedule, weights)
+    latents = sample(apart(velocity(prompt), velocity(empty)), noise, backbone.schedule, weights)
     if mode != "ti2v":
       return latents
     return jnp.concatenate([condition.first, latents[:, 1:]], axis=1)

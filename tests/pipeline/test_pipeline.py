@@ -78,7 +78,7 @@ class ToyBackbone:
   tokenizer = ByteTokenizer(24)
 
   def __init__(self):
-    self.calls, self.texts = [], []
+    self.calls, self.texts, self.reused = [], [], []
 
   def latent_shape(self, batch, frames, height, width):
     return batch, 1 + (frames - 1) // 4, 1, 1, 1
@@ -100,6 +100,13 @@ class ToyBackbone:
     self.texts.append((conditional, np.asarray(text.embeddings)[0, :, 0]))
     self.calls.append((conditional, float(sigma[0]), np.asarray(condition.first)))
     return (latents - (2.0 if conditional else 1.0)) / sigma.reshape(-1, 1, 1, 1, 1)
+
+  def denoise_keeping(self, params, *args):
+    return self.denoise(params, *args), self.calls[-1][:2]
+
+  def denoise_reusing(self, params, features, *args):
+    self.reused.append((features, float(args[1][0])))
+    return self.denoise(params, *args)
 
 
 def toy_system(backbone):

@@ -14,6 +14,7 @@ from d4s_jax.layers.embeddings import apply_rotary, sinusoidal
 from d4s_jax.layers.linear import dense
 from d4s_jax.layers.normalization import LayerNorm, modulate, over_tokens
 from d4s_jax.layers.partitioning import constrain
+from d4s_jax.layers.reuse import reusable
 from d4s_jax.layers.transformer import scan_blocks
 from d4s_jax.models.camera_adapter import CameraEmbedding
 from d4s_jax.models.cogvideox.positions import (
@@ -107,7 +108,7 @@ class CogVideoXTransformer(nn.Module):
     stack = scan_blocks(CogVideoXBlock, self.depth, inputs=2, remat=self.remat)
     stack = stack(self.heads, length, self.dtype, name="blocks")
     x = constrain(jnp.concatenate([text, x], axis=1), "batch", "tokens", None)
-    x, _ = stack(x, time, rotary)
+    x = reusable(self, lambda x: stack(x, time, rotary)[0], x)
 
     x = LayerNorm(epsilon=1e-5, name="norm")(x[:, length:])
     modulation = dense(2 * dim, None, "embed", dtype=self.dtype, name="head_modulation")(time)

@@ -13,6 +13,7 @@ from d4s_jax.layers.embeddings import apply_rotary, rotary_3d
 from d4s_jax.layers.linear import dense
 from d4s_jax.layers.normalization import LayerNorm, RMSNorm, layer_norm, modulate, over_tokens
 from d4s_jax.layers.partitioning import constrain, partitioned
+from d4s_jax.layers.reuse import reusable
 from d4s_jax.layers.transformer import scan_blocks
 from d4s_jax.models.camera_adapter import CameraEmbedding
 from d4s_jax.models.condition import Condition
@@ -91,7 +92,7 @@ class WanTransformer(nn.Module):
 
     stack = scan_blocks(WanBlock, self.depth, inputs=4, remat=self.remat)
     stack = stack(self.heads, self.ffn_dim, self.dtype, name="blocks")
-    x, _ = stack(x, text, image, modulation, rotary)
+    x = reusable(self, lambda x: stack(x, text, image, modulation, rotary)[0], x)
 
     table = modulation_table(self, 2, self.dim)
     shift, scale = rearrange(time[:, :, None] + table, "b k s d -> s b k d")
