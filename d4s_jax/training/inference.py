@@ -6,6 +6,7 @@ stored in or are computed with. So a model needs the memory of its largest part,
 """
 
 import dataclasses
+import math
 import pathlib
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -15,11 +16,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import traverse_util
+from jax.sharding import AxisType, Mesh
 
 from d4s_jax.config import base
 from d4s_jax.formats import parts as parts_on_disk
 from d4s_jax.formats import schedulers, tokenizer_files
+from d4s_jax.layers.partitioning import BRANCH
 from d4s_jax.models import shipped
+from d4s_jax.models.adapter import ADAPTER
 from d4s_jax.models.published import published
 from d4s_jax.models.system import System
 from d4s_jax.training import checkpoint, initialize, sharding
@@ -208,20 +212,41 @@ def _of_pipeline(folder: pathlib.Path, report: Report) -> Trained:
 
 
 def _layout(system: System, name: str) -> Any:
-  """Shape, type and sharding of each parameter of a part."""
-  boxed = system.boxed()[name]
-  mesh = sharding.make_mesh(jax.device_count())
-  cuts = sharding.parameter_shardings(mesh, boxed, sharding.GENERATION_RULES)
-  abstract = system.abstract()[name]
+  """Shape, type and sharding of each parameter of a part.
+
+  Every part is cut over all devices, but of the transformer and its adapter each half of the
+  devices has a copy, for a pass of guidance of its own (`pipeline.passes`), if that leaves half of
+  their memory free.
+  """
+  boxed, abstract = system.boxed()[name], system.abstract()[name]
   # What becomes a Gaussian is computed in float32, and adapters are small.
   dtype = getattr(getattr(system.backbone, name, None), "dtype", jnp.float32)
 
-  def describe(path: Any, x: Any, cut: Any) -> jax.ShapeDtypeStruct:
+  def describe(path: Any, x: Any) -> jax.ShapeDtypeStruct:
     joined = "/".join(entry.key for entry in path)
     half = dtype in _HALF and _may_be_half(joined, x)
-    return jax.ShapeDtypeStruct(x.shape, dtype if half else x.dtype, sharding=cut)
+    return jax.ShapeDtypeStruct(x.shape, dtype if half else x.dtype)
 
-  return jax.tree_util.tree_map_with_path(describe, abstract, cuts)
+  described = jax.tree_util.tree_map_with_path(describe, abstract)
+  mesh = sharding.make_mesh(jax.device_count())
+  if name in ("transformer", ADAPTER) and _fits_twice(described):
+    halves = mesh.devices.reshape(2, -1)
+    mesh = Mesh(halves, (BRANCH, "fsdp"), axis_types=(AxisType.Auto,) * 2)
+  cuts = sharding.parameter_shardings(mesh, boxed, sharding.GENERATION_RULES)
+  return jax.tree.map(
+    lambda x, cut: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=cut), described, cuts
+  )
+
+
+def _fits_twice(described: Any) -> bool:
+  """Whether two copies of a part, cut over half of the devices each, leave half the memory free."""
+  devices = jax.device_count()
+  if devices % 2:
+    return False
+  stats = jax.devices()[0].memory_stats() or {}
+  size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(described))
+  # A CPU doesn't say how much it has.
+  return size / (devices // 2) <= stats.get("bytes_limit", math.inf) / 2
 
 
 def _may_be_half(path: str, like: Any) -> bool:
