@@ -7,9 +7,8 @@ Example:
 Leaves a folder: scene.safetensors and scene.json (the scene), video.mp4, depth.mp4, preview.png.
 
 Without --checkpoint the small weights that come with the package serve. It may be a training run,
-or a published pipeline that d4s_jax.convert made ours. The latter, and a run of the diffusion
-stage, are video models alone: they leave video.mp4, preview.png and
-video.json (--result=video asks any checkpoint for these).
+or a published pipeline that d4s_jax.convert made ours. The latter, and a run of the diffusion stage,
+are video models alone: video.mp4, preview.png and video.json (which --result=video asks of any).
 """
 
 import pathlib
@@ -43,6 +42,7 @@ _STEPS = flags.DEFINE_integer("steps", None, "Denoising steps; else the checkpoi
 _GUIDANCE = flags.DEFINE_string("guidance", None, "cosine or constant; else the checkpoint's.")
 _SCALE = flags.DEFINE_float("scale", None, "Guidance scale; else the checkpoint's.")
 _SOLVER = flags.DEFINE_string("solver", None, "ddim, unipc or dpm; else the checkpoint's.")
+_REUSE = flags.DEFINE_list("reuse", None, "Steps that reuse features; else the checkpoint's.")
 
 
 def main(argv: list[str]) -> None:
@@ -63,10 +63,10 @@ def main(argv: list[str]) -> None:
     path = shot.camera_path(_TRAJECTORY.value, frames, distance=_DISTANCE.value, pivot=_PIVOT.value)
     photo = images.read_image(_IMAGE.value)
     image, cameras = shot.photograph(photo, path, height, width, _FOV.value)
-    flagged = (_STEPS, _GUIDANCE, _SCALE, _SOLVER, _NEGATIVE)
+    flagged = (_STEPS, _GUIDANCE, _SCALE, _SOLVER, _NEGATIVE, _REUSE)
     chosen = {flag.name: flag.value for flag in flagged}
-    sampling = trained.config["sampling"] | {k: x for k, x in chosen.items() if x is not None}
-    for note in (compilation.cache(), trained.note):
+    sampling, dropped = inference.sampling(trained.config, chosen)
+    for note in (compilation.cache(), trained.note, dropped):
       progress.say(note) if note else None
     pipeline = Pipeline(trained.system, trained.parts, **sampling)
     latents = pipeline.sample(image, cameras, _PROMPT.value, _SEED.value)

@@ -3,13 +3,14 @@
 `training.sharding` maps these names to mesh axes. Outside a mesh both functions change nothing.
 """
 
+import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import flax.linen as nn
 import jax
-from jax.sharding import PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array
 
 # views: pictures that are drawn; gathered, spread: tokens and heads inside self-attention.
@@ -38,6 +39,23 @@ def constrain(x: Array, *axes: str | None) -> Array:
   """Asks the partitioner to lay `x` out by these logical axes."""
   _check(axes)
   return nn.spmd.with_logical_constraint(x, axes, fallback=nn.spmd.RulesFallback.RAISE_ERROR)
+
+
+@contextlib.contextmanager
+def laid_out(mesh: Mesh | None, **axes: Any) -> Iterator[None]:
+  """Within it, logical axes lie along the axes of `mesh` that are named for them, others whole.
+
+  Args:
+    mesh: the devices; None changes nothing.
+    **axes: mesh axis, or several, of a logical axis.
+  """
+  if mesh is None:
+    yield
+    return
+  _check(tuple(axes))
+  rules = [(axis, axes.get(axis)) for axis in AXES]
+  with jax.set_mesh(mesh), nn.logical_axis_rules(rules):
+    yield
 
 
 def platform() -> str:

@@ -16,7 +16,7 @@ from d4s_jax.diffusion.sampler import Passes, sample, unconditional_passes
 from d4s_jax.models.system import System
 from d4s_jax.pipeline import progress
 from d4s_jax.pipeline.passes import Denoiser, Told
-from d4s_jax.pipeline.spread import spread
+from d4s_jax.pipeline.spread import beside, spread
 from d4s_jax.types import Cameras, DynamicGaussians
 
 # The generic high-fidelity description of the supplement, section 2.1.
@@ -191,12 +191,12 @@ class Pipeline:
     shape = self._system.backbone.latent_shape(1, frames, *size)
     tokens = jnp.asarray(self._tokenize(prompt))[None]
     params = self._part("text_encoder")
-    with progress.timed("compile, and embed the prompt"):
+    with progress.timed("compile, and embed the prompt"), beside(params):
       text = self._embed(params, tokens)
       no_text = jax.block_until_ready(self._embed(params, self._no_tokens))
     del params
     params = self._part("autoencoder", "image_encoder")
-    with progress.timed("compile, and encode the photograph"):
+    with progress.timed("compile, and encode the photograph"), beside(params):
       picture = spread(jnp.asarray(image)[None], params, shape[2:4])
       condition = self._condition(params, picture, frames)
       jax.block_until_ready(condition)
@@ -217,7 +217,8 @@ class Pipeline:
     count, size = len(cameras.world_from_camera), f"{cameras.height} x {cameras.width}"
     decoded = ("autoencoder",) if self._system.ldrm.stem else ()
     params = self._part("ldrm", *decoded)
-    with progress.timed(f"compile, and reconstruct from {count} frames of {size} pixels"):
+    what = f"compile, and reconstruct from {count} frames of {size} pixels"
+    with progress.timed(what), beside(params):
       batch = spread(latents[None], params, latents.shape[1:3])
       scene = self._reconstruct(params, batch, _batched(cameras))
       return jax.tree.map(lambda x: np.asarray(x[0]), scene)
@@ -225,7 +226,7 @@ class Pipeline:
   def video(self, latents: Float[Array, "f h w c"]) -> Float[np.ndarray, "F H W 3"]:
     """The generated video, in [0, 1]: what the video model makes before there is a scene."""
     params = self._part("autoencoder")
-    with progress.timed("compile, and decode the video"):
+    with progress.timed("compile, and decode the video"), beside(params):
       batch = spread(latents[None], params, latents.shape[1:3])
       return np.clip(self._decode(params, batch)[0], 0, 1)
 

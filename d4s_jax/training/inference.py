@@ -111,6 +111,28 @@ def open_checkpoint(origin: str | pathlib.Path, report: Report) -> Trained:
   return _of_run(folder, report)
 
 
+def sampling(config: Mapping[str, Any], asked: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+  """A checkpoint's settings of sampling, and those that were asked for in their place.
+
+  Args:
+    config: of the checkpoint.
+    asked: settings by name, None for the checkpoint's own; steps of `reuse` may be text.
+
+  Returns:
+    The arguments of `Pipeline`, and what people should know about them; it may be empty.
+  """
+  own = config["sampling"]
+  settings = own | {name: x for name, x in asked.items() if x is not None}
+  reuse, given = settings.get("reuse", ()), asked.get("reuse") is not None
+  if reuse and not given and settings["steps"] != own["steps"]:
+    return settings | {"reuse": ()}, (
+      f"note: the checkpoint's steps that reuse features, {list(reuse)}, are of runs of"
+      f" {own['steps']} steps; none of these {settings['steps']} does."
+    )
+  numbers = [int(x) if isinstance(x, str) and x.strip().isdecimal() else x for x in reuse]
+  return settings | {"reuse": numbers}, ""
+
+
 def _of_package(report: Report) -> Trained:
   config = base("tiny").to_dict()
   system = System.build(config["model"])

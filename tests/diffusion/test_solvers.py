@@ -87,7 +87,9 @@ def test_a_run_equals_the_scheduler_of_diffusers(name, steps, monkeypatch):
   def ours(x, level):
     return jnp.tanh(x @ matrix) + (level - offset)[:, None]
 
-  got = sample(apart(ours, ours), jnp.asarray(start), schedule, np.ones(steps), solver=chosen, key=key)
+  got = sample(
+    apart(ours, ours), jnp.asarray(start), schedule, np.ones(steps), solver=chosen, key=key
+  )
   # 2e-5 of the largest: fifty float32 steps, whose weights theirs compute in float32 too.
   np.testing.assert_allclose(got, want, atol=2e-5 * np.abs(want).max())
 

@@ -1,0 +1,119 @@
+"""Generation on several devices: what one device makes, cut as it should be."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+SCRIPT = """
+import json, sys
+import jax, jax.numpy as jnp, numpy as np
+from d4s_jax.models.system import System
+from d4s_jax.pipeline import Pipeline, _batched, _reconstruct, shot
+from d4s_jax.pipeline.drawing import draw
+from d4s_jax.pipeline.spread import beside, spread
+from d4s_jax.training import inference
+from tests.support import random_params, small_cogvideox, small_config
+
+family, what = sys.argv[1:]
+config = {"wan": small_config, "cogvideox": small_cogvideox}[family]()
+config.model.backbone.transformer.heads = 4
+config.model.ldrm.heads = 4
+system = System.build(config.model.to_dict())
+params = random_params(system)
+placed = {
+  name: jax.tree.map(lambda x, like: jax.device_put(x, like.sharding), part,
+    inference._layout(system, name)) for name, part in params.items()
+}
+image, cameras = shot.photograph(
+  np.random.default_rng(0).random((40, 30, 3), dtype=np.float32),
+  shot.camera_path("spiral", 5), 32, 32)
+gap = lambda a, b: float(jnp.max(jnp.abs(jnp.asarray(np.asarray(a) - np.asarray(b)))))
+found = {}
+
+def flops(function, *args):
+  return jax.jit(function).lower(*args).compile().cost_analysis()["flops"]
+
+if what == "sample":
+  for name, reuse in (("full", ()), ("reuse", (1, 3))):
+    one, many = (Pipeline(system, x, steps=5, reuse=reuse) for x in (params, placed))
+    calls = []
+    make = many._denoiser.make
+    def counted(params, keep, features, latents, *rest):
+      calls.append((len(latents), features is not None))
+      velocity, kept = make(params, keep, features, latents, *rest)
+      calls[-1] += (len({str(s.index) for s in velocity.addressable_shards}),)
+      return velocity, kept
+    many._denoiser.make = counted
+    want, got = (x.sample(image, cameras, "a cat") for x in (one, many))
+    found[name] = {"gap": gap(want, got), "calls": calls}
+  kernel = placed["transformer"]["blocks"]["mlp_in"]["kernel"]
+  found["kernel"] = [list(kernel.shape), list(kernel.addressable_shards[0].data.shape)]
+else:
+  one, many = (Pipeline(system, x, steps=2) for x in (params, placed))
+  latents = np.random.default_rng(1).normal(size=system.backbone.latent_shape(1, 5, 32, 32))
+  latents = jnp.asarray(latents[0], jnp.float32)
+  found["video"] = gap(one.video(latents), many.video(latents))
+  # Gaussians of equal opacity may change places.
+  drawn = [
+    draw(x.reconstruct(latents, cameras), cameras, np.linspace(0, 1, 5), "draw").image
+    for x in (one, many)
+  ]
+  found["scene"] = gap(*drawn)
+  decode = system.backbone.decode
+  reconstruct = lambda params, latents: _reconstruct(system, params, latents, _batched(cameras))
+  for name, function, parts in (
+    ("decode", decode, ("autoencoder",)), ("reconstruct", reconstruct, ("ldrm", "autoencoder"))
+  ):
+    alone, cut = ({part: x[part] for part in parts} for x in (params, placed))
+    with beside(cut):
+      share = flops(function, cut, spread(latents[None], cut, latents.shape[1:3]))
+    found[name] = share / flops(function, alone, latents[None])
+print(json.dumps(found))
+"""
+
+
+def run(*arguments, devices=4):
+  environment = os.environ | {
+    "JAX_PLATFORMS": "cpu",
+    # These networks run once: LLVM's optimiser would take longer than they do.
+    "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"
+    " --xla_backend_optimization_level=0",
+    "PYTHONPATH": os.getcwd(),
+  }
+  done = subprocess.run(
+    [sys.executable, "-c", SCRIPT, *arguments],
+    env=environment,
+    capture_output=True,
+    text=True,
+    timeout=600,
+  )
+  assert done.returncode == 0, done.stderr[-3000:]
+  return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("family", ["wan", pytest.param("cogvideox", marks=pytest.mark.slow)])
+def test_passes_of_guidance_lie_side_by_side(family):
+  found = run(family, "sample")
+  for name, again in (("full", ()), ("reuse", (1, 3))):
+    # Sums in another order, over ten passes whose differences guidance enlarges.
+    assert found[name]["gap"] < 1e-4, name
+    # Guidance is over after three of five steps. Where it isn't, a batch of two lies on two halves
+    # of the devices.
+    calls = [(2 if i < 3 else 1, i in again) for i in range(5)]
+    assert [tuple(call[:2]) for call in found[name]["calls"]] == calls
+    assert all(call[2] % call[0] == 0 for call in found[name]["calls"])
+  # Two copies of the parameters, each cut in two.
+  whole, part = found["kernel"]
+  assert part == [*whole[:-1], whole[-1] // 2]
+
+
+@pytest.mark.parametrize("family", ["wan", pytest.param("cogvideox", marks=pytest.mark.slow)])
+def test_autoencoder_and_reconstruction_are_cut_over_devices(family):
+  found = run(family, "scene")
+  assert found["video"] < 1e-4 and found["scene"] < 1e-3
+  # A device's share of the arithmetic; a quarter, and what is done by all.
+  assert found["decode"] < 0.35
+  assert found["reconstruct"] < 0.5
