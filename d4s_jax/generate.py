@@ -7,8 +7,8 @@ Example:
 Leaves a folder: scene.safetensors and scene.json (the scene), video.mp4, depth.mp4, preview.png.
 
 Without --checkpoint the small weights that come with the package serve. It may be a training run,
-or a published pipeline that d4s_jax.convert made ours. The latter, and a run of the diffusion stage,
-are video models alone: video.mp4, preview.png and video.json (which --result=video asks of any).
+or a published pipeline that d4s_jax.convert made ours. The latter, and a run of the diffusion
+stage, are video models alone: video.mp4, preview.png, video.json (--result=video for any of them).
 """
 
 import pathlib

@@ -15,7 +15,7 @@ from einops import rearrange
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
-from d4s_jax.layers.partitioning import dividing
+from d4s_jax.layers.partitioning import dividing, platform
 
 # Queries whose logits are computed together.
 _BLOCK = 512
@@ -51,7 +51,8 @@ def distributed(
     return kernel(q, k, v)
   batch, heads = dividing("batch", q.shape[0]), dividing("heads", q.shape[2])
   cut = dividing(tokens, q.shape[1], strict=True) if tokens else ()
-  if not (batch or heads or cut):
+  # XLA may cut by itself what is not cut here, but for kernels of TPUs, which it can't.
+  if not (batch or heads or cut) and platform() != "tpu":
     return kernel(q, k, v)
   layout = PartitionSpec(batch or None, cut or None, heads or None)
   if k.shape[1] != q.shape[1] or not cut:
