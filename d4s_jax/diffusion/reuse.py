@@ -18,7 +18,7 @@ from d4s_jax.diffusion.sampler import Passes, State, Steps
 from d4s_jax.diffusion.schedule import Schedule
 
 
-def check(reuse: Sequence[Any], steps: int) -> tuple[int, ...]:
+def check(reuse: Any, steps: int) -> tuple[int, ...]:
   """The table as whole numbers, rising.
 
   Raises:
