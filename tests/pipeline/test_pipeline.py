@@ -150,9 +150,28 @@ def test_the_unconditional_pass_is_made_only_where_guidance_needs_it(sampling, u
   np.testing.assert_allclose(latents[:1], image.mean(), atol=1e-5)
 
 
+def test_steps_reuse_features_of_their_own_branch(capsys):
+  backbone = ToyBackbone()
+  pipeline = Pipeline(toy_system(backbone), ANY, steps=6, reuse=[4, 1])
+  assert pipeline.sampling["reuse"] == [1, 4]
+  image, cameras = photo_and_cameras()
+  with jax.disable_jit():  # The toy looks at concrete values.
+    pipeline.sample(image, cameras, "a cat")
+  # Of six steps, three are guided.
+  assert "sample (6 passes)" in capsys.readouterr().err
+  levels = [float(level) for level in backbone.schedule.levels(6).sigma[:-1]]
+  wanted = [(True, 0, 1), (False, 0, 1), (True, 3, 4)]
+  assert len(backbone.reused) == len(wanted)
+  for ((flag, kept), level), (branch, full, step) in zip(backbone.reused, wanted):
+    assert flag == branch
+    np.testing.assert_allclose([kept, level], [levels[full], levels[step]], rtol=1e-6)
+
+
 @pytest.mark.parametrize(
   "sampling, message",
   [
+    ({"steps": 8, "reuse": (0,)}, "none to be 0: before the first step there is nothing to reuse"),
+    ({"steps": 8, "reuse": ("3", 5)}, "whole numbers, not '3'"),
     ({"steps": 0}, "0 steps; expected at least 1"),
     ({"guidance": "linear"}, "Unknown guidance 'linear'"),
     ({"scale": float("nan")}, "scale nan"),
