@@ -106,7 +106,9 @@ class _SideBySide:
     self, denoiser: Denoiser, params: Any, branches: Sequence[Any], keep: bool, mesh: Mesh
   ):
     self._denoiser, self._params, self._keep, self._mesh = denoiser, params, keep, mesh
-    self._alone, self._both = branches[0], self._halves(*branches)
+    self._everywhere = NamedSharding(mesh, PartitionSpec())
+    self._alone = jax.device_put(branches[0], self._everywhere)
+    self._both = self._halves(*branches)
 
   def __call__(
     self, latents: Array, level: Array, guided: bool, features: Any = None
@@ -116,7 +118,8 @@ class _SideBySide:
       args = (*self._halves((latents, level), (latents, level)), *self._both)
       rules = {"batch": BRANCH}
     else:
-      args = latents, level, *self._alone
+      # Wherever they come from, or the pass would be compiled again for where they lie.
+      args = (*jax.device_put((latents, level), self._everywhere), *self._alone)
       fits = self._denoiser.can_halve(self._mesh.size, self._params, *args)
       rules = {"tokens": BRANCH, "spread": (*cut, BRANCH)} if fits else {}
       # Those of an earlier step may be of both passes.
