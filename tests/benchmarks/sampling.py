@@ -8,8 +8,8 @@ is measured (`diffusion.reuse.calibrate`); the table of steps with the least sum
 averaged over the scenes, is then followed on other scenes. Printed for each number of reused steps:
 the relative L2 error of the latents after the first, which is given, and the PSNR of the decoded
 frames, both against no reuse from the same noise; passes through all of the transformer, and
-seconds of sampling (medians, compilation left out), with their ratio to no reuse. For scale comes
-first what another seed of the noise changes.
+seconds of sampling (the least over scenes, compilation left out), with their ratios to no reuse.
+For scale comes first what another seed of the noise changes.
 
 The table that suits goes into a configuration as `sampling.reuse`, or into
 `python -m d4s_jax.generate --reuse=..`.
@@ -37,7 +37,7 @@ def errors_of(pipeline: Pipeline, clips) -> np.ndarray:
 
 
 def follow(pipeline: Pipeline, clips, seed: int = 0) -> tuple[list, list, float]:
-  """Latents and videos of the clips, and the median of the seconds that sampling took."""
+  """Latents and videos of the clips, and the least seconds that sampling took."""
   latents, videos, seconds = [], [], []
   for number, clip in enumerate(clips):
     inputs = np.asarray(clip.source.images[0]), clip.source.cameras, clip.text, seed
@@ -48,7 +48,7 @@ def follow(pipeline: Pipeline, clips, seed: int = 0) -> tuple[list, list, float]
     seconds.append(time.perf_counter() - start)
     latents.append(made)
     videos.append(np.asarray(pipeline.video(made)))
-  return latents, videos, float(np.median(seconds))
+  return latents, videos, min(seconds)
 
 
 def apart(made, full) -> tuple[float, float]:
@@ -78,8 +78,8 @@ def main() -> None:
   for steps in options.steps:
     settings = trained.config["sampling"] | {"steps": steps, "reuse": ()}
     weights = guidance(settings["guidance"], steps, settings["scale"])
-    errors = errors_of(Pipeline(trained.system, params, **settings), known)
     plain = Pipeline(trained.system, params, **settings)
+    errors = errors_of(plain, known)
     full = follow(plain, others)
     passes = steps + unconditional_passes(weights)
     print(f"\n{steps} steps, {options.calibrate} scenes to calibrate, {options.scenes} to measure")

@@ -115,5 +115,4 @@ def test_autoencoder_and_reconstruction_are_cut_over_devices(family):
   found = run(family, "scene")
   assert found["video"] < 1e-4 and found["scene"] < 1e-3
   # A device's share of the arithmetic; a quarter, and what is done by all.
-  assert found["decode"] < 0.35
-  assert found["reconstruct"] < 0.5
+  assert found["decode"] < 0.35 and found["reconstruct"] < 0.35
