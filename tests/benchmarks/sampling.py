@@ -8,8 +8,9 @@ is measured (`diffusion.reuse.calibrate`); the table of steps with the least sum
 averaged over the scenes, is then followed on other scenes. Printed for each number of reused steps:
 the relative L2 error of the latents after the first, which is given, and the PSNR of the decoded
 frames, both against no reuse from the same noise; passes through all of the transformer, and
-seconds of sampling (the least over scenes, compilation left out), with their ratios to no reuse.
-For scale comes first what another seed of the noise changes.
+seconds of sampling (the least over scenes, compilation left out; on a CPU of its cores, so that
+other work there does not count), with their ratios to no reuse. For scale comes first what another
+seed of the noise changes.
 
 The table that suits goes into a configuration as `sampling.reuse`, or into
 `python -m d4s_jax.generate --reuse=..`.
@@ -18,6 +19,7 @@ The table that suits goes into a configuration as `sampling.reuse`, or into
 import argparse
 import time
 
+import jax
 import numpy as np
 
 from d4s_jax.data.source import open_source
@@ -38,14 +40,15 @@ def errors_of(pipeline: Pipeline, clips) -> np.ndarray:
 
 def follow(pipeline: Pipeline, clips, seed: int = 0) -> tuple[list, list, float]:
   """Latents and videos of the clips, and the least seconds that sampling took."""
+  clock = time.process_time if jax.default_backend() == "cpu" else time.perf_counter
   latents, videos, seconds = [], [], []
   for number, clip in enumerate(clips):
     inputs = np.asarray(clip.source.images[0]), clip.source.cameras, clip.text, seed
     if not number:
       pipeline.sample(*inputs)  # Compiles.
-    start = time.perf_counter()
+    start = clock()
     made = np.asarray(pipeline.sample(*inputs))
-    seconds.append(time.perf_counter() - start)
+    seconds.append(clock() - start)
     latents.append(made)
     videos.append(np.asarray(pipeline.video(made)))
   return latents, videos, min(seconds)
