@@ -99,21 +99,26 @@ def memory() -> dict[str, float]:
   return found | ({"device_gib": max(peaks) / 2**30} if peaks else {})
 
 
-def lost(lines: Sequence[Mapping[str, Any]], start: int) -> float:
-  """Seconds of earlier processes that led to nothing: their steps after `start`.
+def carried(lines: Sequence[Mapping[str, Any]], start: int) -> dict[str, float]:
+  """What the first line of a process says of those before it, whose lines it drops.
 
   Between its last line and its death a process may have spent some more, which nobody knows.
 
   Args:
     lines: of `training.log`, in the order they were written in.
     start: the step that a run goes on from.
+
+  Returns:
+    Under "lost" their seconds that led to nothing, and under "starts" this one and those of them
+    that will have no line.
   """
   watched = [line for line in lines if line["log"] == "watch"]
   if not watched:
-    return 0.0
+    return {"lost": 0.0, "starts": 1}
   dropped = [line for line in watched if not 0 < start >= line["step"]]
   accounted = sum(line.get(part, 0.0) for line in dropped for part in PARTS)
-  return accounted + max(0.0, lines[-1]["time"] - watched[-1]["time"])
+  tail = max(0.0, lines[-1]["time"] - watched[-1]["time"])
+  return {"lost": accounted + tail, "starts": 1 + sum(line.get("starts", 0) for line in dropped)}
 
 
 def summary(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
@@ -129,7 +134,7 @@ def summary(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
   found = {part: sum(row.get(part, 0.0) for row in rows) for part in PARTS}
   found["total"] = sum(found.values())
   found["goodput"] = found["steps"] / found["total"] if found["total"] else 0.0
-  found["starts"] = sum("lost" in row for row in rows)
+  found["starts"] = sum(row.get("starts", 0) for row in rows)
   for name in ("host_gib", "device_gib"):
     if any(name in row for row in rows):
       found[name] = max(row.get(name, 0.0) for row in rows)

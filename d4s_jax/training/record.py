@@ -53,8 +53,8 @@ class Record:
     self._saved, self._diagnose = saved, diagnose
     self._pending: tuple[int, Any, Any] | None = None
     self._told: set[str] = set()
-    lost = clock.lost(self._log.found, start) if self._log else 0.0
-    self._write("watch", start, {"lost": lost} | time.take())
+    if self._log:
+      self._write("watch", start, clock.carried(self._log.found, start) | time.take())
 
   def __enter__(self) -> "Record":
     return self

@@ -95,19 +95,19 @@ def test_memory_is_that_of_this_process():
 
 
 def test_nothing_is_lost_without_lines_or_after_a_clean_end():
-  assert clock.lost([], 0) == 0
+  assert clock.carried([], 0) == {"lost": 0, "starts": 1}
   lines = [
-    {"log": "watch", "step": 0, "time": 10.0, "lost": 0.0, "start": 2.0},
+    {"log": "watch", "step": 0, "time": 10.0, "lost": 0.0, "start": 2.0, "starts": 1},
     {"log": "train", "step": 1, "time": 11.0},
     {"log": "watch", "step": 1, "time": 11.0, "steps": 1.0},
   ]
-  assert clock.lost(lines, 1) == 0
+  assert clock.carried(lines, 1) == {"lost": 0, "starts": 1}
   # Without a checkpoint all of it is.
-  assert clock.lost(lines, 0) == 3.0
+  assert clock.carried(lines, 0) == {"lost": 3.0, "starts": 2}
 
 
 def test_one_sentence_says_it_all():
-  rows = [{"lost": 1.0, "start": 9.0}, {"steps": 80.0, "data": 10.0, "host_gib": 1.5}]
+  rows = [{"lost": 1.0, "starts": 1, "start": 9.0}, {"steps": 80.0, "data": 10.0, "host_gib": 1.5}]
   text = clock.sentence(clock.summary(rows))
   assert text == (
     "time: 100 s in 1 start(s), 80.0% of it in steps that counted (data 10.0%, start 9.0%,"
