@@ -18,7 +18,7 @@ _CONFIG = config_flags.DEFINE_config_file(
   "config", None, "Config file and preset, for example configs/joint.py:tiny.", lock_config=True
 )
 _WORKDIR = flags.DEFINE_string(
-  "workdir", None, "Folder of the run, gs:// or s3://; runs/STAGE-PRESET if not given."
+  "workdir", None, "Folder of the run, or gs://BUCKET/NAME; runs/STAGE-PRESET if not given."
 )
 _DISTRIBUTED = flags.DEFINE_boolean(
   "distributed", False, "Join other processes; see d4s_jax/training/processes.py."

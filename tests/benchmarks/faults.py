@@ -42,8 +42,8 @@ from d4s_jax.training import checkpoint, loop, processes, state  # noqa: E402
 from d4s_jax.training.log import read_metrics  # noqa: E402
 from tests.support import small_config  # noqa: E402
 
-_STEPS, _EVERY = 60, 5
-_PATIENCE = 600
+_STEPS, _EVERY = 40, 4
+_PATIENCE = 1800
 
 
 @dataclasses.dataclass
