@@ -100,11 +100,12 @@ def test_a_run_is_kept_in_a_bucket(tmp_path):
 
 
 def _wait_for(port):
-  for _ in range(3000):
+  for _ in range(1200):
     with socket.socket() as knock:
       knock.settimeout(0.2)
       if not knock.connect_ex(("localhost", port)):
         return
+    time.sleep(0.1)
   raise AssertionError("the emulator does not answer")
 
 
