@@ -152,4 +152,4 @@ def _name(index: tuple[slice, ...], shape: tuple[int, ...]) -> str:
 
 
 def _sum(array: np.ndarray) -> int:
-  return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+  return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)

@@ -89,7 +89,7 @@ def rows(mesh: Mesh, size: int) -> list[int]:
 
   Several processes bring the same ones if a sample lies on devices of them all.
   """
-  places = batch_sharding(mesh).addressable_devices_indices_map((size,))
+  places: Any = batch_sharding(mesh).addressable_devices_indices_map((size,))
   return sorted({row for (part,) in places.values() for row in range(*part.indices(size))})
 
 
