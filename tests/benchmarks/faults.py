@@ -129,7 +129,7 @@ class Life:
       if time.monotonic() - begin > _PATIENCE:
         self.kill()
         raise AssertionError(f"Nothing for {_PATIENCE} s: {self.said.read_text()[-2000:]}")
-      time.sleep(0.002)
+      time.sleep(0.02)
     return self.ended()
 
   def kill(self) -> None:
