@@ -21,7 +21,7 @@ _CONFIG = config_flags.DEFINE_config_file(
   "config", None, "Config file and preset, for example configs/joint.py:tiny.", lock_config=True
 )
 _WORKDIR = flags.DEFINE_string(
-  "workdir", None, "Folder of the run, gs:// or s3://; runs/STAGE-PRESET if not given."
+  "workdir", None, "Folder of the run, or gs://BUCKET/NAME; runs/STAGE-PRESET if not given."
 )
 _PROFILE = flags.DEFINE_string(
   "profile", None, "Steps N:M to trace with JAX's profiler, into WORKDIR/profile."

@@ -33,7 +33,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 from d4s_jax.formats import tokenizer_files
 from d4s_jax.models.system import System
 from d4s_jax.models.tokenizer import MissingPackageError
-from d4s_jax.training.places import Place, is_local, publish
+from d4s_jax.training.places import Place, is_local, move, publish
 from d4s_jax.training.state import TrainState, averaged_params, flatten
 from d4s_jax.training.sums import by_path, sums
 
@@ -297,13 +297,15 @@ def identity(folder: Place) -> str:
 def set_aside(folder: Place, step: int) -> Place:
   """Moves a checkpoint to where it is not taken for one; returns where."""
   place = folder / "damaged" / f"{step}-{secrets.token_hex(2)}"
-  place.parent.mkdir(exist_ok=True)
-  (folder / _STEPS / str(step)).rename(place)
+  move(folder / _STEPS / str(step), place)
   return place
 
 
 def _write(path: Place, text: str) -> None:
   """Writes a small file whole or not at all."""
+  if not is_local(path):  # objects are like that
+    path.write_text(text + "\n")
+    return
   temporary = path.with_name(f"{path.name}.tmp")
   temporary.write_text(text + "\n")
   temporary.replace(path)

@@ -9,14 +9,13 @@ from etils import epath
 # A folder, or what has its methods on an object store.
 Place: TypeAlias = Any
 
-# Where objects are kept, by what an address starts with, and the package that reads them.
-_STORES = {"gs://": "gcsfs", "s3://": "s3fs"}
+_GCS = "gs://"
 # What a run writes on its host and should find again on another one.
 _LOGS = ("metrics.jsonl",)
 
 
 def place(address: str | os.PathLike) -> Place:
-  """The place of an address, "gs://BUCKET/NAME", "s3://BUCKET/NAME" or a folder.
+  """The place of an address: a folder, or "gs://BUCKET/NAME" in Google Cloud Storage.
 
   Raises:
     ValueError: another kind of address, or the package that it needs is missing.
@@ -24,14 +23,13 @@ def place(address: str | os.PathLike) -> Place:
   text = os.fspath(address)
   if "://" not in text:
     return pathlib.Path(text)
-  package = next((x for start, x in _STORES.items() if text.startswith(start)), None)
-  if package is None:
-    raise ValueError(f"{text} is no place of a run; expected a folder or {' or '.join(_STORES)}...")
+  if not text.startswith(_GCS):
+    raise ValueError(f"{text} can't keep a run; expected a folder or {_GCS}BUCKET/NAME.")
   found: Place = epath.Path(text)
   try:
     found.exists()
   except ImportError as error:
-    raise ValueError(f"{text} needs the package {package}: pip install {package}.") from error
+    raise ValueError(f"{text} needs the package gcsfs: pip install 'd4s_jax[gcs]'.") from error
   return found
 
 
@@ -63,3 +61,21 @@ def publish(folder: pathlib.Path, where: Place) -> None:
     target = where / file.relative_to(folder).as_posix()
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_bytes(file.read_bytes())
+
+
+def move(source: Place, target: Place) -> None:
+  """Moves a folder to a place that isn't there yet; on an object store file by file."""
+  target.parent.mkdir(parents=True, exist_ok=True)
+  if is_local(source):
+    source.rename(target)
+    return
+  _copy(source, target)
+  source.rmtree()
+
+
+def _copy(source: Place, target: Place) -> None:
+  for item in source.iterdir():
+    if item.is_dir():
+      _copy(item, target / item.name)
+    else:
+      (target / item.name).write_bytes(item.read_bytes())

@@ -42,8 +42,8 @@ from d4s_jax.training import checkpoint, loop, processes, state  # noqa: E402
 from d4s_jax.training.log import read_metrics  # noqa: E402
 from tests.support import small_config  # noqa: E402
 
-_STEPS, _EVERY = 60, 5
-_PATIENCE = 600
+_STEPS, _EVERY = 40, 4
+_PATIENCE = 1800
 
 
 @dataclasses.dataclass
@@ -129,7 +129,7 @@ class Life:
       if time.monotonic() - begin > _PATIENCE:
         self.kill()
         raise AssertionError(f"Nothing for {_PATIENCE} s: {self.said.read_text()[-2000:]}")
-      time.sleep(0.002)
+      time.sleep(0.02)
     return self.ended()
 
   def kill(self) -> None:

@@ -77,7 +77,7 @@ def free_port():
     return place.getsockname()[1]
 
 
-def finish(running, timeout=400):
+def finish(running, timeout=900):
   said = [process.communicate(timeout=timeout)[0] for process in running]
   assert [process.returncode for process in running] == [0] * len(running), "\n".join(said)
   return said
@@ -153,7 +153,7 @@ def test_a_process_that_refuses_tells_the_others_why(tmp_path):
   (tmp_path / "run" / "checkpoints" / "5").mkdir(parents=True)
   (tmp_path / "run" / "config.json").write_text('{"seed": 7}')
   running = start(2, tmp_path / "run")
-  said = [process.communicate(timeout=400)[0] for process in running]
+  said = [process.communicate(timeout=900)[0] for process in running]
   assert [process.returncode for process in running] == [1, 1]
   assert "error: " + str(tmp_path / "run") + " holds a run with another configuration" in said[0]
   assert "error: process 0 ended: " in said[1] and "seed: saved 7, now 0" in said[1]
@@ -195,7 +195,7 @@ def test_a_wish_is_granted_to_all_after_the_same_step(monkeypatch, seed):
   assert any(key.endswith("stop/0/step") for key in client.told)
 
 
-def wait_for(folder, step, timeout=300):
+def wait_for(folder, step, timeout=900):
   """Returns once a checkpoint of at least `step` steps is whole."""
   begin = time.monotonic()
   while time.monotonic() - begin < timeout:
