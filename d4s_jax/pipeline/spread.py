@@ -30,7 +30,7 @@ def beside(params: Any) -> AbstractContextManager[None]:
 
 
 def spread(
-  x: Float[Array, "b ... h w c"], params: Any, grid: tuple[int, int]
+  x: Float[Array, "b ... h w c"], params: Any, grid: tuple[int, ...]
 ) -> Float[Array, "b ... h w c"]:
   """Cuts rows, and columns where rows are not enough, over the devices of the parameters.
 
