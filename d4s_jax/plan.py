@@ -1,13 +1,13 @@
 r"""Plans a training run: compiles its step for accelerators that aren't here, and counts.
 
 Example:
-  python -m pip install libtpu
+  python -m pip install -e '.[tpu]'
   python -m d4s_jax.plan --config=configs/joint.py:wan2.2-5b-ti2v --topology=v5p:4x4x4 \
       --config.mesh.fsdp=16 --samples=1
   python -m d4s_jax.plan --config=configs/joint.py:paper --topology=v6e:16x16 --search
 
 Nothing is run and no parameter is made: a laptop plans for a pod. Topologies are CHIP:SHAPE of v5e,
-v5p, v6e, tpu7x (needs `pip install libtpu`) and h100:HOSTSxGPUS (needs `d4s_jax[cuda]`).
+v5p, v6e, tpu7x (these need the extra `tpu`) and h100:HOSTSxGPUS (extra `cuda`).
 """
 
 from absl import flags, logging

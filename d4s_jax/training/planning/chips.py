@@ -105,7 +105,7 @@ def open_topology(name: str) -> tuple[Chip, list[Any]]:
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     options = dict(platform="tpu", topology_name=f"{kind}:{shape}")
     options |= {"num_slices": slices} if slices > 1 else {}
-    package = "libtpu"
+    package = "d4s_jax[tpu]"
   try:
     topology = topologies.get_topology_desc(**options)
   except Exception as error:
