@@ -34,9 +34,11 @@ def main(argv: list[str]) -> None:
   with errors.one_line():
     chips.without_accelerator()
     config = _CONFIG.value
-    # "auto" asks this machine, which is not the one that is planned for.
-    config.model.dtype = "bfloat16"
+    if config.model.dtype == "auto":  # of this machine, which is not the one that is planned for
+      config.model.dtype = "bfloat16"
     if _SEARCH.value:
+      if _SAMPLES.value is not None:
+        raise ValueError("--search tries numbers of samples itself; leave --samples out.")
       config, samples = search.best(config, _TOPOLOGY.value)
     else:
       samples = _SAMPLES.value

@@ -42,8 +42,10 @@ def main(argv: list[str]) -> None:
       print(note, file=sys.stderr)
     config = _CONFIG.value
     folder = _WORKDIR.value or f"runs/{config.stage}-{config.preset}"
-    if not loop.run(config, places.place(folder), profile.parse(_PROFILE.value)):
-      sys.exit(errors.STOPPED)
+    done = loop.run(config, places.place(folder), profile.parse(_PROFILE.value))
+  # Not within: the other processes would be told of it as of an error.
+  if not done:
+    sys.exit(errors.STOPPED)
 
 
 if __name__ == "__main__":

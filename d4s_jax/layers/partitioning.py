@@ -13,9 +13,9 @@ import jax
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array
 
-# views: pictures that are drawn; gathered, spread: tokens and heads inside self-attention.
-AXES = ("batch", "views", "frames", "tokens", "gathered", "text", "embed", "mlp", "heads", "spread")
-AXES += ("channels", "layers")
+# views: pictures that are drawn; gathered, spread_heads: tokens and heads inside self-attention.
+AXES = ("batch", "views", "frames", "tokens", "gathered", "text", "embed", "mlp", "heads")
+AXES += ("spread_heads", "channels", "layers")
 # Mesh axis along which the two passes of guidance lie side by side, where a mesh has it.
 BRANCH = "branch"
 

@@ -62,7 +62,8 @@ def distributed(
     # Of the devices that share tokens, those that also share the sequence during attention.
     ring = dividing("gathered", q.shape[1])
     exchanged = tuple(axis for axis in cut if axis not in ring)
-    dividing("spread", q.shape[2], strict=True)
+    if exchanged:
+      dividing("spread_heads", q.shape[2], strict=True)
     function = functools.partial(_own, kernel, scale, ring, exchanged)
     layouts = (layout, layout, layout)
   return jax.shard_map(function, in_specs=layouts, out_specs=layout, check_vma=False)(q, k, v)

@@ -121,7 +121,7 @@ class _SideBySide:
       # Wherever they come from, or the pass would be compiled again for where they lie.
       args = (*jax.device_put((latents, level), self._everywhere), *self._alone)
       fits = self._denoiser.can_halve(self._mesh.size, self._params, *args)
-      rules = {"tokens": BRANCH, "spread": (*cut, BRANCH)} if fits else {}
+      rules = {"tokens": BRANCH, "spread_heads": (*cut, BRANCH)} if fits else {}
       # Those of an earlier step may be of both passes.
       features = jax.tree.map(lambda x: x[:count], features)
     with laid_out(self._mesh, heads=cut, mlp=cut, **rules):

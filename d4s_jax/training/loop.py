@@ -93,8 +93,6 @@ def run(config: Config, place: places.Place, traced: tuple[int, int] | None = No
     copies = recovery.open_copies(place, config.checkpoint)
     found = recovery.newest(place, copies, like)
     now = found or initialize.create_state(system, config, patterns, optimizer, like)
-    keep = config.checkpoint
-    saved = checkpoint.Checkpoints(place, keep.keep, keep.keep_every, keep.keep_hours)
     start = int(now.step)
     if start > config.steps:
       raise ValueError(
@@ -102,6 +100,8 @@ def run(config: Config, place: places.Place, traced: tuple[int, int] | None = No
         " another --workdir."
       )
     profile = Profile(folder, traced, start, config.steps)
+    keep = config.checkpoint
+    saved = checkpoint.Checkpoints(place, keep.keep, keep.keep_every, keep.keep_hours)
     # Batches are a pure function of seed and step: there is nothing else to resume.
     batches = make_loader(
       source(split="train"),
@@ -160,6 +160,8 @@ def run(config: Config, place: places.Place, traced: tuple[int, int] | None = No
       processes.wait("report")
     if publish:
       publish()
+    # Who leaves first takes the others' coordinator along.
+    processes.wait("end")
     return done
 
 

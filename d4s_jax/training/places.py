@@ -41,15 +41,18 @@ def is_local(where: Place) -> bool:
 def on_host(where: Place) -> pathlib.Path:
   """The folder in which this host writes what can't be written piece by piece to `where`.
 
-  Of an object store it is runs/NAME; logs of an earlier host are brought there.
+  Of gs://BUCKET/NAME it is runs/.gs/BUCKET/NAME, so that no other run has it; logs of an earlier
+  host are brought there.
   """
   if is_local(where):
     return where
-  folder = pathlib.Path("runs") / where.name
+  folder = pathlib.Path("runs", ".gs", os.fspath(where).removeprefix(_GCS))
   folder.mkdir(parents=True, exist_ok=True)
   for name in _LOGS:
     if (where / name).exists():
       (folder / name).write_bytes((where / name).read_bytes())
+    else:  # of another run of that name, which is gone
+      (folder / name).unlink(missing_ok=True)
   return folder
 
 

@@ -16,6 +16,8 @@ import numpy as np
 from jax._src import distributed  # the client of `jax.distributed`, which has no public name
 from jax.experimental import multihost_utils
 
+from d4s_jax import errors
+
 # Seconds after which a process that says nothing is taken for dead; the others end then.
 _PATIENCE = 30
 # Seconds between two looks whether another process has ended.
@@ -80,7 +82,7 @@ def telling() -> Iterator[None]:
       reason = " ".join(str(error).split()) or type(error).__name__
       # If they are gone already there is nobody to tell; the error itself is what matters.
       with contextlib.suppress(Exception):
-        client.key_value_set(f"{_ENDED}/{jax.process_index()}", reason)
+        client.key_value_set(f"{_ENDED}/{jax.process_index()}", f"{_status(error)} {reason}")
         jax.distributed.shutdown()
     raise
 
@@ -94,13 +96,20 @@ def _listen() -> None:
     except Exception:  # the run is over, or its first process is: JAX reports that itself
       return
     if told and not _ending.is_set():
-      name, reason = told[0]
-      index = name.rpartition("/")[2]
+      name, text = told[0]
+      index, (status, _, reason) = name.rpartition("/")[2], text.partition(" ")
       print(f"\nerror: process {index} ended: {reason}", file=sys.stderr, flush=True)
       with contextlib.suppress(Exception):
         jax.distributed.shutdown()
       # The main thread waits for the others within a computation, out of reach.
-      os._exit(1)
+      os._exit(int(status))
+
+
+def _status(error: BaseException) -> int:
+  """What the process that raised this ends with, and so the others: whether to start again."""
+  if isinstance(error, ConnectionError | TimeoutError):
+    return errors.UNREACHABLE
+  return errors.REFUSED if isinstance(error, ValueError | OSError) else errors.CRASHED
 
 
 def writes() -> bool:

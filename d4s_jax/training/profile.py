@@ -3,6 +3,7 @@
 import contextlib
 import pathlib
 import re
+import sys
 from typing import Any
 
 import jax
@@ -35,13 +36,16 @@ class Profile(contextlib.AbstractContextManager):
       steps: updates in all.
 
     Raises:
-      ValueError: the run does not make these steps.
+      ValueError: the run ends before these steps.
     """
-    if asked and not start < asked[0] <= asked[1] <= steps:
+    if asked and asked[1] > steps:
       raise ValueError(
-        f"--profile asks for steps {asked[0]} to {asked[1]}, and this run makes steps {start + 1}"
-        f" to {steps}."
+        f"--profile asks for steps {asked[0]} to {asked[1]}, and this run ends at {steps}."
       )
+    if asked and asked[0] <= start:
+      # The same command goes on after a stop.
+      print(f"note: step {asked[0]} was made before; nothing is traced.", file=sys.stderr)
+      asked = None
     self._folder, self._asked, self._running = folder / "profile", asked, False
 
   def begin(self, number: int) -> None:

@@ -26,7 +26,7 @@ RULES = (
   ("embed", "fsdp"),
   ("mlp", "tensor"),
   ("heads", "tensor"),
-  ("spread", ("tensor", "ulysses")),
+  ("spread_heads", ("tensor", "ulysses")),
   ("channels", None),
   ("layers", None),
 )
@@ -56,7 +56,9 @@ def make_mesh(
     ValueError: the sizes don't divide the devices, or those of a slice.
   """
   devices = jax.devices() if devices is None else list(devices)
-  slices = len({getattr(device, "slice_index", 0) for device in devices})
+  # Hosts of GPUs have numbers of that name too, but no torus of their own.
+  tpus = devices[0].platform == "tpu"
+  slices = len({getattr(device, "slice_index", 0) for device in devices}) if tpus else 1
   inner = (fsdp, ring, ulysses, tensor)
   size = math.prod(inner)
   if min(inner) < 1 or len(devices) % (size * slices):

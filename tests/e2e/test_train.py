@@ -264,7 +264,7 @@ def test_no_step_makes_a_number_that_is_not_finite_and_some_are_traced(place, wh
   assert done.returncode == 0, done.stderr[-3000:]
   (trace,) = (place / "checked" / "profile").rglob("*.xplane.pb")
   assert trace.stat().st_size > 10_000
-  expect_error(train(place, "checked", "--profile=2:3"), "this run makes steps 13 to 12")
+  expect_error(train(place, "checked", "--profile=2:13"), "this run ends at 12")
 
 
 # From the moment at which a batch is asked for until its step is recorded, nothing may travel

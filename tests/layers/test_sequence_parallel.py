@@ -69,7 +69,7 @@ def test_every_mesh_gives_the_same_values_and_gradients():
     assert gap < 1e-4, sizes
     assert exchanged == ("ulysses" in sizes), sizes
     assert passed == ("ring" in sizes), sizes
-  assert "4 spread can't be cut over mesh axes ulysses 8" in errors[0]
+  assert "4 spread_heads can't be cut over mesh axes ulysses 8" in errors[0]
   assert "24 tokens can't be cut over mesh axes ring 5" in errors[1]
 
 

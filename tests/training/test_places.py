@@ -59,13 +59,14 @@ params, step = checkpoint.read_model(run, jax.eval_shape(lambda: PARAMS))
 assert step == 2
 # Logs go there and come back on another host.
 folder = places.on_host(run)
-(folder / "train.csv").write_text("step,loss\\n1,2\\n")
+(folder / "metrics.jsonl").write_text('{}\\n')
 (folder / "samples").mkdir()
 (folder / "samples" / "a.mp4").write_bytes(b"video")
 places.publish(folder, run)
-(folder / "train.csv").unlink()
-assert places.on_host(run) == folder == pathlib.Path("runs/run")
-assert (folder / "train.csv").read_text() == "step,loss\\n1,2\\n"
+(folder / "metrics.jsonl").unlink()
+assert places.on_host(run) == folder
+assert folder.parts[:2] == ("runs", ".gs")
+assert (folder / "metrics.jsonl").read_text() == '{}\\n'
 assert (run / "samples" / "a.mp4").read_bytes() == b"video"
 """
 

@@ -44,7 +44,13 @@ def test_other_texts_are_refused(text):
     parse(text)
 
 
-@pytest.mark.parametrize("asked", [(2, 3), (4, 9)])
-def test_steps_that_the_run_does_not_make_are_refused(tmp_path, asked):
-  with pytest.raises(ValueError, match="this run makes steps 4 to 8"):
-    Profile(tmp_path, asked, 3, 8)
+def test_steps_after_the_end_are_refused(tmp_path):
+  with pytest.raises(ValueError, match="steps 4 to 9, and this run ends at 8"):
+    Profile(tmp_path, (4, 9), 3, 8)
+
+
+def test_steps_that_were_made_before_are_not_traced(tmp_path, capsys):
+  """The command of a run that was stopped is given again as it was."""
+  steps(tmp_path, (2, 3), 2, 4)
+  assert "step 2 was made before" in capsys.readouterr().err
+  assert not (tmp_path / "profile").exists()

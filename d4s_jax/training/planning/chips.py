@@ -39,7 +39,7 @@ CHIPS = {
   "v5e": Chip(197e12, 16 * 2**30, 819e9, 90e9, 6.25e9, 1.20),
   "v5p": Chip(459e12, 95 * 2**30, 2765e9, 200e9, 6.25e9, 4.20),
   "v6e": Chip(918e12, 32 * 2**30, 1640e9, 180e9, 12.5e9, 2.70),
-  # A chip is two devices, which halve all but the network between chips.
+  # A chip is two devices: half of a chip's numbers each.
   "tpu7x": Chip(1153e12, 96 * 2**30, 3690e9, 200e9, 12.5e9, None, devices=2),
   "h100": Chip(989e12, 80e9, 3350e9, 450e9, 50e9, None, near=8),
 }

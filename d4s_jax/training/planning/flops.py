@@ -1,7 +1,8 @@
 """Floating-point operations of a function, counted from its jaxpr; loops are multiplied out.
 
 Counted are products of matrices and convolutions, two operations for each multiplication and
-addition, and what kernels declare of themselves. Everything else together is small beside them.
+addition. Everything else together is small beside them. Kernels are opaque: trace what has them in
+the form it has on a CPU.
 """
 
 import math

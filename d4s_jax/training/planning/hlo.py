@@ -157,6 +157,10 @@ class Program:
     names = re.findall(r"%([\w.-]+)", line.rest.split("), ")[0])
     operands = [size_of(types[name]) for name in names if name in types]
     result = size_of(line.type)
+    if line.operation.endswith("-done"):
+      return 0.0
+    if line.operation.endswith("-start"):
+      return 2.0 * sum(operands)
     if line.operation == "dynamic-slice":
       return 2 * result
     if line.operation == "dynamic-update-slice":
@@ -207,8 +211,10 @@ def size_of(type_: str) -> int:
 def _received(kind: str, type_: str, devices: int, operation: str) -> float:
   """Bytes that a device gets from others in one call, from the type of the result."""
   sizes = [size_of(match[0]) for match in re.finditer(_SHAPE, type_)]
-  # The result of an asynchronous start is a tuple that begins with the operands.
-  if operation.endswith("-start") and kind in ("all-gather", "collective-permute") and sizes:
+  # The result of an asynchronous start is a tuple of the operands, then the results.
+  if operation == "all-gather-start":
+    size = sum(sizes[len(sizes) // 2 :])
+  elif operation == "collective-permute-start":
     size = max(sizes)
   else:
     size = sum(sizes)

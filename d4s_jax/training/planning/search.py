@@ -31,8 +31,10 @@ def best(config: Config, topology: str) -> tuple[Config, int]:
   tries = [
     (fsdp, ulysses, remat, samples)
     for fsdp, ulysses, remat, samples in itertools.product(_FSDP, _ULYSSES, _REMAT, _SAMPLES)
-    if len(devices) % (fsdp * ulysses) == 0
+    if len(devices) % (fsdp * ulysses * config.mesh.ring * config.mesh.tensor) == 0
   ]
+  if not tries:
+    raise ValueError(f"{topology} has {len(devices)} devices; a search starts at {min(_FSDP)}.")
   for number, (fsdp, ulysses, remat, samples) in enumerate(tries, 1):
     if any(
       fsdp <= f and ulysses <= u and samples >= s and (remat == r or remat == "products")
@@ -42,8 +44,12 @@ def best(config: Config, topology: str) -> tuple[Config, int]:
     trial = config.copy_and_resolve_references()
     trial.mesh.update(fsdp=fsdp, ulysses=ulysses)
     trial.model.backbone.transformer.remat = trial.model.ldrm.remat = remat
-    plan = plan_training(trial, topology, samples)
     name = f"{number}/{len(tries)} fsdp {fsdp} ulysses {ulysses} remat {remat} samples {samples}"
+    try:
+      plan = plan_training(trial, topology, samples)
+    except ValueError as error:  # such as tokens that ulysses doesn't divide
+      print(f"{name:<60} {error}", file=sys.stderr, flush=True)
+      continue
     print(report.row(name, plan), file=sys.stderr, flush=True)
     if plan.refusal:
       refused.add((fsdp, ulysses, remat, samples))
