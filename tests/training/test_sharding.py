@@ -134,7 +134,7 @@ def run(script, devices, *arguments):
     env=environment,
     capture_output=True,
     text=True,
-    timeout=600,
+    timeout=1800,
   )
   assert done.returncode == 0, done.stderr[-2000:]
   return json.loads(done.stdout.splitlines()[-1])
