@@ -198,7 +198,7 @@ batches = [
   )
   for n in range(STEPS)
 ]
-optimizer = optax.sgd(1e-2, momentum=0.9)
+optimizer = optax.sgd(1e-4, momentum=0.9)
 chosen = stage(STAGE)
 objective = objectives.make_objective(system, chosen, objectives.Settings(**config.loss.to_dict()))
 step = make_step(objective, optimizer, seed=0, average_decay=0.9)

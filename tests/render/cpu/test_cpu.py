@@ -86,7 +86,7 @@ def test_a_library_for_another_jaxlib_is_not_used(monkeypatch):
 
 
 def test_on_another_platform_it_says_so(monkeypatch):
-  monkeypatch.setattr(package, "_platform", lambda: "tpu")
+  monkeypatch.setattr(package.partitioning, "platform", lambda: "tpu")
   with pytest.raises(BackendUnavailable, match="can't draw on 'tpu'"):
     render(scenes.gaussians(), scenes.cameras(), backend="cpu")
 
