@@ -15,7 +15,19 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 SERVER = """
 import sys
+from gcp_storage_emulator.handlers import objects
 from gcp_storage_emulator.server import create_server
+
+download = objects.download
+
+def with_generation(request, response, storage, *args, **kwargs):
+  # Google tells the generation of what it sends, and TensorStore writes on condition of it.
+  name = request.params["bucket_name"], request.params["object_id"]
+  download(request, response, storage, *args, **kwargs)
+  if int(response.status) in (200, 206):
+    response["x-goog-generation"] = storage.get_file_obj(*name)["generation"]
+
+objects.download = with_generation
 create_server("localhost", int(sys.argv[1]), in_memory=True, default_bucket="bucket").run()
 """
 
