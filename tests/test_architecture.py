@@ -13,7 +13,7 @@ TIERS = [
   "types errors packaged",
   "geometry layers diffusion config",
   "models render losses data formats",
-  "training pipeline weights evaluation",
+  "training pipeline weights evaluation curation",
   "train generate render_scene export view convert plan",
 ]
 TIER = {name: tier for tier, names in enumerate(TIERS) for name in names.split()}

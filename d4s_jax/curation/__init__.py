@@ -1,0 +1,1 @@
+"""From footage to training records: metric scale, filters, captions, shards."""

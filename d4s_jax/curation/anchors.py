@@ -1,0 +1,176 @@
+"""Anchors of metric scale: places of a clip whose true depth or length is known.
+
+Each function returns what `curation.scale.estimate` takes. Relative values are in the unit of the
+clip's own poses and points (or of its relative depth), metric ones in metres.
+"""
+
+import dataclasses
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from d4s_jax.curation.scale import Refused, Scale, estimate
+from d4s_jax.geometry import cameras as camera_geometry
+from d4s_jax.types import Cameras
+
+# Metric depth is believed between these, and where it changes by less than this factor to the next
+# pixel: at an outline a point lands on either side.
+_NEAR, _FAR, _EDGE = 0.3, 30.0, 0.1
+# Standard deviation of the position of a matched point, pixels.
+_PIXEL = 0.3
+# The ground: tilted by less than this against the cameras' own down, with points this near to it,
+# as a share of the camera's height over it; fewer points are no ground.
+_TILT, _THICKNESS, _GROUND = 30.0, 0.03, 20
+_PLANES, _POINTS_A_FRAME = 500, 50
+
+
+@dataclasses.dataclass(frozen=True)
+class Anchors:
+  """Pairs of a relative and a metric value; see `scale.estimate` for the fields."""
+
+  relative: Float[np.ndarray, "n"]
+  metric: Float[np.ndarray, "n"]
+  uncertainty: Float[np.ndarray, "n"]
+  groups: Int[np.ndarray, "n"]
+
+  def estimate(self, *, shift: bool = False, seed: int = 0) -> Scale:
+    """The scale that the anchors tell; raises Refused if they don't."""
+    return estimate(
+      self.relative,
+      self.metric,
+      shift=shift,
+      uncertainty=self.uncertainty,
+      groups=self.groups,
+      seed=seed,
+    )
+
+
+def from_depth_maps(
+  points: Float[np.ndarray, "n 3"],
+  visible: Bool[np.ndarray, "n f"],
+  cameras: Cameras,
+  depth: Float[np.ndarray, "f h w"],
+) -> Anchors:
+  """Points of structure from motion where metric depth maps see them; a group is a frame.
+
+  Args:
+    points: in the world of the poses, in their unit.
+    visible: whether a point was seen in a frame.
+    cameras: of the frames, [f].
+    depth: z-depth of the frames in metres, 0 where unknown.
+  """
+  if depth.shape[1:] != (cameras.height, cameras.width):
+    raise ValueError(
+      f"Depth maps of {depth.shape[2]} x {depth.shape[1]} pixels for cameras of {cameras.width} x"
+      f" {cameras.height}; expected one size: resize the cameras or the maps first."
+    )
+  pixels, z = camera_geometry.project(np.broadcast_to(points, (len(depth), *points.shape)), cameras)
+  column, row = np.floor(pixels).astype(int).transpose(2, 0, 1)
+  inside = (column >= 1) & (column < cameras.width - 1) & (row >= 1) & (row < cameras.height - 1)
+  frame, point = np.nonzero(inside & visible.T & (z > 0))
+  row, column = row[frame, point], column[frame, point]
+  here = depth[frame, row, column]
+  good = (here > _NEAR) & (here < _FAR)
+  for down, right in ((1, 0), (-1, 0), (0, 1), (0, -1)):
+    beside = depth[frame, row + down, column + right]
+    with np.errstate(divide="ignore", invalid="ignore"):
+      good &= np.abs(np.log(beside / here)) < _EDGE
+  frame, point, here = frame[good], point[good], here[good]
+  return Anchors(z[frame, point], here, np.ones(len(here)), frame)
+
+
+def from_stereo(
+  left: Float[np.ndarray, "n 2"],
+  right: Float[np.ndarray, "n 2"],
+  relative: Float[np.ndarray, "n"],
+  *,
+  focal: float,
+  offset: float,
+  baseline: float,
+) -> Anchors:
+  """Matches of a rectified stereo pair of known baseline.
+
+  Args:
+    left: pixels (x, y) of the matches in the left picture.
+    right: the same in the right one; rows that differ by over a pixel are no matches.
+    relative: relative depth, or disparity, at each match in the left picture.
+    focal: pixels.
+    offset: cx of the right picture less that of the left one, pixels.
+    baseline: metres between the cameras.
+  """
+  if not (focal > 0 and baseline > 0):
+    raise ValueError(f"A stereo pair of focal {focal} and baseline {baseline}; expected positive.")
+  disparity = left[:, 0] - right[:, 0] + offset
+  good = (np.abs(left[:, 1] - right[:, 1]) < 1) & (disparity > 4 * _PIXEL)
+  disparity = disparity[good]
+  return Anchors(
+    np.asarray(relative)[good],
+    focal * baseline / disparity,
+    _PIXEL / disparity,
+    np.arange(len(disparity)),
+  )
+
+
+def from_lengths(
+  ends: Float[np.ndarray, "n 2 3"], metres: Float[np.ndarray, "n"], objects: Int[np.ndarray, "n"]
+) -> Anchors:
+  """Objects of known size: both ends of a length in the world of the poses, and the true length.
+
+  Args:
+    ends: two points each.
+    metres: their true distance.
+    objects: number of the object; one object may have many lengths, or many observations of one.
+  """
+  length = np.linalg.norm(ends[:, 0] - ends[:, 1], axis=-1)
+  return Anchors(length, np.asarray(metres), np.ones(len(length)), np.asarray(objects))
+
+
+def from_camera_height(
+  points: Float[np.ndarray, "n 3"], cameras: Cameras, height: float, seed: int = 0
+) -> Anchors:
+  """A camera that is carried at a known height over a ground that is flat; a group is a frame.
+
+  The ground is the plane, roughly across the cameras' own down, that most points lie on.
+
+  Args:
+    points: of structure from motion, in the world of the poses.
+    cameras: of the frames, [f].
+    height: of the cameras over the ground, metres.
+    seed: of the random planes.
+
+  Raises:
+    Refused: no plane has enough points.
+  """
+  poses = np.asarray(cameras.world_from_camera, np.float64)
+  down = poses[:, :3, 1].mean(axis=0)
+  down = down / np.linalg.norm(down)
+  middle = poses[:, :3, 3].mean(axis=0)
+  below = points[(points - middle) @ down > 0]
+  if len(below) < _GROUND:
+    raise Refused(f"{len(below)} points below the cameras; expected {_GROUND} on the ground.")
+  rng = np.random.default_rng(seed)
+  corner = below[rng.integers(len(below), size=(_PLANES, 3))]
+  normal = np.cross(corner[:, 1] - corner[:, 0], corner[:, 2] - corner[:, 0])
+  norm = np.linalg.norm(normal, axis=1)
+  corner, normal = corner[norm > 1e-12, 0], normal[norm > 1e-12] / norm[norm > 1e-12, None]
+  normal = normal * np.sign(normal @ down)[:, None]
+  level = normal @ down > np.cos(np.radians(_TILT))
+  corner, normal = corner[level], normal[level]
+  if not len(normal):
+    raise Refused("No three points below the cameras make a level plane; expected a ground.")
+  over = np.sum((corner - middle) * normal, axis=1)
+  off = np.abs(below @ normal.T - np.sum(corner * normal, axis=1))
+  on = off < _THICKNESS * np.maximum(over, 1e-12)
+  best = int(np.argmax(on.sum(axis=0)))
+  ground = below[on[:, best]]
+  if len(ground) < _GROUND:
+    raise Refused(f"{len(ground)} points on the ground; expected at least {_GROUND}.")
+  center = ground.mean(axis=0)
+  *_, axes = np.linalg.svd(ground - center, full_matrices=False)
+  up = axes[2] * np.sign(axes[2] @ down)
+  chosen = ground[rng.permutation(len(ground))[:_POINTS_A_FRAME]]
+  # How far each ground point lies below each camera, across the fitted plane.
+  lies = (chosen[None] - poses[:, None, :3, 3]) @ up
+  frames = np.repeat(np.arange(len(poses)), len(chosen))
+  relative = lies.ravel()
+  return Anchors(relative, np.full(len(relative), height), np.ones(len(relative)), frames)
