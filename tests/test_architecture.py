@@ -13,8 +13,9 @@ TIERS = [
   "types errors packaged",
   "geometry layers diffusion config",
   "models render losses data formats",
-  "training pipeline weights evaluation curation",
-  "train generate render_scene export view convert plan",
+  "training pipeline weights curation",
+  "evaluation",
+  "train generate render_scene export view convert plan evaluate",
 ]
 TIER = {name: tier for tier, names in enumerate(TIERS) for name in names.split()}
 # Written beside exported weights, for people without JAX; nothing of ours imports it.

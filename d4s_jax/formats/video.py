@@ -82,6 +82,20 @@ def read_video(path: str | os.PathLike, most: int = 1000) -> Float[np.ndarray, "
   return np.stack(decoded).astype(np.float32) / 255
 
 
+def frame_rate(path: str | os.PathLike) -> float | None:
+  """Frames a second of a video, as its file says; None if it doesn't.
+
+  Raises:
+    ValueError: it is no readable video.
+  """
+  try:
+    with av.open(str(path)) as container:
+      rate = container.streams.video[0].average_rate
+  except (FFmpegError, IndexError) as error:
+    raise ValueError(f"{path} cannot be read as a video ({error}); expected an mp4.") from error
+  return None if rate is None else float(rate)
+
+
 def colorize_depth(
   depth: Float[np.ndarray, "*f h w"], near: float | None = None, far: float | None = None
 ) -> Float[np.ndarray, "*f h w 3"]:

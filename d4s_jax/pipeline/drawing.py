@@ -44,7 +44,7 @@ def draw(
     dynamic: one scene.
     cameras: the views, with an image size of any kind.
     times: clip time of each view; between stored times the deformation is interpolated.
-    what: the label of the progress bar.
+    what: the label of the progress bar; without one there is none.
 
   Returns:
     NumPy arrays. Where the renderer runs out of room it is given more; what is dropped even so

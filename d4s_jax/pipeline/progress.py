@@ -27,5 +27,11 @@ def timed(what: str) -> Iterator[None]:
 
 
 def bar(what: str, total: int, unit: str = "frame") -> tqdm.tqdm:
-  """A progress bar with an estimate; bytes ("B") are shown by thousands, millions and so on."""
-  return tqdm.tqdm(total=total, desc=what, unit=unit, unit_scale=unit == "B", file=sys.stderr)
+  """A progress bar with an estimate; bytes ("B") are shown by thousands, millions and so on.
+
+  Without a label there is none.
+  """
+  scale = unit == "B"
+  return tqdm.tqdm(
+    total=total, desc=what, unit=unit, unit_scale=scale, file=sys.stderr, disable=not what
+  )

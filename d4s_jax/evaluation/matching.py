@@ -1,0 +1,129 @@
+"""Matches between frames of a video that agree with one epipolar geometry.
+
+How many a matcher finds says whether the frames show one scene. The count depends on the matcher,
+on the size of the pictures, on the gap and on the threshold; all are in the protocol.
+"""
+
+import functools
+import importlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from d4s_jax.evaluation import xfeat
+
+Matches = Float[np.ndarray, "n 4"]
+Matcher = Callable[[np.ndarray, np.ndarray], Matches]
+
+# SIFT: the second best may have at most this share of the best's distance.
+RATIO = 0.8
+# Pixels between a match and its epipolar line.
+REACH = 2.0
+SIFT = "sift-colmap/ratio.8-mutual"
+_LEAST = 8
+
+
+def pairs(frames: int, gap: int) -> list[tuple[int, int]]:
+  """Numbers of the frames that are compared: t and t + gap for t = 0, gap, 2 gap, ...
+
+  A video that is not longer than the gap has one pair, its first and last frame.
+
+  Raises:
+    ValueError: there is one frame.
+  """
+  if frames < 2:
+    raise ValueError(f"A video of {frames} frame; matches need at least 2.")
+  if frames <= gap:
+    return [(0, frames - 1)]
+  return [(t, t + gap) for t in range(0, frames - gap, gap)]
+
+
+def inliers(matches: Matches) -> int:
+  """Matches within REACH pixels of their epipolar lines, of the fundamental matrix of RANSAC."""
+  if len(matches) < _LEAST:
+    return 0
+  colmap = _colmap()
+  options = colmap.RANSACOptions()
+  options.max_error, options.random_seed = REACH, 0
+  options.num_threads = 1
+  found = colmap.estimate_fundamental_matrix(matches[:, :2], matches[:, 2:], options)
+  return 0 if found is None else int(np.sum(found["inlier_mask"]))
+
+
+def average(video: Float[np.ndarray, "f h w 3"], gap: int, features: Callable, match: Callable):
+  """Mean number of inliers over the pairs of a video.
+
+  Args:
+    video: RGB in [0, 1].
+    gap: see `pairs`.
+    features: of a frame.
+    match: of the features of two frames, to matches.
+  """
+  once = functools.cache(lambda number: features(video[number]))
+  counts = [inliers(match(once(a), once(b))) for a, b in pairs(len(video), gap)]
+  return float(np.mean(counts))
+
+
+def sift_features(image: Float[np.ndarray, "h w 3"]) -> xfeat.Keypoints:
+  """Places and descriptors that COLMAP's SIFT finds in the mean of the colours."""
+  grey = np.ascontiguousarray(image.mean(axis=-1), np.float32)
+  places, descriptors = _sift().extract_from_float32_array(grey)
+  found = np.array([(place.x, place.y) for place in places], np.float64).reshape(-1, 2)
+  described = np.asarray(descriptors.data, np.float32)
+  norm = np.linalg.norm(described, axis=1, keepdims=True)
+  return found, described / np.maximum(norm, 1e-12)
+
+
+def sift_match(first: xfeat.Keypoints, second: xfeat.Keypoints) -> Matches:
+  """Mutual nearest neighbours that are clearly nearer than the second nearest."""
+  if min(len(first[0]), len(second[0])) < 2:
+    return np.zeros((0, 4))
+  similar = first[1] @ second[1].T
+  there, back = similar.argmax(axis=1), similar.argmax(axis=0)
+  rows = np.arange(len(there))
+  two = -np.partition(-similar, 1, axis=1)[:, :2]
+  best, other = (np.sqrt(np.maximum(2 - 2 * two[:, i], 0)) for i in (0, 1))
+  kept = (back[there] == rows) & (best < RATIO * other)
+  return np.concatenate([first[0][rows[kept]], second[0][there[kept]]], axis=1)
+
+
+def plug_in(place: str) -> Matcher:
+  """A matcher of the user's own, from PACKAGE.MODULE:FUNCTION.
+
+  The function takes two pictures [h w 3] in [0, 1] and returns matches [n 4] in pixels.
+
+  Raises:
+    ValueError: there is none.
+  """
+  module, _, name = place.partition(":")
+  try:
+    found = getattr(importlib.import_module(module), name)
+  except (ImportError, AttributeError, ValueError) as error:
+    raise ValueError(
+      f"config.matcher is {place!r}; expected PACKAGE.MODULE:FUNCTION to be there ({error})."
+    ) from error
+  return lambda a, b: checked_matches(found(a, b))
+
+
+def checked_matches(matches: Sequence) -> Matches:
+  """Raises ValueError unless a matcher returned finite numbers of the right shape."""
+  array = np.asarray(matches, np.float64)
+  if array.ndim != 2 or array.shape[1] != 4 or not np.isfinite(array).all():
+    raise ValueError(f"The matcher returned an array of {array.shape}; expected [n, 4], finite.")
+  return array
+
+
+def _colmap() -> Any:
+  colmap: Any = importlib.import_module("pycolmap")
+  colmap.logging.minloglevel = colmap.logging.Level.FATAL.value
+  return colmap
+
+
+@functools.cache
+def _sift() -> Any:
+  colmap = _colmap()
+  options = colmap.FeatureExtractionOptions()
+  options.num_threads, options.use_gpu = 1, False
+  return colmap.FeatureExtractor.create(options, device=colmap.Device.cpu)

@@ -1,0 +1,149 @@
+"""What a metric is: measured sample by sample, kept, and then reduced to one number."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from d4s_jax.evaluation.samples import Sample
+from d4s_jax.evaluation.settings import Settings
+
+Values = dict[str, np.ndarray]
+
+# What a case may have, and where it comes from.
+NEEDS = {
+  "text": "prompts: NAME.txt beside the video, or a scene",
+  "cameras": "cameras: NAME.json beside the video, or a scene",
+  "scene": "scenes, not videos",
+  "reference": "a true video of the same name: config.reference",
+  "references": "true videos: config.reference",
+  "clip": "a reference with depth, tracks and other views: config.reference with a source.json",
+  "mask": "a mask of the same name: config.masks",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+  """A sample and what belongs to it.
+
+  Attributes:
+    sample: what is scored.
+    reference: the truth of the same name, if there is one.
+    mask: the subject's mask of the same name, if there is one.
+  """
+
+  sample: Sample
+  reference: Sample | None = None
+  mask: Sample | None = None
+
+  def lacks(self, needs: frozenset[str], references: bool) -> str:
+    """What is missing of `needs`, of NEEDS; "" for nothing.
+
+    Args:
+      needs: names.
+      references: whether there is a set of true videos.
+    """
+    has = self.sample.has - {"clip"}
+    has |= {"reference"} if self.reference else set()
+    has |= {"clip"} if self.reference and "clip" in self.reference.has else set()
+    has |= {"mask"} if self.mask else set()
+    has |= {"references"} if references else set()
+    return "; ".join(NEEDS[name] for name in sorted(needs - has))
+
+
+@dataclasses.dataclass(frozen=True)
+class Failure:
+  """Why a sample has no value; it is counted and listed, never left out in silence.
+
+  Attributes:
+    reason: in one line.
+  """
+
+  reason: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Context:
+  """What measuring takes beside cases.
+
+  Attributes:
+    settings: of the evaluation.
+    tools: what the family's `tools` opened to, by name.
+  """
+
+  settings: Settings
+  tools: dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+  """Values that are measured together.
+
+  Attributes:
+    name: of the family.
+    protocol: says how, completely, with the settings that change the numbers.
+    measure: values of each case, or why there are none.
+    needs: what a case must have, of NEEDS.
+    tools: names of TOOLS.
+    of_references: whether references are measured too, as samples.
+    timed: whether it measures the machine, so that two machines differ.
+  """
+
+  name: str
+  protocol: Callable[[Settings], str]
+  measure: Callable[[Sequence[Case], Context], list[Values | Failure]]
+  needs: frozenset[str] = frozenset()
+  tools: tuple[str, ...] = ()
+  of_references: bool = False
+  timed: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Metric:
+  """One number.
+
+  Attributes:
+    family: where its values come from.
+    key: of the family's values.
+    label: as it is printed.
+    better: "higher" or "lower".
+    digits: after the point.
+    of_sets: takes the values of all samples and of all references and makes one number; None for
+      the mean over samples.
+    paper: what Diff4Splat reports for itself, on its own data and protocol; None if it doesn't.
+  """
+
+  family: Family
+  key: str
+  label: str
+  better: str
+  digits: int = 2
+  of_sets: Callable[[np.ndarray, np.ndarray], float] | None = None
+  paper: float | None = None
+
+
+def one_by_one(measure: Callable[[Case, Context], Values]):
+  """A family's `measure` from one of single cases, whose ValueErrors become failures."""
+
+  def all_of(cases: Sequence[Case], context: Context) -> list[Values | Failure]:
+    return [guarded(lambda case=case: measure(case, context)) for case in cases]
+
+  return all_of
+
+
+def guarded(measure: Callable[[], Values]) -> Values | Failure:
+  """The values, or the error as a failure: of bad input, not of the machine."""
+  try:
+    return {name: np.asarray(x) for name, x in measure().items()}
+  except (ValueError, FileNotFoundError) as error:
+    return Failure(" ".join(str(error).split()))
+
+
+def frames_in_chunks(count: int, size: int) -> list[np.ndarray]:
+  """Indices 0 to count - 1 in rows of equal length; the last row repeats its last index.
+
+  So that a network is compiled for one size, whatever the length of a video.
+  """
+  size = min(size, count)
+  return [np.minimum(np.arange(start, start + size), count - 1) for start in range(0, count, size)]

@@ -1,0 +1,39 @@
+"""The table of metrics: name -> what it is measured by, and what the paper reports for itself.
+
+The paper's numbers are Diff4Splat's own, on 160 videos that are not public and by protocols that
+are told in part; they stand in a column of their own and are not to be compared with.
+"""
+
+from d4s_jax.evaluation import families as of
+from d4s_jax.evaluation.distances import frechet, kernel
+from d4s_jax.evaluation.metric import Metric
+
+METRICS: dict[str, Metric] = {
+  "fvd": Metric(of.VIDEO, "features", "FVD", "lower", 1, frechet, 210.153),
+  "kvd": Metric(of.VIDEO, "features", "KVD", "lower", 3, kernel, 2.316),
+  "psnr": Metric(of.FRAMES, "psnr", "PSNR, dB", "higher"),
+  "ssim": Metric(of.FRAMES, "ssim", "SSIM", "higher", 3),
+  "lpips": Metric(of.FRAMES, "lpips", "LPIPS", "lower", 3),
+  "view_psnr": Metric(of.VIEWS, "psnr", "novel views, PSNR, dB", "higher"),
+  "view_ssim": Metric(of.VIEWS, "ssim", "novel views, SSIM", "higher", 3),
+  "view_lpips": Metric(of.VIEWS, "lpips", "novel views, LPIPS", "lower", 3),
+  "depth_abs_rel": Metric(of.VIEWS, "absolute_relative", "depth, AbsRel", "lower", 3),
+  "depth_delta1": Metric(of.VIEWS, "delta1", "depth, delta1", "higher", 3),
+  "motion_epe": Metric(of.MOTION, "end_point", "3D motion, end-point error, m", "lower", 3),
+  "motion_ratio": Metric(of.MOTION, "over_none", "... over that of no motion", "lower", 3),
+  "motion_drift": Metric(of.MOTION, "drift", "... drift of what stands, m", "lower", 3),
+  "matches_xfeat": Metric(of.MATCHES_XFEAT, "matches", "average matches, XFeat", "higher", 1),
+  "matches_sift": Metric(of.MATCHES_SIFT, "matches", "average matches, SIFT", "higher", 1),
+  "matches_plug_in": Metric(of.MATCHES_PLUG_IN, "matches", "average matches, plug-in", "higher", 1),
+  "cycle_psnr": Metric(of.CYCLE, "running", "cycle PSNR, time runs, dB", "higher", 2, None, 34.5),
+  "cycle_psnr_frozen": Metric(of.CYCLE, "frozen", "cycle PSNR, time stands, dB", "higher"),
+  "pose_success": Metric(of.POSES, "found", "camera path found, share", "higher", 3),
+  "rpe_translation": Metric(
+    of.POSES, "translation", "relative pose error, m", "lower", 4, None, 0.012
+  ),
+  "rpe_rotation": Metric(
+    of.POSES, "rotation", "relative pose error, degrees", "lower", 3, None, 0.008
+  ),
+  "ate": Metric(of.POSES, "absolute", "absolute path error, m", "lower", 4),
+  "latency": Metric(of.LATENCY, "milliseconds", "a view, ms", "lower", 2, None, 6.7),
+}

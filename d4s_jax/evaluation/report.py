@@ -1,0 +1,126 @@
+"""A report in the terminal and as JSON. It holds no times and no paths: two runs make the same."""
+
+import dataclasses
+import json
+import pathlib
+from typing import Any
+
+from d4s_jax.evaluation.metrics import METRICS
+from d4s_jax.evaluation.runner import Report, Row
+from d4s_jax.evaluation.summary import Result
+from d4s_jax.formats import atomic
+
+PAPER = "Diff4Splat's own"
+
+
+def written(result: Result | None, digits: int, better: str = "") -> str:
+  """A value with its interval and, where some samples have none, their count."""
+  if result is None or result.value is None:
+    return "-"
+  text = f"{result.value:.{digits}f}"
+  if result.interval:
+    low, high = result.interval
+    text += f" [{low:.{digits}f}, {high:.{digits}f}]"
+  if result.count < result.total:
+    text += f" ({result.count} of {result.total})"
+  return text + better
+
+
+def table(report: Report) -> list[list[str]]:
+  """The header and a row for each metric that was measured."""
+  names = [name for name in report.sets if name != report.reference]
+  rows = [["", *names, f"{PAPER} *"]]
+  for row in report.rows:
+    if not row.missing:
+      metric = METRICS[row.name]
+      arrow = "up" if metric.better == "higher" else "down"
+      values = [written(row.results.get(name), metric.digits) for name in names]
+      paper = "" if metric.paper is None else f"{metric.paper:g}"
+      rows.append([f"{metric.label} ({arrow})", *values, paper])
+  return rows
+
+
+def text(report: Report) -> str:
+  """The table, its protocols, what was not measured and why, and what to know of the sets."""
+  rows = table(report)
+  widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+  lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)) for row in rows]
+  lines.append(
+    f"* {PAPER}: as printed in the paper, on other data, by protocols that it tells in part; the"
+    " unit of its rotations is not told."
+  )
+  lines += ["", "Means over samples; in brackets 95% by bootstrap over them. Protocols:"]
+  lines += [f"  {told}" for told in protocols(report)]
+  absent = missing(report)
+  if absent:
+    lines += ["", "Not measured:"]
+    lines += [f"  {names}: needs {why}" for why, names in absent.items()]
+  lines += ["", "Sets:"]
+  lines += [f"  {name}: {'; '.join(notes)}" for name, notes in report.notes.items()]
+  for row in report.rows:
+    lines += [f"  {METRICS[row.name].label}, {told}" for told in remarks(row)]
+  return "\n".join(line.rstrip() for line in lines)
+
+
+def protocols(report: Report) -> list[str]:
+  """One line for each protocol: its metrics, its id, its weights."""
+  found: dict[tuple[str, str], list[str]] = {}
+  for row in report.rows:
+    if not row.missing:
+      found.setdefault((row.protocol, row.weights), []).append(row.name)
+  return [
+    f"{', '.join(names)}: {protocol}" + (f" ({weights})" if weights else "")
+    for (protocol, weights), names in found.items()
+  ]
+
+
+def missing(report: Report) -> dict[str, str]:
+  """What isn't there, and the metrics that need it."""
+  found: dict[str, list[str]] = {}
+  for row in report.rows:
+    if row.missing:
+      found.setdefault(row.missing, []).append(METRICS[row.name].label)
+  return {why: ", ".join(labels) for why, labels in found.items()}
+
+
+def remarks(row: Row) -> list[str]:
+  """What to know of a row's results: notes, and which samples have none and why."""
+  told = []
+  for name, result in row.results.items():
+    told += [f"{name}: {note}" for note in result.notes]
+    if result.failures:
+      reasons: dict[str, list[str]] = {}
+      for sample, reason in result.failures.items():
+        reasons.setdefault(reason, []).append(sample)
+      told += [
+        f"{name}: no value for {len(who)} ({', '.join(who[:3])}{', ...' if len(who) > 3 else ''}):"
+        f" {reason}"
+        for reason, who in reasons.items()
+      ]
+  return told
+
+
+def encode(report: Report) -> dict[str, Any]:
+  """The report as JSON has it."""
+  rows = {}
+  for row in report.rows:
+    metric = METRICS[row.name]
+    rows[row.name] = {
+      "label": metric.label,
+      "better": metric.better,
+      "protocol": row.protocol,
+      "weights": row.weights,
+      "missing": row.missing,
+      "measures_this_machine": metric.family.timed,
+      "diff4splat_paper": metric.paper,
+      "results": {name: dataclasses.asdict(result) for name, result in row.results.items()},
+    }
+  return {"version": 1, "sets": report.notes, "reference": report.reference, "metrics": rows}
+
+
+def write(folder: pathlib.Path, report: Report) -> None:
+  """Leaves report.json and report.txt."""
+  contents = json.dumps(encode(report), indent=1, sort_keys=True, allow_nan=False) + "\n"
+  for name, content in (("report.json", contents), ("report.txt", text(report) + "\n")):
+    with atomic.replacing(folder / name) as temporary:
+      temporary.write_text(content, encoding="utf-8")
