@@ -26,14 +26,18 @@ CRASHED = 70
 STOPPED = 75
 
 
-def run(main: Callable[[list[str]], None]) -> None:
+def run(main: Callable[[list[str]], None], words: int = 0) -> None:
   """Parses the flags and runs a command; bad options and Ctrl-C end it with one line too.
 
   So does SIGTERM, which else would leave temporary files behind.
+
+  Args:
+    main: the command.
+    words: how many it takes that are no options, at most.
   """
   signal.signal(signal.SIGTERM, signal.default_int_handler)
   try:
-    app.run(main, flags_parser=_parse)
+    app.run(main, flags_parser=lambda arguments: _parse(arguments, words))
   except KeyboardInterrupt:
     print("\nerror: interrupted", file=sys.stderr, flush=True)
     # Not sys.exit: Python's teardown crashes while a program of XLA's still runs.
@@ -67,7 +71,7 @@ def one_line() -> Iterator[None]:
     )
 
 
-def _parse(arguments: list[str]) -> list[str]:
+def _parse(arguments: list[str], words: int) -> list[str]:
   try:
     rest = flags.FLAGS(arguments)
   except SystemExit:
@@ -83,8 +87,11 @@ def _parse(arguments: list[str]) -> list[str]:
     elif "Traceback" in text:  # of the config file; its last line says what is wrong
       text = text.strip().splitlines()[-1]
     _end(f"{text} (--help shows the options)")
-  if rest[1:]:
-    _end(f"Unexpected words {rest[1:]}; options start with --, and texts with spaces need quotes.")
+  if len(rest) > 1 + words:
+    _end(
+      f"Unexpected words {rest[1 + words :]}; options start with --, and texts with spaces need"
+      " quotes."
+    )
   return rest
 
 

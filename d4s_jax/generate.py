@@ -16,8 +16,7 @@ import pathlib
 from absl import flags, logging
 
 from d4s_jax import errors
-from d4s_jax.formats import images
-from d4s_jax.pipeline import PROMPT, Pipeline, progress, results, shot
+from d4s_jax.pipeline import PROMPT, Pipeline, marking, orders, progress, results
 from d4s_jax.training import compilation, inference
 
 _IMAGE = flags.DEFINE_string("image", None, "Photograph of any size.", required=True)
@@ -43,6 +42,7 @@ _GUIDANCE = flags.DEFINE_string("guidance", None, "cosine or constant; else the 
 _SCALE = flags.DEFINE_float("scale", None, "Guidance scale; else the checkpoint's.")
 _SOLVER = flags.DEFINE_string("solver", None, "ddim, unipc or dpm; else the checkpoint's.")
 _REUSE = flags.DEFINE_list("reuse", None, "Steps that reuse features; else the checkpoint's.")
+_WATERMARK = flags.DEFINE_boolean("watermark", True, "Mark the result invisibly as generated.")
 
 
 def main(argv: list[str]) -> None:
@@ -59,21 +59,19 @@ def main(argv: list[str]) -> None:
       for flag in (_FRAMES, _HEIGHT, _WIDTH)
     )
     trained.system.check_size(frames, height, width)
-    shot.check_pixels(frames, height, width)
-    path = shot.camera_path(_TRAJECTORY.value, frames, distance=_DISTANCE.value, pivot=_PIVOT.value)
-    photo = images.read_image(_IMAGE.value)
-    image, cameras = shot.photograph(photo, path, height, width, _FOV.value)
+    key = marking.key(_WATERMARK.value)
+    order = orders.take(
+      *(_IMAGE.value, _TRAJECTORY.value, _PROMPT.value, _SEED.value, (frames, height, width)),
+      *(_FOV.value, _DISTANCE.value, _PIVOT.value),
+    )
     flagged = (_STEPS, _GUIDANCE, _SCALE, _SOLVER, _NEGATIVE, _REUSE)
     chosen = {flag.name: flag.value for flag in flagged}
     sampling, dropped = inference.sampling(trained.config, chosen)
     for note in (compilation.cache(), trained.note, dropped):
       progress.say(note) if note else None
     pipeline = Pipeline(trained.system, trained.parts, **sampling)
-    latents = pipeline.sample(image, cameras, _PROMPT.value, _SEED.value)
-    config = trained.config | {"sampling": pipeline.sampling}
-    told = (cameras, path.times, _PROMPT.value, _SEED.value)
-    metadata = results.metadata(config, trained.name, *told)
-    results.WRITE[kind](output, pipeline, latents, image, metadata, trained.fps)
+    about = (trained.config, trained.name, trained.digest(progress.timed), trained.fps)
+    orders.Workshop(pipeline, kind, *about, key).make(order, output)
 
 
 if __name__ == "__main__":

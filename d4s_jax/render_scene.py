@@ -14,8 +14,8 @@ from absl import flags, logging
 
 from d4s_jax import errors
 from d4s_jax.formats import scene
-from d4s_jax.formats.video import colorize_depth, write_video
-from d4s_jax.pipeline import drawing, shot
+from d4s_jax.formats.video import colorize_depth
+from d4s_jax.pipeline import drawing, marking, shot
 
 _SCENE = flags.DEFINE_string("scene", None, "Folder that generate wrote.", required=True)
 _TRAJECTORY = flags.DEFINE_string(
@@ -29,6 +29,7 @@ _HEIGHT = flags.DEFINE_integer("height", None, "Pixels; the scene's, times what 
 _WIDTH = flags.DEFINE_integer("width", None, "Pixels; the height at the scene's aspect.")
 _DISTANCE = flags.DEFINE_float("distance", None, "Metres that a named path moves; 0.5.")
 _PIVOT = flags.DEFINE_float("pivot", None, "Metres to what spiral and orbit look at; 2.")
+_WATERMARK = flags.DEFINE_boolean("watermark", True, "Mark the video invisibly as generated.")
 
 
 def main(argv: list[str]) -> None:
@@ -37,6 +38,7 @@ def main(argv: list[str]) -> None:
   logging.set_verbosity(logging.ERROR)
   with errors.one_line():
     output = pathlib.Path(_OUTPUT.value)
+    key = marking.key(_WATERMARK.value)
     drawing.check_video(output, _FPS.value)
     dynamic, metadata = scene.read_scene(_SCENE.value)
     path = shot.camera_path(
@@ -45,7 +47,8 @@ def main(argv: list[str]) -> None:
     cameras = shot.through_scene(path, metadata.cameras[0], _HEIGHT.value, _WIDTH.value)
     drawn = drawing.draw(dynamic, cameras, path.times, "draw")
     images, depth = np.asarray(drawn.image), np.asarray(drawn.depth)
-    write_video(output, colorize_depth(depth) if _DEPTH.value else images, _FPS.value)
+    shown = colorize_depth(depth) if _DEPTH.value else images
+    marking.write_video(output, shown, _FPS.value, metadata, key)
     print(f"Video: {output}   {len(path.times)} frames, {cameras.width} x {cameras.height} pixels")
 
 

@@ -32,7 +32,9 @@ _MARGIN = 6
 _CAPTION = 20
 
 
-def read_image(path: str | os.PathLike) -> Float[np.ndarray, "h w 3"]:
+def read_image(
+  path: str | os.PathLike, most_pixels: int = MAX_PIXELS
+) -> Float[np.ndarray, "h w 3"]:
   """Reads a photograph of any size and mode.
 
   Turned upright by its EXIF tag; transparency is laid over white; grey becomes RGB; 16 bits keep
@@ -40,7 +42,7 @@ def read_image(path: str | os.PathLike) -> Float[np.ndarray, "h w 3"]:
 
   Raises:
     FileNotFoundError: there is no such file.
-    ValueError: it is no readable image, or has more than MAX_PIXELS pixels.
+    ValueError: it is no readable image, or has more than `most_pixels` pixels.
   """
   path = pathlib.Path(path)
   if not path.exists():
@@ -49,7 +51,7 @@ def read_image(path: str | os.PathLike) -> Float[np.ndarray, "h w 3"]:
     # The limit is ours: Pillow would print a warning of its own before the error.
     quiet = warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning)
     with quiet, Image.open(path, formats=FORMATS) as image:
-      small = image.width * image.height <= MAX_PIXELS
+      small = image.width * image.height <= most_pixels
       if small:
         return _to_rgb(ImageOps.exif_transpose(image))
   except _BROKEN as error:
@@ -58,7 +60,7 @@ def read_image(path: str | os.PathLike) -> Float[np.ndarray, "h w 3"]:
       f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]} file."
     ) from error
   raise ValueError(
-    f"{path} has {image.width} x {image.height} pixels; expected at most {MAX_PIXELS}. "
+    f"{path} has {image.width} x {image.height} pixels; expected at most {most_pixels}. "
     "Scale it down first."
   )
 

@@ -24,6 +24,10 @@ VERSION = 1
 ARRAYS = "scene.safetensors"
 DESCRIPTION = "scene.json"
 
+_PROVENANCE = ("package_version", "seed", "checkpoint", "config_hash")
+# Scenes of older versions lack them.
+_LATER = ("checkpoint_hash", "date")
+
 # What belongs to a scene and goes when another takes its place; other files in the folder stay.
 _OWN = (ARRAYS, DESCRIPTION, "video.mp4", "depth.mp4", "preview.png")
 
@@ -56,6 +60,8 @@ class SceneMetadata:
     seed: of the sampler; None if nothing was sampled.
     checkpoint: name of the weights.
     config_hash: of the configuration the weights were trained with.
+    checkpoint_hash: of the files that hold the weights, SHA-256.
+    date: when it was made, UTC, as 2026-01-31T12:00:00+00:00.
   """
 
   cameras: Cameras
@@ -66,6 +72,8 @@ class SceneMetadata:
   seed: int | None = None
   checkpoint: str | None = None
   config_hash: str | None = None
+  checkpoint_hash: str | None = None
+  date: str | None = None
 
 
 def check_output(folder: str | os.PathLike) -> None:
@@ -232,13 +240,12 @@ def _check_values(arrays: dict[str, np.ndarray], where: str) -> None:
 
 def encode_metadata(metadata: SceneMetadata) -> dict[str, Any]:
   """The contents of scene.json."""
-  provenance = ("package_version", "seed", "checkpoint", "config_hash")
   return {
     "version": VERSION,
     "prompt": metadata.prompt,
     "scale": float(metadata.scale),
     "trajectory": camera_files.encode(metadata.cameras, metadata.times),
-    "provenance": {name: getattr(metadata, name) for name in provenance},
+    "provenance": {name: getattr(metadata, name) for name in _PROVENANCE + _LATER},
   }
 
 
@@ -252,11 +259,10 @@ def _decode(value: Any, where: str) -> SceneMetadata:
     raise ValueError(f"{where}: trajectory without time or intrinsics; expected both per frame.")
   if frames.times.min() < 0 or frames.times.max() > 1:
     raise ValueError(f"{where}: trajectory with times outside [0, 1]; time runs so over the clip.")
-  names = ("package_version", "seed", "checkpoint", "config_hash")
-  origin = checked.fields(top["provenance"], f"{where}: provenance", names)
+  origin = checked.fields(top["provenance"], f"{where}: provenance", _PROVENANCE, _LATER)
 
   def text_or_none(name: str) -> str | None:
-    value = origin[name]
+    value = origin.get(name)
     return None if value is None else checked.text(value, f"{where}: {name}", _MAX_TEXT)
 
   seed = origin["seed"]
@@ -274,4 +280,6 @@ def _decode(value: Any, where: str) -> SceneMetadata:
     seed=None if seed is None else checked.integer(seed, f"{where}: seed", 0, 2**63 - 1),
     checkpoint=text_or_none("checkpoint"),
     config_hash=text_or_none("config_hash"),
+    checkpoint_hash=text_or_none("checkpoint_hash"),
+    date=text_or_none("date"),
   )

@@ -1,7 +1,9 @@
 """H.264 videos, and depth made visible. Frames are float32 [f h w 3] in [0, 1]."""
 
+import itertools
 import os
 import pathlib
+from collections.abc import Iterator
 from fractions import Fraction
 
 import av
@@ -17,11 +19,19 @@ from d4s_jax.formats import atomic, images
 _QUALITY = "18"
 
 
-def write_video(path: str | os.PathLike, frames: Float[np.ndarray, "f h w 3"], fps: float) -> None:
+def write_video(
+  path: str | os.PathLike, frames: Float[np.ndarray, "f h w 3"], fps: float, comment: str = ""
+) -> None:
   """Writes an mp4 that plays everywhere (H.264, yuv420p, BT.709, header first).
 
   An odd height or width is made even by repeating the last row or column. The file appears whole or
   not at all.
+
+  Args:
+    path: the file.
+    frames: RGB in [0, 1].
+    fps: frames a second.
+    comment: kept in the file's metadata.
 
   Raises:
     ValueError: frames of another shape, no frames, NaN, or a frame rate out of range.
@@ -37,14 +47,18 @@ def write_video(path: str | os.PathLike, frames: Float[np.ndarray, "f h w 3"], f
   pixels = np.pad(pixels, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
   with atomic.replacing(path) as temporary:
     try:
-      _encode(temporary, pixels, Fraction(fps).limit_denominator(1001))
+      _encode(temporary, pixels, Fraction(fps).limit_denominator(1001), comment)
     except FFmpegError as error:
       raise OSError(error.errno, f"{error.strerror} while writing the video", str(path)) from error
 
 
-def _encode(path: pathlib.Path, pixels: Shaped[np.ndarray, "f h w 3"], rate: Fraction) -> None:
+def _encode(
+  path: pathlib.Path, pixels: Shaped[np.ndarray, "f h w 3"], rate: Fraction, comment: str
+) -> None:
   options = {"movflags": "+faststart"}
   with av.open(str(path), "w", format="mp4", options=options) as container:
+    if comment:
+      container.metadata["comment"] = comment
     stream = container.add_stream("libx264", rate=rate, options={"crf": _QUALITY})
     stream.height, stream.width = pixels.shape[1:3]
     stream.pix_fmt = "yuv420p"
@@ -66,20 +80,34 @@ def read_video(path: str | os.PathLike, most: int = 1000) -> Float[np.ndarray, "
     FileNotFoundError: there is no such file.
     ValueError: it is no readable video, or has more than `most` frames.
   """
+  decoded = []
+  for frame in _decoded(path):
+    if len(decoded) == most:
+      raise ValueError(f"{path} has more than {most} frames; cut it first.")
+    decoded.append(frame)
+  return np.stack(decoded).astype(np.float32) / 255
+
+
+def first_frames(path: str | os.PathLike, most: int) -> Iterator[Float[np.ndarray, "h w 3"]]:
+  """The first frames of a video, at most `most`, one at a time; raises as `read_video` does."""
+  for frame in itertools.islice(_decoded(path), most):
+    yield frame.astype(np.float32) / 255
+
+
+def _decoded(path: str | os.PathLike) -> Iterator[Shaped[np.ndarray, "h w 3"]]:
+  """The frames of a video, bytes."""
   if not pathlib.Path(path).exists():
     raise FileNotFoundError(f"No video at {path}; check the path.")
-  decoded = []
+  empty = True
   try:
     with av.open(str(path)) as container:
       for frame in container.decode(video=0):
-        if len(decoded) == most:
-          raise ValueError(f"{path} has more than {most} frames; cut it first.")
-        decoded.append(frame.to_ndarray(format="rgb24"))
+        empty = False
+        yield frame.to_ndarray(format="rgb24")
   except (FFmpegError, IndexError) as error:
     raise ValueError(f"{path} cannot be read as a video ({error}); expected an mp4.") from error
-  if not decoded:
+  if empty:
     raise ValueError(f"{path} has no frames; expected a video.")
-  return np.stack(decoded).astype(np.float32) / 255
 
 
 def frame_rate(path: str | os.PathLike) -> float | None:

@@ -6,7 +6,7 @@ import pathlib
 import jax
 import numpy as np
 
-from d4s_jax.formats import atomic, page, splats
+from d4s_jax.formats import atomic, page, provenance, splats
 from d4s_jax.formats.scene import SceneMetadata
 from d4s_jax.geometry.deformation import at
 from d4s_jax.pipeline import progress
@@ -64,19 +64,21 @@ class Export:
   def write(self, dynamic: DynamicGaussians, metadata: SceneMetadata) -> str:
     """Writes it; returns what was written, for the user."""
     if self.frames is not None:
-      return self._sequence(dynamic, self.frames)
+      return self._sequence(dynamic, metadata, self.frames)
     if self._suffix == _PAGE:
       page.write_page(self.output, dynamic, metadata)
     else:
       splats.WRITERS[self._suffix](self.output, moment(dynamic, self.time or 0.0))
+    provenance.stamp(self.output, provenance.facts(metadata))
     return f"{self.output}   {self.output.stat().st_size / 1e6:.1f} MB"
 
-  def _sequence(self, dynamic: DynamicGaussians, frames: int) -> str:
+  def _sequence(self, dynamic: DynamicGaussians, metadata: SceneMetadata, frames: int) -> str:
     write, place = splats.WRITERS[self._suffix], self.output.parent
     with atomic.new_folder(place) as folder, progress.bar("export", frames) as bar:
       for number, time in enumerate(np.linspace(0, 1, frames), 1):
         name = f"{self.output.stem}_{number:04}{self.output.suffix}"
         write(folder / name, moment(dynamic, time))
+        provenance.stamp(folder / name, provenance.facts(metadata))
         bar.update()
     return f"{place}   {frames} files"
 

@@ -1,15 +1,18 @@
 """What a generated scene leaves for people to look at: video, depth and a contact sheet."""
 
 import pathlib
+from collections.abc import Mapping
 
 import numpy as np
 from jaxtyping import Float
 
+from d4s_jax.formats import provenance
 from d4s_jax.formats.images import contact_sheet
-from d4s_jax.formats.video import colorize_depth, write_video
-from d4s_jax.pipeline import progress, shot
+from d4s_jax.formats.scene import SceneMetadata
+from d4s_jax.formats.video import colorize_depth
+from d4s_jax.pipeline import marking, progress, shot
 from d4s_jax.pipeline.drawing import draw
-from d4s_jax.types import Cameras, DynamicGaussians, Rendering
+from d4s_jax.types import DynamicGaussians, Rendering
 
 # Pictures in a row of the contact sheet.
 _COLUMNS = 6
@@ -31,28 +34,28 @@ def write_views(
   folder: pathlib.Path,
   photo: Float[np.ndarray, "h w 3"],
   dynamic: DynamicGaussians,
-  cameras: Cameras,
-  times: Float[np.ndarray, "f"],
+  metadata: SceneMetadata,
   fps: float,
+  key: str | None,
 ) -> None:
   """Writes video.mp4, depth.mp4 and preview.png of a scene.
 
-  The videos have a frame for each of `cameras`. The preview shows the photograph, the path in
+  The videos have a frame for each camera of the path. The preview shows the photograph, the path in
   colour and depth, one moment from other views, and the first view at several times.
 
   Args:
     folder: of the scene.
     photo: the photograph as the models took it.
     dynamic: the scene.
-    cameras: the path [f] it was made for.
-    times: clip time of each camera.
+    metadata: the path it was made for, and where it comes from.
     fps: frames a second.
+    key: of the watermark of the videos; None for none.
   """
-  cameras = shot.enlarged(cameras)
+  cameras, times = shot.enlarged(metadata.cameras), np.asarray(metadata.times)
   path = draw(dynamic, cameras, times, "draw the video")
   images, depth = np.asarray(path.image), colorize_depth(np.asarray(path.depth))
-  write_video(folder / "video.mp4", images, fps)
-  write_video(folder / "depth.mp4", depth, fps)
+  marking.write_video(folder / "video.mp4", images, fps, metadata, key)
+  marking.write_video(folder / "depth.mp4", depth, fps, metadata, key)
 
   middle = len(times) // 2
   sides = shot.around(cameras, middle, _distance(path, middle), np.array([*_SIDES.values()]))
@@ -67,7 +70,7 @@ def write_views(
     f"time {times[middle]:.2f} from {', '.join(_SIDES)}": np.asarray(frozen.image),
     f"from the first camera, times {moments}": np.asarray(still.image),
   }
-  contact_sheet(folder / "preview.png", rows, columns=_COLUMNS)
+  _write_sheet(folder, rows, metadata)
   covered = float(np.mean(path.alpha))
   progress.say(f"{covered:.0%} of the video is covered by the scene; the rest is black.")
 
@@ -76,7 +79,9 @@ def write_clip(
   folder: pathlib.Path,
   photo: Float[np.ndarray, "h w 3"],
   video: Float[np.ndarray, "f h w 3"],
+  metadata: SceneMetadata,
   fps: float,
+  key: str | None,
 ) -> None:
   """Writes video.mp4 and preview.png of a video that is no scene.
 
@@ -84,15 +89,27 @@ def write_clip(
     folder: of the two files.
     photo: the photograph as the models took it.
     video: the frames, in [0, 1].
+    metadata: where it comes from.
     fps: frames a second.
+    key: of the watermark; None for none.
   """
-  write_video(folder / "video.mp4", video, fps)
+  marking.write_video(folder / "video.mp4", video, fps, metadata, key)
   chosen = np.unique(np.linspace(0, len(video) - 1, 2 * _COLUMNS).round().astype(int))
   rows = {
     f"photograph as the models see it, {photo.shape[1]} x {photo.shape[0]} pixels": photo[None],
     f"frames {', '.join(map(str, chosen))} of {len(video)}": video[chosen],
   }
-  contact_sheet(folder / "preview.png", rows, columns=_COLUMNS)
+  _write_sheet(folder, rows, metadata)
+
+
+def _write_sheet(
+  folder: pathlib.Path,
+  rows: Mapping[str, Float[np.ndarray, "n h w 3"]],
+  metadata: SceneMetadata,
+) -> None:
+  path = folder / "preview.png"
+  contact_sheet(path, rows, columns=_COLUMNS)
+  provenance.stamp(path, provenance.facts(metadata))
 
 
 def _distance(path: Rendering, index: int) -> float:

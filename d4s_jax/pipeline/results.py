@@ -1,5 +1,6 @@
 """What generation leaves on disk: a scene with its pictures, or a plain video."""
 
+import datetime
 import hashlib
 import json
 import pathlib
@@ -13,7 +14,7 @@ from jaxtyping import Array, Float
 import d4s_jax
 from d4s_jax.formats import atomic, parts, scene
 from d4s_jax.formats.scene import SceneMetadata
-from d4s_jax.pipeline import Pipeline, preview
+from d4s_jax.pipeline import Pipeline, marking, preview
 from d4s_jax.types import Cameras
 
 RESULTS = ("scene", "video")
@@ -49,6 +50,7 @@ def check_output(folder: pathlib.Path, kind: str) -> None:
 def metadata(
   config: Mapping[str, Any],
   name: str,
+  digest: str,
   cameras: Cameras,
   times: Float[np.ndarray, "f"],
   prompt: str,
@@ -59,6 +61,7 @@ def metadata(
   Args:
     config: the checkpoint's, with the `sampling` that was used.
     name: of the checkpoint.
+    digest: SHA-256 of the checkpoint's files.
     cameras: the path [f].
     times: clip time of each camera.
     prompt: the text.
@@ -72,6 +75,8 @@ def metadata(
     seed=seed,
     checkpoint=name,
     config_hash=hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest(),
+    checkpoint_hash=digest,
+    date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
   )
 
 
@@ -82,11 +87,11 @@ def _write_scene(
   photo: Float[np.ndarray, "h w 3"],
   metadata: SceneMetadata,
   fps: float,
+  key: str | None,
 ) -> None:
-  cameras, times = metadata.cameras, np.asarray(metadata.times)
-  dynamic = pipeline.reconstruct(latents, cameras)
+  dynamic = marking.scene(pipeline.reconstruct(latents, metadata.cameras), key)
   with scene.replacing(folder, dynamic, metadata) as staged:
-    preview.write_views(staged, photo, dynamic, cameras, times, fps)
+    preview.write_views(staged, photo, dynamic, metadata, fps, key)
   _tell("Scene", folder)
 
 
@@ -97,16 +102,17 @@ def _write_video(
   photo: Float[np.ndarray, "h w 3"],
   metadata: SceneMetadata,
   fps: float,
+  key: str | None,
 ) -> None:
   video = pipeline.video(latents)
   with atomic.new_folder(folder) as staged:
-    preview.write_clip(staged, photo, video, fps)
+    preview.write_clip(staged, photo, video, metadata, fps, key)
     description = scene.encode_metadata(metadata) | {"sampling": pipeline.sampling}
     parts.write_json(staged / _DESCRIPTION, description)
   _tell("Video", folder)
 
 
-# (folder, pipeline, latents, photograph, metadata, frames a second) -> None
+# (folder, pipeline, latents, photograph, metadata, frames a second, watermark's key) -> None
 WRITE: dict[str, Callable[..., None]] = {"scene": _write_scene, "video": _write_video}
 
 

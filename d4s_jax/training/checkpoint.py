@@ -425,6 +425,11 @@ def latest_step(folder: Place) -> int:
   return steps[-1]
 
 
+def step_place(folder: Place, step: int) -> Place:
+  """Where the files of a step of a run lie."""
+  return _steps(folder) / str(step)
+
+
 def read_state(folder: Place, step: int, like: TrainState) -> TrainState:
   """Reads a step into the types and shardings of `like`, which may be abstract.
 

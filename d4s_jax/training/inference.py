@@ -6,6 +6,7 @@ stored in or are computed with. So a model needs the memory of its largest part,
 """
 
 import dataclasses
+import hashlib
 import math
 import pathlib
 import re
@@ -33,6 +34,8 @@ from d4s_jax.training.places import Place, place
 _FPS = 8
 # Denoising steps of all published pipelines.
 _STEPS = 50
+# Bytes that are hashed at a time.
+_PIECE = 2**24
 # Paths whose computation is in float32 whatever the compute dtype is.
 _PRECISE = re.compile(r"(^|/)time/")
 _HALF = (jnp.bfloat16, jnp.float16)
@@ -73,6 +76,7 @@ class Trained:
     name: where they come from, for provenance.
     reconstructs: whether its LDRM was trained, so that it makes scenes and not only videos.
     fps: frames a second of its videos.
+    files: the files of its weights.
     note: what people should know who start a video with a photograph; may be empty.
   """
 
@@ -82,7 +86,14 @@ class Trained:
   name: str
   reconstructs: bool
   fps: int
+  files: tuple[Place, ...]
   note: str = ""
+
+  def digest(self, report: Report) -> str:
+    """SHA-256 of the files of the weights: of a list of their own digests, in order of names."""
+    with report("hash the weights"):
+      each = sorted((file.name, _digest(file)) for file in self.files)
+    return hashlib.sha256("\n".join(f"{name} {x}" for name, x in each).encode()).hexdigest()
 
 
 def open_checkpoint(origin: str | pathlib.Path, report: Report) -> Trained:
@@ -147,7 +158,8 @@ def _of_package(report: Report) -> Trained:
         _layout(system, name),
       )
 
-  return Trained(config, system, Parts(tuple(abstract), read), "shipped tiny", True, _FPS)
+  files = tuple(shipped.path("tiny", name) for name in abstract)
+  return Trained(config, system, Parts(tuple(abstract), read), "shipped tiny", True, _FPS, files)
 
 
 def _of_run(folder: Place, report: Report) -> Trained:
@@ -163,7 +175,9 @@ def _of_run(folder: Place, report: Report) -> Trained:
     config.get("init", {}).get("ldrm")
   )
   parts = Parts(tuple(system.abstract()), read)
-  return Trained(config, system, parts, f"{folder.resolve().name}, step {step}", reconstructs, _FPS)
+  name = f"{folder.resolve().name}, step {step}"
+  files = tuple(x for x in checkpoint.step_place(folder, step).rglob("*") if x.is_file())
+  return Trained(config, system, parts, name, reconstructs, _FPS, files)
 
 
 def _of_pipeline(folder: pathlib.Path, report: Report) -> Trained:
@@ -231,7 +245,17 @@ def _of_pipeline(folder: pathlib.Path, report: Report) -> Trained:
   }
   parts = Parts(tuple(opened), read)
   name = folder.resolve().name
-  return Trained(config, system, parts, name, False, family.fps, family.note)
+  files = tuple(x for place, *_ in opened.values() for x in place.glob("*.safetensors"))
+  return Trained(config, system, parts, name, False, family.fps, files, family.note)
+
+
+def _digest(file: Place) -> str:
+  """SHA-256 of one file, read piece by piece."""
+  found = hashlib.sha256()
+  with file.open("rb") as opened:
+    while piece := opened.read(_PIECE):
+      found.update(piece)
+  return found.hexdigest()
 
 
 def _layout(system: System, name: str) -> Any:

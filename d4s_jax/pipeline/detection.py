@@ -1,0 +1,54 @@
+"""Looking for our marks in files."""
+
+import pathlib
+from collections.abc import Iterator
+
+import numpy as np
+from jaxtyping import Float
+from PIL import Image, ImageSequence
+
+from d4s_jax.formats import images, scene, splat_colors, video
+from d4s_jax.watermark import frames, gaussians
+from d4s_jax.watermark.evidence import Evidence
+
+_VIDEOS = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi")
+_MOVING = (".gif", ".webp", ".png", ".apng")
+# Enough evidence; the rest of a long video is not read.
+_MOST_FRAMES = 300
+
+
+def detect(path: pathlib.Path, key: str) -> Evidence:
+  """Looks for the mark that a file of its kind would bear.
+
+  Args:
+    path: the folder of a scene, a file of splats, a video or a picture.
+    key: of the mark.
+
+  Raises:
+    FileNotFoundError: there is no such file.
+    ValueError: it can't be read.
+  """
+  suffix = path.suffix.lower()
+  if path.is_dir():
+    dynamic, _ = scene.read_scene(path)
+    seen = np.asarray(dynamic.opacities) > 0
+    return gaussians.detect(gaussians.colors_of(dynamic.harmonics)[seen], key)
+  if suffix in splat_colors.READERS:
+    return gaussians.detect(splat_colors.read_colors(path), key)
+  if suffix in _VIDEOS:
+    return frames.detect(video.first_frames(path, _MOST_FRAMES), key)
+  return frames.detect(_pictures(path), key)
+
+
+def _pictures(path: pathlib.Path) -> Iterator[Float[np.ndarray, "h w 3"]]:
+  """The picture of a file, or all of an animation."""
+  first = images.read_image(path)
+  yield first
+  if path.suffix.lower() not in _MOVING:
+    return
+  with Image.open(path, formats=images.FORMATS) as opened:
+    for number, picture in enumerate(ImageSequence.Iterator(opened)):
+      if 0 < number < _MOST_FRAMES:
+        frame = np.asarray(picture.convert("RGB"), np.float32) / 255
+        if frame.shape == first.shape:
+          yield frame

@@ -1,0 +1,41 @@
+"""What is generated says so: an invisible mark and its provenance, in every video and scene."""
+
+import pathlib
+
+import numpy as np
+from jaxtyping import Float
+
+from d4s_jax.formats import provenance, video
+from d4s_jax.formats.scene import SceneMetadata
+from d4s_jax.types import DynamicGaussians
+from d4s_jax.watermark import frames, gaussians, keys
+
+
+def key(wanted: bool) -> str | None:
+  """The key to mark with; None where no mark is wanted, for research that it would disturb."""
+  return keys.key() if wanted else None
+
+
+def scene(dynamic: DynamicGaussians, key: str | None) -> DynamicGaussians:
+  """A generated scene with its mark, which every export of it has too."""
+  return dynamic if key is None else gaussians.mark(dynamic, key)
+
+
+def write_video(
+  path: pathlib.Path,
+  pictures: Float[np.ndarray, "f h w 3"],
+  fps: float,
+  metadata: SceneMetadata,
+  key: str | None,
+) -> None:
+  """Writes an mp4 of generated pictures, with its mark and its provenance.
+
+  Args:
+    path: the file.
+    pictures: RGB in [0, 1].
+    fps: frames a second.
+    metadata: of the scene that is seen, or of the generated video.
+    key: of the mark; None for no mark.
+  """
+  marked = pictures if key is None else frames.mark(pictures, key)
+  video.write_video(path, marked, fps, provenance.text(provenance.facts(metadata)))

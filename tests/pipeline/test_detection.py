@@ -1,0 +1,111 @@
+"""Marks through files: written by the commands, found by the command."""
+
+import numpy as np
+import pytest
+
+from d4s_jax.formats import images, provenance, scene
+from d4s_jax.formats.scene import SceneMetadata
+from d4s_jax.pipeline import detection, marking, shot
+from d4s_jax.watermark import keys
+from tests.support import run_command
+from tests.watermark.test_marks import cloud
+
+SURE = -6
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+  """A marked scene and one that is not, and files of both."""
+  folder = tmp_path_factory.mktemp("detection")
+  _, cameras = shot.photograph(np.zeros((32, 32, 3), np.float32), shot.camera_path("up", 2), 32, 32)
+  metadata = SceneMetadata(
+    cameras=cameras,
+    times=np.array([0, 1], np.float32),
+    prompt="a cat",
+    package_version="0",
+    checkpoint="shipped tiny",
+    checkpoint_hash=64 * "0",
+    date="2026-01-01T00:00:00+00:00",
+  )
+  for name, wanted in (("marked", True), ("plain", False)):
+    scene.write_scene(folder / name, marking.scene(cloud(), marking.key(wanted)), metadata)
+    for suffix in ("ply", "splat", "spz", "glb"):
+      output = folder / f"{name}.{suffix}"
+      run_command("export", f"--scene={folder / name}", f"--output={output}")
+    run_command(
+      "render_scene",
+      *(f"--scene={folder / name}", f"--output={folder / name}.mp4", "--trajectory=forward"),
+      *("--frames=6", "--height=128", f"--watermark={wanted}"),
+    )
+  return folder
+
+
+FILES = ["", ".ply", ".splat", ".spz", ".glb", ".mp4"]
+
+
+@pytest.mark.parametrize("suffix", FILES)
+def test_what_the_commands_write_is_found(place, suffix):
+  assert detection.detect(place / f"marked{suffix}", keys.PUBLIC).log10_false < SURE
+  assert detection.detect(place / f"marked{suffix}", "another key").log10_false > -3
+  assert detection.detect(place / f"plain{suffix}", keys.PUBLIC).log10_false > -3
+
+
+def test_export_and_video_say_where_they_come_from(place):
+  for suffix in ("", ".ply", ".glb", ".mp4"):
+    found = provenance.read(place / f"marked{suffix}")
+    assert found["checkpoint_hash"] == 64 * "0"
+    assert found["date"] == "2026-01-01T00:00:00+00:00"
+    assert "a cat" not in str(found)
+
+
+def test_pictures_and_animations(place, tmp_path):
+  frames = detection.video.read_video(place / "marked.mp4")
+  images.write_image(tmp_path / "one.png", frames[2])
+  one = detection.detect(tmp_path / "one.png", keys.PUBLIC)
+  pictures = [detection.Image.fromarray(images.to_bytes(x)) for x in frames]
+  pictures[0].save(
+    tmp_path / "all.webp", save_all=True, append_images=pictures[1:], duration=100, quality=95
+  )
+  many = detection.detect(tmp_path / "all.webp", keys.PUBLIC)
+  assert max(one.log10_false, many.log10_false) < SURE
+  # An animation is read to its end.
+  blank = detection.Image.new("RGB", pictures[0].size)
+  blank.save(tmp_path / "late.webp", save_all=True, append_images=pictures[1:], quality=95)
+  assert detection.detect(tmp_path / "late.webp", keys.PUBLIC).log10_false < SURE
+
+
+def test_the_command_tells(place, capsys, monkeypatch):
+  command = "watermark.__main__"
+  run_command(command, "detect", str(place / "marked.ply"))
+  lines = capsys.readouterr().out.splitlines()
+  assert lines[0].endswith("marked.ply: marked with the public key")
+  assert "false-positive rate at most" in lines[1]
+  assert "model: shipped tiny" in lines
+  run_command(command, "detect", str(place / "plain"))
+  assert "no mark found with the public key" in capsys.readouterr().out
+  monkeypatch.setenv(keys.VARIABLE, "mine")
+  run_command(command, "detect", str(place / "marked"))
+  assert f"no mark found with the key of {keys.VARIABLE}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+  "words, message",
+  [
+    (["detect", "{}/none.ply"], "Nothing is at .*none.ply"),
+    (["find", "{}/marked"], "expected: detect FILE"),
+    (["detect"], "expected: detect FILE"),
+    (["detect", "{}"], "No scene at"),
+    (["detect", "{}/marked/scene.json"], "scene.json cannot be read as an image"),
+  ],
+)
+def test_the_command_refuses(words, message, place, capsys):
+  with pytest.raises(SystemExit):
+    run_command("watermark.__main__", *(word.format(place) for word in words))
+  assert message.split(".*")[0] in capsys.readouterr().err
+
+
+def test_an_empty_key_is_none(monkeypatch):
+  monkeypatch.setenv(keys.VARIABLE, " ")
+  with pytest.raises(ValueError, match="is empty"):
+    marking.key(True)
+  assert marking.key(False) is None
