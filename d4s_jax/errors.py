@@ -24,6 +24,11 @@ UNREACHABLE = 69
 CRASHED = 70
 # Told to stop before the end. The same command goes on from there.
 STOPPED = 75
+# Told to stop before there was anything to save.
+INTERRUPTED = 130
+
+# In the text of XLA's error when it is out of memory; this module knows no JAX.
+_NO_MEMORY = "RESOURCE_EXHAUSTED"
 
 
 def run(main: Callable[[list[str]], None], words: int = 0) -> None:
@@ -41,7 +46,7 @@ def run(main: Callable[[list[str]], None], words: int = 0) -> None:
   except KeyboardInterrupt:
     print("\nerror: interrupted", file=sys.stderr, flush=True)
     # Not sys.exit: Python's teardown crashes while a program of XLA's still runs.
-    os._exit(130)
+    os._exit(INTERRUPTED)
   except Exception:
     # Python would end with 1, which is for what is refused.
     traceback.print_exc()
@@ -58,17 +63,24 @@ def one_line() -> Iterator[None]:
   """
   try:
     yield
-  except (ConnectionError, TimeoutError) as error:
-    _end(str(error), UNREACHABLE)
-  except (ValueError, OSError) as error:
-    _end(str(error))
   except Exception as error:
-    # JAX's own class of error, by its text: this module knows no JAX.
-    if "RESOURCE_EXHAUSTED" not in str(error):
+    number, text = status(error), str(error)
+    if number == CRASHED:
       raise
-    _end(
-      f"Out of memory ({str(error).strip().splitlines()[0]}); ask for less, or use more devices."
-    )
+    if _NO_MEMORY in text:
+      text = f"Out of memory ({text.strip().splitlines()[0]}); ask for less, or use more devices."
+    _end(text, number)
+
+
+def status(error: BaseException) -> int:
+  """What a command ends with when this error ends it."""
+  if isinstance(error, KeyboardInterrupt):
+    return INTERRUPTED
+  if isinstance(error, ConnectionError | TimeoutError):
+    return UNREACHABLE
+  if isinstance(error, ValueError | OSError) or _NO_MEMORY in str(error):
+    return REFUSED
+  return CRASHED
 
 
 def _parse(arguments: list[str], words: int) -> list[str]:
@@ -95,8 +107,8 @@ def _parse(arguments: list[str], words: int) -> list[str]:
   return rest
 
 
-def _end(text: str, status: int = REFUSED) -> NoReturn:
+def _end(text: str, number: int = REFUSED) -> NoReturn:
   if os.environ.get(TRACEBACK):
     traceback.print_exc()
   print("error:", " ".join(text.split()), file=sys.stderr)
-  sys.exit(status)
+  sys.exit(number)

@@ -87,9 +87,9 @@ label() {
 progress() {
   # Not on the accelerator: the trainer wants all of it.
   JAX_PLATFORMS=cpu python -c "
-import pathlib, sys
-from d4s_jax.training import checkpoint
-print(checkpoint.latest_step(pathlib.Path(sys.argv[1])))" "$workdir" 2> /dev/null || true
+import sys
+from d4s_jax.training import checkpoint, places
+print(checkpoint.latest_step(places.place(sys.argv[1])))" "$workdir" 2> /dev/null || true
 }
 
 # How a signal reaches the trainer.

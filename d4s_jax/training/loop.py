@@ -124,7 +124,7 @@ def run(config: Config, place: places.Place, traced: tuple[int, int] | None = No
     publish = functools.partial(places.publish, folder, place) if processes.writes() else None
     saves = recovery.Saves(saved, copies, config.checkpoint, publish)
     record = Record(folder, start, config.steps, saved, time, diagnose)
-    with record, batches, profile, StopRequest() as stop:
+    with record, batches, profile, saves, StopRequest() as stop:
       record.say(_summary(config, now, place))
       embed = text_cache.make(cached, system.backbone, now.frozen, record.say)
       heldout = [embed(batch, now.frozen) for batch in heldout]

@@ -82,7 +82,8 @@ def telling() -> Iterator[None]:
       reason = " ".join(str(error).split()) or type(error).__name__
       # If they are gone already there is nobody to tell; the error itself is what matters.
       with contextlib.suppress(Exception):
-        client.key_value_set(f"{_ENDED}/{jax.process_index()}", f"{_status(error)} {reason}")
+        told = f"{errors.status(error)} {reason}"
+        client.key_value_set(f"{_ENDED}/{jax.process_index()}", told)
         jax.distributed.shutdown()
     raise
 
@@ -96,20 +97,14 @@ def _listen() -> None:
     except Exception:  # the run is over, or its first process is: JAX reports that itself
       return
     if told and not _ending.is_set():
-      name, text = told[0]
-      index, (status, _, reason) = name.rpartition("/")[2], text.partition(" ")
+      name, (number, _, reason) = told[0][0], told[0][1].partition(" ")
+      index = name.rpartition("/")[2]
       print(f"\nerror: process {index} ended: {reason}", file=sys.stderr, flush=True)
       with contextlib.suppress(Exception):
         jax.distributed.shutdown()
-      # The main thread waits for the others within a computation, out of reach.
-      os._exit(int(status))
-
-
-def _status(error: BaseException) -> int:
-  """What the process that raised this ends with, and so the others: whether to start again."""
-  if isinstance(error, ConnectionError | TimeoutError):
-    return errors.UNREACHABLE
-  return errors.REFUSED if isinstance(error, ValueError | OSError) else errors.CRASHED
+      # The main thread waits for the others within a computation, out of reach. Of all processes a
+      # launcher hears the same: whether to start them again.
+      os._exit(int(number))
 
 
 def writes() -> bool:

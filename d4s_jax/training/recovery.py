@@ -122,3 +122,15 @@ class Saves:
     self._saved.close()
     if self._copies:
       self._copies.close()
+
+  def __enter__(self) -> "Saves":
+    return self
+
+  def __exit__(self, kind: object, error: object, trace: object) -> None:
+    """After an error, what was begun is still written; that it can't be is only told then."""
+    if kind is None:
+      return
+    try:
+      self.close()
+    except checkpoint.CheckpointError as second:
+      print(f"WARNING: {second}", flush=True)

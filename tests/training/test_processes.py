@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import pytest
 
+from d4s_jax import errors
 from d4s_jax.training import checkpoint, processes
 from d4s_jax.training.log import read_metrics
 
@@ -203,6 +204,43 @@ def wait_for(folder, step, timeout=900):
       return
     time.sleep(0.5)
   raise AssertionError("no checkpoint")
+
+
+CRASH = """
+import jax, time
+from d4s_jax import errors
+from d4s_jax.training import processes
+
+def main(argv):
+  with errors.one_line(), processes.telling():
+    processes.join()
+    if jax.process_index():
+      raise {error}
+    time.sleep(100)
+
+errors.run(main)
+"""
+
+
+@pytest.mark.parametrize(
+  "error, status", [("RuntimeError", errors.CRASHED), ("ValueError", errors.REFUSED)]
+)
+def test_all_processes_end_as_the_one_that_ended_them(error, status):
+  port = free_port()
+  running = [
+    subprocess.Popen(
+      [sys.executable, "-c", CRASH.format(error=f"{error}('why')")],
+      env=os.environ
+      | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+      | dict(zip(NAMES, (f"127.0.0.1:{port}", "2", str(index)))),
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+    for index in range(2)
+  ]
+  said = [process.communicate(timeout=400)[1] for process in running]
+  assert [process.returncode for process in running] == [status, status], said
+  assert "error: process 1 ended: why" in said[0]
 
 
 def test_half_an_address_is_refused(monkeypatch):

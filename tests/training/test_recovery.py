@@ -118,6 +118,27 @@ def test_saves_come_by_step_and_by_time(tmp_path, monkeypatch):
   assert copies.steps() == [6, 10]
 
 
+def test_what_was_begun_before_an_error_is_still_written(tmp_path, monkeypatch, capsys):
+  options = types.SimpleNamespace(every=1, minutes=0)
+  saved = checkpoint.Checkpoints(tmp_path, keep=2)
+  with pytest.raises(ValueError, match="what ended it"):
+    with recovery.Saves(saved, None, options) as saves:
+      saves.after(1, make_state(1), lambda: None, must=False)
+      raise ValueError("what ended it")
+  state = recovery.newest(tmp_path, None, make_state(0))
+  jax.tree.map(np.testing.assert_array_equal, state, make_state(1))
+
+  def full():
+    raise checkpoint.CheckpointError("no room")
+
+  saved = checkpoint.Checkpoints(tmp_path, keep=2)
+  monkeypatch.setattr(saved, "close", full)
+  with pytest.raises(ValueError, match="what ended it"):
+    with recovery.Saves(saved, None, options):
+      raise ValueError("what ended it")
+  assert capsys.readouterr().out == "WARNING: no room\n"
+
+
 def test_what_a_killed_process_left_half_written_is_removed(tmp_path):
   copies_of(tmp_path, 1)
   half = tmp_path / "run" / "0_of_1" / ".2.safetensors.00112233.safetensors"
