@@ -51,8 +51,8 @@ def distributed(
     return kernel(q, k, v)
   batch, heads = dividing("batch", q.shape[0]), dividing("heads", q.shape[2])
   cut = dividing(tokens, q.shape[1], strict=True) if tokens else ()
-  # XLA may cut by itself what is not cut here, but for kernels of TPUs, which it can't.
-  if not (batch or heads or cut) and platform() != "tpu":
+  # XLA may cut by itself what is not cut here, but not kernels of TPUs and of cuDNN.
+  if not (batch or heads or cut) and platform() == "cpu":
     return kernel(q, k, v)
   layout = PartitionSpec(batch or None, cut or None, heads or None)
   if k.shape[1] != q.shape[1] or not cut:

@@ -106,7 +106,7 @@ class Pipeline:
     self._condition = jax.jit(backbone.condition, static_argnums=2)
     self._decode = jax.jit(backbone.decode)
     self._denoiser = Denoiser(backbone)
-    self._reconstruct = jax.jit(functools.partial(_reconstruct, system))
+    self._reconstruct = jax.jit(functools.partial(reconstruct, system))
 
   def __call__(
     self, image: Float[np.ndarray, "h w 3"], cameras: Cameras, prompt: str, seed: int = 0
@@ -254,9 +254,10 @@ def _batched(cameras: Cameras) -> Cameras:
   return jax.tree.map(lambda x: jnp.asarray(x)[None], cameras)
 
 
-def _reconstruct(
+def reconstruct(
   system: System, params: Any, latents: Float[Array, "b f h w c"], cameras: Cameras
 ) -> DynamicGaussians:
+  """The scenes behind latents, with their deformation at the times of the cameras' frames."""
   batch, frames = cameras.world_from_camera.shape[:2]
   times = jnp.broadcast_to(jnp.linspace(0, 1, frames), (batch, frames))
   return system.reconstruct(params, latents, cameras, times)[0]

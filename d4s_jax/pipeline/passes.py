@@ -40,7 +40,7 @@ class Denoiser:
   def __init__(self, backbone: Backbone):
     """Prepares the passes."""
     self._backbone = backbone
-    self._whole = jax.jit(backbone.denoise)
+    self.whole = jax.jit(backbone.denoise)
     self._keeping = jax.jit(backbone.denoise_keeping)
     self._reusing = jax.jit(backbone.denoise_reusing)
 
@@ -75,7 +75,7 @@ class Denoiser:
     """One pass over a batch, and its features if they are to be kept."""
     if features is not None:
       return self._reusing(params, features, *args), None
-    return self._keeping(params, *args) if keep else (self._whole(params, *args), None)
+    return self._keeping(params, *args) if keep else (self.whole(params, *args), None)
 
 
 class _InTurn:

@@ -1,6 +1,5 @@
 """Where parameters lie, and pictures and latents cut over the same devices."""
 
-import math
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -43,11 +42,21 @@ def spread(
     grid: rows and columns of the latents: the parts of a picture are those of whole latents.
   """
   mesh = mesh_of(params)
-  if mesh is None:
-    return x
-  devices = mesh.devices.flatten()
-  rows = math.gcd(grid[0], len(devices))
-  columns = math.gcd(grid[1], len(devices) // rows)
-  mesh = Mesh(devices.reshape(rows, columns, -1), ("rows", "columns", "copies"))
-  spec = PartitionSpec(*[None] * (x.ndim - 3), "rows", "columns")
-  return jax.device_put(x, NamedSharding(mesh, spec))
+  return x if mesh is None else jax.device_put(x, tiles(mesh, x.ndim, grid))
+
+
+def tiles(mesh: Mesh, axes: int, grid: tuple[int, ...]) -> NamedSharding:
+  """How `spread` lays out an array of that many axes.
+
+  On the mesh of the parameters: programs with kernels of their own take arrays of one mesh only.
+  """
+  rows: tuple[str, ...] = ()
+  columns: tuple[str, ...] = ()
+  left = list(grid)
+  for axis in mesh.axis_names:
+    size = mesh.shape[axis]
+    if left[0] % size == 0:
+      rows, left[0] = (*rows, axis), left[0] // size
+    elif left[1] % size == 0:
+      columns, left[1] = (*columns, axis), left[1] // size
+  return NamedSharding(mesh, PartitionSpec(*[None] * (axes - 3), rows or None, columns or None))

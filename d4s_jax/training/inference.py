@@ -10,19 +10,17 @@ import hashlib
 import math
 import pathlib
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import traverse_util
-from jax.sharding import AxisType, Mesh
 
 from d4s_jax.config import base
 from d4s_jax.formats import parts as parts_on_disk
 from d4s_jax.formats import schedulers, tokenizer_files
-from d4s_jax.layers.partitioning import BRANCH
 from d4s_jax.models import shipped
 from d4s_jax.models.adapter import ADAPTER
 from d4s_jax.models.published import published
@@ -155,7 +153,7 @@ def _of_package(report: Report) -> Trained:
       return jax.tree.map(
         lambda x, like: jax.device_put(x.astype(like.dtype), like.sharding),
         shipped.load("tiny", name, abstract[name]),
-        _layout(system, name),
+        _here(system, name),
       )
 
   files = tuple(shipped.path("tiny", name) for name in abstract)
@@ -168,7 +166,7 @@ def _of_run(folder: Place, report: Report) -> Trained:
 
   def read(name: str) -> Any:
     with report(f"read the {name} of {folder}"):
-      return checkpoint.read_model(folder, {name: _layout(system, name)})[0][name]
+      return checkpoint.read_model(folder, {name: _here(system, name)})[0][name]
 
   # The diffusion stage leaves the LDRM as it found it.
   reconstructs = config.get("stage") in ("static", "dynamic", "joint") or bool(
@@ -226,7 +224,7 @@ def _of_pipeline(folder: pathlib.Path, report: Report) -> Trained:
 
   def read(name: str) -> Any:
     place, _, stored = opened[name]
-    layout: Any = traverse_util.flatten_dict(_layout(system, name), sep="/")
+    layout: Any = traverse_util.flatten_dict(_here(system, name), sep="/")
 
     def put(path: str, like: jax.ShapeDtypeStruct) -> jax.Array:
       values = parts_on_disk.numbers(stored, path)
@@ -258,12 +256,25 @@ def _digest(file: Place) -> str:
   return found.hexdigest()
 
 
-def _layout(system: System, name: str) -> Any:
+def _here(system: System, name: str) -> Any:
+  """The `layout` on the devices of this process."""
+  stats = jax.devices()[0].memory_stats() or {}
+  # A CPU doesn't say how much it has.
+  return layout(system, name, jax.devices(), stats.get("bytes_limit", math.inf))
+
+
+def layout(system: System, name: str, devices: Sequence[Any], memory: float) -> Any:
   """Shape, type and sharding of each parameter of a part.
 
   Every part is cut over all devices, but of the transformer and its adapter each half of the
   devices has a copy, for a pass of guidance of its own (`pipeline.passes`), if that leaves half of
   their memory free.
+
+  Args:
+    system: the models.
+    name: of the part.
+    devices: what it is cut over.
+    memory: bytes that each of them has.
   """
   boxed, abstract = system.boxed()[name], system.abstract()[name]
   # What becomes a Gaussian is computed in float32, and adapters are small.
@@ -275,25 +286,14 @@ def _layout(system: System, name: str) -> Any:
     return jax.ShapeDtypeStruct(x.shape, dtype if half else x.dtype)
 
   described = jax.tree_util.tree_map_with_path(describe, abstract)
-  mesh = sharding.make_mesh(jax.device_count())
-  if name in ("transformer", ADAPTER) and _fits_twice(described):
-    halves = mesh.devices.reshape(2, -1)
-    mesh = Mesh(halves, (BRANCH, "fsdp"), axis_types=(AxisType.Auto,) * 2)
-  cuts = sharding.parameter_shardings(mesh, boxed, sharding.GENERATION_RULES)
+  size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(described))
+  twice = len(devices) % 2 == 0 and size / (len(devices) // 2) <= memory / 2
+  passes = 2 if twice and name in ("transformer", ADAPTER) else 1
+  mesh = sharding.generation_mesh(devices, passes)
+  cuts = sharding.parameter_shardings(mesh, boxed, sharding.generation_rules(mesh))
   return jax.tree.map(
     lambda x, cut: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=cut), described, cuts
   )
-
-
-def _fits_twice(described: Any) -> bool:
-  """Whether two copies of a part, cut over half of the devices each, leave half the memory free."""
-  devices = jax.device_count()
-  if devices % 2:
-    return False
-  stats = jax.devices()[0].memory_stats() or {}
-  size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(described))
-  # A CPU doesn't say how much it has.
-  return size / (devices // 2) <= stats.get("bytes_limit", math.inf) / 2
 
 
 def _may_be_half(path: str, like: Any) -> bool:

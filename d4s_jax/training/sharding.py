@@ -10,6 +10,8 @@ from flax import traverse_util
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from d4s_jax.layers.partitioning import BRANCH
+
 # data: copies of the model, the axis that may lie over slices of a pod; fsdp: copies whose
 # parameters and optimizer state are cut into pieces; ring, ulysses: parts of each sample's tokens
 # (layers.sequence_parallel); tensor: parts of the heads and inner widths of layers.
@@ -30,10 +32,6 @@ RULES = (
   ("channels", None),
   ("layers", None),
 )
-
-# In generation there is one sample and no gradient: heads and inner widths of layers are cut, so
-# that every device computes its own share and only sums travel.
-GENERATION_RULES = tuple((axis, "fsdp" if axis in ("heads", "mlp") else None) for axis, _ in RULES)
 
 
 def make_mesh(
@@ -76,6 +74,39 @@ def make_mesh(
   return Mesh(arranged, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 
 
+def generation_mesh(devices: Sequence[Any], passes: int = 1) -> Mesh:
+  """Devices that make one sample together.
+
+  They lie along `BRANCH`, if there are two passes, and along axes of prime sizes, so that rows and
+  columns of a picture can each have some of them.
+
+  Args:
+    devices: all of them.
+    passes: of guidance that lie side by side: 1 or 2, which divides the devices.
+  """
+  sizes = {BRANCH: 2} if passes == 2 else {}
+  left, factor = len(devices) // passes, 2
+  while left > 1:
+    while left % factor:
+      factor += 1
+    sizes[f"cut{len(sizes)}"] = factor
+    left //= factor
+  # One device is a mesh, too.
+  sizes = sizes or {"cut0": 1}
+  arranged = make_mesh(len(devices), devices=devices).devices.reshape(*sizes.values())
+  return Mesh(arranged, tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
+
+
+def generation_rules(mesh: Mesh) -> tuple[tuple[str, Any], ...]:
+  """Where logical axes lie on a `generation_mesh`.
+
+  There is one sample and no gradient: heads and inner widths of layers are cut, so that every
+  device computes its own share and only sums travel.
+  """
+  cuts = tuple(axis for axis in mesh.axis_names if axis != BRANCH)
+  return tuple((axis, cuts if axis in ("heads", "mlp") else None) for axis, _ in RULES)
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
   """Batches are cut along their first axis; devices that share samples have all of them."""
   return NamedSharding(mesh, PartitionSpec(dict(RULES)["batch"]))
@@ -115,12 +146,16 @@ def parameter_shardings(mesh: Mesh, boxed: Any, rules: Any = RULES) -> Any:
     value, names = (box.value, box.names) if isinstance(box, nn.LogicallyPartitioned) else (box, ())
     spec = nn.spmd.logical_to_mesh_axes(names, rules) or PartitionSpec()
     axes = [
-      axis if axis and size % mesh.shape[axis] == 0 else None
+      axis if axis and size % _size(mesh, axis) == 0 else None
       for axis, size in zip(spec, value.shape)
     ]
     return NamedSharding(mesh, PartitionSpec(*axes))
 
   return jax.tree.map(sharding, boxed, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned))
+
+
+def _size(mesh: Mesh, axes: str | tuple[str, ...]) -> int:
+  return math.prod(mesh.shape[axis] for axis in ((axes,) if isinstance(axes, str) else axes))
 
 
 def to_device(batch: Any, mesh: Mesh, batch_size: int) -> Any:

@@ -11,7 +11,7 @@ SCRIPT = """
 import json, sys
 import jax, jax.numpy as jnp, numpy as np
 from d4s_jax.models.system import System
-from d4s_jax.pipeline import Pipeline, _batched, _reconstruct, shot
+from d4s_jax.pipeline import Pipeline, _batched, reconstruct, shot
 from d4s_jax.pipeline.drawing import draw
 from d4s_jax.pipeline.spread import beside, spread
 from d4s_jax.training import inference
@@ -25,7 +25,7 @@ system = System.build(config.model.to_dict())
 params = random_params(system)
 placed = {
   name: jax.tree.map(lambda x, like: jax.device_put(x, like.sharding), part,
-    inference._layout(system, name)) for name, part in params.items()
+    inference._here(system, name)) for name, part in params.items()
 }
 image, cameras = shot.photograph(
   np.random.default_rng(0).random((40, 30, 3), dtype=np.float32),
@@ -63,9 +63,9 @@ else:
   ]
   found["scene"] = gap(*drawn)
   decode = system.backbone.decode
-  reconstruct = lambda params, latents: _reconstruct(system, params, latents, _batched(cameras))
+  rebuild = lambda params, latents: reconstruct(system, params, latents, _batched(cameras))
   for name, function, parts in (
-    ("decode", decode, ("autoencoder",)), ("reconstruct", reconstruct, ("ldrm", "autoencoder"))
+    ("decode", decode, ("autoencoder",)), ("reconstruct", rebuild, ("ldrm", "autoencoder"))
   ):
     alone, cut = ({part: x[part] for part in parts} for x in (params, placed))
     with beside(cut):

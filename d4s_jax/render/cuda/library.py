@@ -39,8 +39,12 @@ def register(path: pathlib.Path, platform: str) -> None:
   _registered.add(platform)
 
 
-def ensure() -> None:
-  """Registers the handlers for the GPU of this machine, unless some are registered already.
+def ensure(capability: int | None = None) -> None:
+  """Registers the handlers for a GPU, unless some are registered already.
+
+  Args:
+    capability: ten times its compute capability, to compile a program for a GPU that isn't here;
+      None for the first one of this machine.
 
   Raises:
     BackendUnavailable: they can't be had. The cause is remembered, not tried again.
@@ -51,7 +55,7 @@ def ensure() -> None:
       return
     if _failure is None:
       try:
-        register(compiler.build_for(_capability()), "CUDA")
+        register(compiler.build_for(capability or _capability()), "CUDA")
         return
       except (ValueError, OSError) as error:
         _failure = f"The backend 'cuda' can't be used: {error}"

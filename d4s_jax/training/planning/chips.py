@@ -1,12 +1,15 @@
 """Accelerators: published peaks, and how to open one's compiler without having one."""
 
 import dataclasses
+import math
 import os
 import re
 from typing import Any
 
 import jax
 from jax.experimental import topologies
+
+from d4s_jax.render.cuda import library
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +47,10 @@ CHIPS = {
   "h100": Chip(989e12, 80e9, 3350e9, 450e9, 50e9, None, near=8),
 }
 
+# Chips that a host of TPUs has, where nothing else is said.
+_HOST = 4
+
+_H100_CAPABILITY = 90
 # Text of a GPU's compiler target: its numbers are the maker's.
 _H100 = """
 platform_name: "CUDA"
@@ -70,7 +77,7 @@ gpu_device_info {
   memory_bandwidth: 3350000000000
   device_memory_size: 80000000000
   l2_cache_size: 52428800
-  runtime_version { major: 13 minor: 0 patch: 0 }
+  runtime_version: "13.0.0"
 }
 """
 
@@ -99,12 +106,17 @@ def open_topology(name: str) -> tuple[Chip, list[Any]]:
       raise ValueError(f"--topology={name}; expected h100:HOSTSxGPUS, such as h100:8x8.")
     options = dict(platform="cuda", target_config=_H100, topology=f"1x{shape}")
     package = "d4s_jax[cuda]"
+    # Compiling asks for the renderer's kernels, though nothing calls them.
+    library.ensure(_H100_CAPABILITY)
   else:
     # Without these, two compilers on one machine lock each other out, or look for a TPU's host.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     options = dict(platform="tpu", topology_name=f"{kind}:{shape}")
     options |= {"num_slices": slices} if slices > 1 else {}
+    sizes = [int(size) for size in shape.split("x")]
+    if math.prod(sizes) < _HOST:
+      options["chips_per_host_bounds"] = [*sizes, *[1] * (3 - len(sizes))]
     package = "d4s_jax[tpu]"
   try:
     topology = topologies.get_topology_desc(**options)

@@ -3,12 +3,13 @@
 import dataclasses
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from d4s_jax.config import Config
 from d4s_jax.losses import perceptual
@@ -118,31 +119,50 @@ def plan_training(config: Config, topology: str, samples: int | None = None) -> 
   with jax.set_mesh(mesh), nn.logical_axis_rules(sharding.RULES):
     like = initialize.abstract_state(system, patterns, optimizer, mesh, config.frozen_dtype)
     clip = abstract_clip(config, system, batch_size, sharding.batch_sharding(mesh))
-    began = time.perf_counter()
     everywhere = jax.NamedSharding(mesh, jax.P())
     lpips = jax.tree.map(
       lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere),
       load_weights(settings.lpips),
     )
     update = make_update(config, system, chosen, settings, optimizer, like)
-    lowered = update.lower(like, clip, lpips)
-    refusal, compiled = "", None
-    try:
-      compiled = lowered.compile()
-    except jax.errors.JaxRuntimeError as error:
-      if "RESOURCE_EXHAUSTED" not in str(error):
-        raise
-      refusal = str(error).splitlines()[0][:300]
-    seconds = time.perf_counter() - began
+    memory = {
+      "parameters": bytes_of(like.trainable),
+      "optimizer": bytes_of(like.optimizer),
+      "moving average": bytes_of(like.average),
+      "frozen parameters": bytes_of(like.frozen),
+      "batch": bytes_of(clip),
+    }
+    plan = measure(chip, mesh, batch_size, lambda: update.lower(like, clip, lpips), memory)
+  like, clip, lpips = plain((like, clip, lpips))
+  executed = flops.count(update, like, clip, lpips)
+  useful = _useful(system, chosen, settings, like, clip, lpips)
+  # A stem's decoder has half a gradient, too, which `_useful` does not know.
+  return dataclasses.replace(plan, executed=executed, useful=min(useful, executed))
 
-  memory = {
-    "parameters": _bytes(like.trainable),
-    "optimizer": _bytes(like.optimizer),
-    "moving average": _bytes(like.average),
-    "frozen parameters": _bytes(like.frozen),
-    "batch": _bytes(clip),
-  }
-  program = None
+
+def measure(
+  chip: Chip, mesh: Mesh, samples: int, lower: Callable[[], Any], memory: Mapping[str, float]
+) -> Plan:
+  """Compiles a program and reads it; its operations are left for others to count.
+
+  Args:
+    chip: what `mesh` is made of.
+    mesh: the devices.
+    samples: that the program computes.
+    lower: traces it.
+    memory: bytes of its arguments, by part.
+  """
+  began = time.perf_counter()
+  lowered = lower()
+  refusal, compiled = "", None
+  try:
+    compiled = lowered.compile()
+  except jax.errors.JaxRuntimeError as error:
+    if "RESOURCE_EXHAUSTED" not in str(error):
+      raise
+    refusal = str(error).splitlines()[0][:300]
+  seconds = time.perf_counter() - began
+  memory, program = dict(memory), None
   if compiled is not None:
     found: Any = compiled.memory_analysis()
     memory["activations and temporaries"] = found.temp_size_in_bytes
@@ -150,34 +170,31 @@ def plan_training(config: Config, topology: str, samples: int | None = None) -> 
     program = Program(compiled.as_text())
     if memory["peak"] > chip.memory:  # A GPU's compiler does not refuse.
       refusal = f"needs {memory['peak'] / 2**30:.1f} GiB"
-  like, clip, lpips = _plain((like, clip, lpips))
-  executed = flops.count(update, like, clip, lpips)
-  useful = _useful(system, chosen, settings, like, clip, lpips)
   return Plan(
     mesh=dict(mesh.shape),
-    samples=batch_size,
+    samples=samples,
     chip=chip,
     memory=memory,
     refusal=refusal,
-    executed=executed,
-    # A stem's decoder has half a gradient, too, which `_useful` does not know.
-    useful=min(useful, executed),
+    executed=math.nan,
+    useful=math.nan,
     moved=program.moved() if program else math.nan,
     collectives=program.collectives(mesh.shape) if program else [],
-    far=_far(chip, devices, mesh.shape),
+    far=_far(chip, mesh),
     unknown_loops=program.unknown if program else 0,
     seconds=seconds,
   )
 
 
-def _far(chip: Chip, devices: list[Any], mesh: Mapping[str, int]) -> frozenset[str]:
+def _far(chip: Chip, mesh: Mesh) -> frozenset[str]:
   """Mesh axes along which data leave a slice of TPUs, or a host of GPUs."""
+  devices = list(mesh.devices.flat)
   slices = {getattr(device, "slice_index", None) for device in devices}
   near = chip.near or len(devices) // len(slices)
   far, extent = set(), 1
-  for axis in reversed(list(mesh)):
-    extent *= mesh[axis]
-    if extent > near and mesh[axis] > 1:
+  for axis in reversed(mesh.axis_names):
+    extent *= mesh.shape[axis]
+    if extent > near and mesh.shape[axis] > 1:
       far.add(axis)
   return frozenset(far)
 
@@ -218,12 +235,12 @@ def tokens(config: Config) -> int:
   return math.prod(size // part for size, part in zip(shape, backbone.patch))
 
 
-def _plain(tree: Any) -> Any:
+def plain(tree: Any) -> Any:
   """Shapes and types without their layout: for counting, on no mesh."""
   return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
 
 
-def _bytes(tree: Any) -> float:
+def bytes_of(tree: Any) -> float:
   """Of one device's part of arrays that are laid out."""
   return float(
     sum(
