@@ -31,6 +31,18 @@ def make_update(
     optimizer: over the trained parameters.
     like: the state, or its shapes and shardings.
   """
+  update = make_function(config, system, chosen, settings, optimizer)
+  return jax.jit(update, donate_argnums=0, out_shardings=(sharding.of(like), sharding.whole()))
+
+
+def make_function(
+  config: Config,
+  system: System,
+  chosen: Stage,
+  settings: objectives.Settings,
+  optimizer: optax.GradientTransformation,
+) -> Any:
+  """What `make_update` compiles; it knows no mesh."""
 
   def update(now: state.TrainState, batch: Clip, lpips: Any):
     # LPIPS is an argument: XLA makes copies of a constant of this size while it compiles, and keeps
@@ -45,4 +57,4 @@ def make_update(
     )
     return step(now, batch)
 
-  return jax.jit(update, donate_argnums=0, out_shardings=(sharding.of(like), sharding.whole()))
+  return update

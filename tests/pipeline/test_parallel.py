@@ -13,6 +13,7 @@ import jax, jax.numpy as jnp, numpy as np
 from d4s_jax.models.system import System
 from d4s_jax.pipeline import Pipeline, _batched, reconstruct, shot
 from d4s_jax.pipeline.drawing import draw
+from d4s_jax.pipeline.programs import programs
 from d4s_jax.pipeline.spread import beside, spread
 from d4s_jax.training import inference
 from tests.support import random_params, small_cogvideox, small_config
@@ -36,19 +37,35 @@ found = {}
 def flops(function, *args):
   return jax.jit(function).lower(*args).compile().cost_analysis()["flops"]
 
+def told(x):
+  return jnp.shape(x), str(x.dtype)
+
 if what == "sample":
+  made = {}
   for name, reuse in (("full", ()), ("reuse", (1, 3))):
     one, many = (Pipeline(system, x, steps=5, reuse=reuse) for x in (params, placed))
     calls = []
     make = many._denoiser.make
     def counted(params, keep, features, latents, *rest):
       calls.append((len(latents), features is not None))
+      made[len(latents)] = jax.tree.map(told, (params, latents, *rest))
       velocity, kept = make(params, keep, features, latents, *rest)
       calls[-1] += (len({str(s.index) for s in velocity.addressable_shards}),)
       return velocity, kept
     many._denoiser.make = counted
     want, got = (x.sample(image, cameras, "a cat") for x in (one, many))
     found[name] = {"gap": gap(want, got), "calls": calls}
+  # What is planned is what was done.
+  settings = {"steps": 5, "guidance": "cosine", "scale": 7.5}
+  layouts = {name: inference._here(system, name) for name in params}
+  found["planned"] = []
+  for program in programs(system, layouts, (5, 32, 32), **settings):
+    with program.within():
+      program.function.lower(*program.arguments)
+    found["planned"].append([program.name, program.calls])
+    if "pass" in program.name:
+      batch = program.arguments[1].shape[0]
+      assert made[batch] == jax.tree.map(told, program.arguments), (made[batch], program)
   kernel = placed["transformer"]["blocks"]["mlp_in"]["kernel"]
   found["kernel"] = [list(kernel.shape), list(kernel.addressable_shards[0].data.shape)]
 else:
@@ -105,6 +122,13 @@ def test_passes_of_guidance_lie_side_by_side(family):
     calls = [(2 if i < 3 else 1, i in again) for i in range(5)]
     assert [tuple(call[:2]) for call in found[name]["calls"]] == calls
     assert all(call[2] % call[0] == 0 for call in found[name]["calls"])
+  assert found["planned"] == [
+    ["embed a prompt", 2],
+    ["see the photograph", 1],
+    ["denoise, both passes", 3],
+    ["denoise, one pass", 2],
+    ["reconstruct the scene", 1],
+  ]
   # Two copies of the parameters, each cut in two.
   whole, part = found["kernel"]
   assert part == [*whole[:-1], whole[-1] // 2]

@@ -21,7 +21,7 @@ from d4s_jax.training.planning import flops
 from d4s_jax.training.planning.chips import Chip, open_topology
 from d4s_jax.training.planning.hlo import Collective, Program
 from d4s_jax.training.stages import Stage, stage, trained
-from d4s_jax.training.update import make_update
+from d4s_jax.training.update import make_function, make_update
 from d4s_jax.types import Cameras, Clip, Tracks, Views
 
 # Point tracks of a clip, as of the embedded scenes.
@@ -134,7 +134,9 @@ def plan_training(config: Config, topology: str, samples: int | None = None) -> 
     }
     plan = measure(chip, mesh, batch_size, lambda: update.lower(like, clip, lpips), memory)
   like, clip, lpips = plain((like, clip, lpips))
-  executed = flops.count(update, like, clip, lpips)
+  # On no mesh, so that attention has the form of a CPU.
+  function = make_function(config, system, chosen, settings, optimizer)
+  executed = flops.count(function, like, clip, lpips)
   useful = _useful(system, chosen, settings, like, clip, lpips)
   # A stem's decoder has half a gradient, too, which `_useful` does not know.
   return dataclasses.replace(plan, executed=executed, useful=min(useful, executed))

@@ -13,7 +13,7 @@ from d4s_jax.data.source import open_source
 from d4s_jax.models.system import System
 from d4s_jax.training import validation
 from d4s_jax.training.planning import plan as planning
-from d4s_jax.training.planning import report, search
+from d4s_jax.training.planning import report, sampling, search
 from d4s_jax.training.planning.chips import CHIPS, open_topology
 from d4s_jax.training.planning.hlo import Collective
 from tests.support import small_config
@@ -62,6 +62,37 @@ def test_the_report_says_time_and_cost():
   assert f"take {hours:,.0f} chip-hours" in text and f"${hours * 4.2:,.0f} at $4.20" in text
   refused = dataclasses.replace(PLAN, refusal="no room", moved=float("nan"), collectives=[])
   assert "DOES NOT FIT: no room" in report.describe(refused, 1000, 6400)
+
+
+def test_the_real_step_is_compiled_and_counted(monkeypatch):
+  monkeypatch.setattr(planning, "open_topology", lambda _: (CHIPS["v5e"], jax.devices()[:1]))
+  config = small_config()
+  config.stage, config.model.backbone.transformer.remat = "diffusion", "all"
+  plan = planning.plan_training(config, "one device", samples=2)
+  assert plan.samples == 2 and plan.devices == 1 and not plan.refusal
+  assert 0 < plan.useful < plan.executed and plan.moved > 0 and not plan.collectives
+  held = ("parameters", "optimizer", "moving average", "frozen parameters")
+  assert all(plan.memory[name] > 0 for name in held)
+  # Two moments and an average of each parameter that is trained.
+  assert plan.memory["optimizer"] == pytest.approx(2 * plan.memory["parameters"], rel=1e-3)
+  assert plan.memory["peak"] > sum(plan.memory[name] for name in held)
+
+
+def test_a_scene_takes_the_sum_of_its_programs():
+  whole = dataclasses.replace(PLAN, far=frozenset(), samples=1)
+  part = dataclasses.replace(whole, executed=64 * 459e11, useful=64 * 459e11)
+  plans = [("embed a prompt", 2, part), ("denoise, both passes", 18, whole)]
+  plans += [("denoise, one pass", 12, whole)]
+  text = sampling.describe(plans)
+  # A second of computing in each pass; the network's 0.5 + 0.03 s where computing takes a tenth.
+  network = 0.5 + 6.25 / 200
+  assert f"roofline {30 + 2 * network:.1f} s" in text
+  # Three quarters of a second of useful work at 40% of peak; the bound of the others is lower.
+  assert f"assumed]: {30 * 0.75 / 0.4 + 2 * network:.1f} s" in text
+  assert "peak 20.0 GiB of 95" in text and "(all of them: 4.0 GiB)" in text
+  refused = dataclasses.replace(whole, refusal="needs 99.0 GiB", moved=float("nan"))
+  text = sampling.describe([("denoise, one pass", 30, refused)])
+  assert "DOES NOT FIT: needs 99.0 GiB" in text and "roofline " not in text.splitlines()[-1]
 
 
 def test_an_abstract_clip_is_what_the_loader_brings():
@@ -132,3 +163,35 @@ def test_the_joint_step_compiles_for_eight_chips():
   assert "\n  fits" in done.stdout
   assert "all-gather along fsdp" in done.stdout
   assert "all-gather along data" not in done.stdout
+
+
+GENERATION = """
+from d4s_jax.training.planning import chips
+chips.without_accelerator()
+from d4s_jax.pipeline.programs import programs
+from d4s_jax.training.planning import sampling
+from tests.support import small_config
+config = small_config()
+config.model.dtype = "bfloat16"
+size = [config.clip[name] for name in ("frames", "height", "width")]
+system, params = sampling.open_models(config, TOPOLOGY)
+found = programs(system, params, size, steps=5, guidance="cosine", scale=7.5)
+print(sampling.describe(sampling.plan_programs(TOPOLOGY, found)))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  "topology, compiler", [("v5e:1x1", "libtpu"), ("h100:1x2", "jax_cuda13_plugin")]
+)
+def test_generation_compiles_for_chips(topology, compiler):
+  """Needs the extra `tpu`, and for the GPUs `cuda` and nvcc."""
+  pytest.importorskip(compiler)
+  script = GENERATION.replace("TOPOLOGY", repr(topology))
+  environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+  done = subprocess.run(
+    [sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=3000
+  )
+  assert done.returncode == 0, done.stderr[-3000:]
+  assert "DOES NOT FIT" not in done.stdout
+  assert ("denoise, both passes" in done.stdout) == (topology == "h100:1x2")
