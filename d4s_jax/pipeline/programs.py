@@ -87,8 +87,8 @@ def programs(
   ]
 
   denoising = part("transformer", "adapter")
-  poses = jax.ShapeDtypeStruct((1, frames, 4, 4), jnp.float32)
-  lenses = jax.ShapeDtypeStruct((1, frames, 3, 3), jnp.float32)
+  poses: Any = jax.ShapeDtypeStruct((1, frames, 4, 4), jnp.float32)
+  lenses: Any = jax.ShapeDtypeStruct((1, frames, 3, 3), jnp.float32)
   cameras = Cameras(world_from_camera=poses, intrinsics=lenses, height=height, width=width)
   maps = jax.eval_shape(system.camera_maps, cameras)
   latents, level = (jax.ShapeDtypeStruct(x, jnp.float32) for x in (shape, (1,)))

@@ -67,10 +67,10 @@ def test_the_report_says_time_and_cost():
 def test_the_real_step_is_compiled_and_counted(monkeypatch):
   monkeypatch.setattr(planning, "open_topology", lambda _: (CHIPS["v5e"], jax.devices()[:1]))
   config = small_config()
-  config.stage, config.model.backbone.transformer.remat = "diffusion", "all"
+  config.stage = "diffusion"
   plan = planning.plan_training(config, "one device", samples=2)
   assert plan.samples == 2 and plan.devices == 1 and not plan.refusal
-  assert 0 < plan.useful < plan.executed and plan.moved > 0 and not plan.collectives
+  assert 0 < plan.useful <= plan.executed and plan.moved > 0 and not plan.collectives
   held = ("parameters", "optimizer", "moving average", "frozen parameters")
   assert all(plan.memory[name] > 0 for name in held)
   # Two moments and an average of each parameter that is trained.
