@@ -12,10 +12,11 @@ PACKAGE = pathlib.Path(d4s_jax.__file__).parent
 TIERS = [
   "types errors packaged",
   "geometry layers diffusion config",
-  "models render losses data formats watermark",
+  "models render losses formats watermark",
+  "data",
   "training pipeline weights curation",
   "evaluation",
-  "train generate render_scene export view convert plan evaluate __main__",
+  "train generate render_scene export view convert plan evaluate curate __main__",
 ]
 TIER = {name: tier for tier, names in enumerate(TIERS) for name in names.split()}
 # Written beside exported weights, for people without JAX; nothing of ours imports it.

@@ -312,7 +312,7 @@ def test_one_line_and_status_1_from_the_shell(place):
   assert done.stderr.startswith("error: ") and "python -m d4s_jax.train" in done.stderr
 
 
-@pytest.mark.parametrize("command", ["generate", "render_scene", "export", "view"])
+@pytest.mark.parametrize("command", ["generate", "render_scene", "export", "view", "curate"])
 def test_help_shows_an_example(command):
   text = start(command, "--help").stdout
   assert f"python -m d4s_jax.{command} --" in text

@@ -1,11 +1,14 @@
 """Where clips come from: the protocol of a data source, the table of all, and their mixture."""
 
+import functools
 import hashlib
 import json
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from d4s_jax.data.datasets.registry import DATASETS
+from d4s_jax.data.datasets.windows import Windows
 from d4s_jax.data.film import Film
 from d4s_jax.data.pictures import Pictures
 from d4s_jax.data.stored import Stored
@@ -32,9 +35,10 @@ SOURCES: dict[str, Callable[..., Source]] = {
   "film": Film,
   "pictures": Pictures,
   "synthetic": SyntheticScenes,
+  **{name: functools.partial(Windows, name) for name in DATASETS},
 }
 # Sources that read a path, and those that know neither cameras nor depth.
-_FROM_FILES = {"film", "pictures"}
+_FROM_FILES = {"film", "pictures", *DATASETS}
 _UNPOSED = {"film"}
 
 

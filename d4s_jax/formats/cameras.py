@@ -15,7 +15,7 @@ import dataclasses
 import json
 import os
 import pathlib
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -208,6 +208,22 @@ def _intrinsics(frame: dict[str, Any], place: str, height: int, width: int) -> n
 
 def _read_realestate(contents: bytes, name: str):
   """World-from-camera matrices, timestamps and normalised intrinsics of a RealEstate10K file."""
+  lines = realestate_lines(contents, name)
+  rows = [realestate_row(words, f"{name}, line {line}") for line, words in lines]
+  matrices = [
+    poses.invert(rigid(row.camera_from_world, f"{name}, line {line}"))
+    for (line, _), row in zip(lines, rows)
+  ]
+  intrinsics = np.stack([row.intrinsics for row in rows])
+  return np.stack(matrices), np.array([row.timestamp for row in rows]), intrinsics
+
+
+def realestate_lines(contents: bytes, name: str) -> list[tuple[int, list[str]]]:
+  """Line number and words of each frame of a RealEstate10K file.
+
+  Raises:
+    ValueError: it is no text, or has no frames or too many.
+  """
   try:
     lines = contents.decode("utf-8").splitlines()
   except UnicodeDecodeError:
@@ -222,18 +238,29 @@ def _read_realestate(contents: bytes, name: str):
       f"{name}: {len(rows)} frames; expected 1 to {MAX_FRAMES} lines of 19 numbers after the "
       "video's address (RealEstate10K), or our camera JSON."
     )
-  table = np.stack([_realestate_row(words, f"{name}, line {line}") for line, words in rows])
-  matrices = []
-  for (line, _), row in zip(rows, table):
-    camera_from_world = np.vstack([row[7:].reshape(3, 4), [0, 0, 0, 1]])
-    matrices.append(poses.invert(rigid(camera_from_world, f"{name}, line {line}")))
-  intrinsics = np.tile(np.eye(3), (len(table), 1, 1))
-  intrinsics[:, [0, 1], [0, 1]] = table[:, 1:3]
-  intrinsics[:, [0, 1], [2, 2]] = table[:, 3:5]
-  return np.stack(matrices), table[:, 0], intrinsics
+  return rows
 
 
-def _realestate_row(words: list[str], where: str) -> np.ndarray:
+class RealestateRow(NamedTuple):
+  """A line of a RealEstate10K file.
+
+  Attributes:
+    timestamp: microseconds.
+    intrinsics: fx and cx divided by the width, fy and cy by the height.
+    camera_from_world: as it is in the file, not checked to be rigid.
+  """
+
+  timestamp: float
+  intrinsics: Float[np.ndarray, "3 3"]
+  camera_from_world: Float[np.ndarray, "4 4"]
+
+
+def realestate_row(words: list[str], where: str) -> RealestateRow:
+  """Reads the words of a line.
+
+  Raises:
+    ValueError: they are not 19 finite numbers with positive focal lengths.
+  """
   if len(words) != 19:
     raise ValueError(
       f"{where}: {len(words)} columns; expected 19: timestamp fx fy cx cy 0 0 and a 3x4 matrix."
@@ -247,7 +274,8 @@ def _realestate_row(words: list[str], where: str) -> np.ndarray:
     raise ValueError(f"{where}: {culprit}; expected finite numbers.")
   if not (row[1:3] > 0).all():
     raise ValueError(f"{where}: focal lengths {row[1:3].tolist()}; expected positive numbers.")
-  return row
+  intrinsics = np.array([[row[1], 0, row[3]], [0, row[2], row[4]], [0, 0, 1]])
+  return RealestateRow(row[0], intrinsics, np.vstack([row[7:].reshape(3, 4), [0, 0, 0, 1]]))
 
 
 def _unit_times(times: np.ndarray | None, count: int, name: str) -> np.ndarray:

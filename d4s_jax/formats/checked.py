@@ -49,10 +49,14 @@ def within(folder: pathlib.Path, name: str) -> pathlib.Path:
   return path
 
 
-def parse(contents: bytes, where: str) -> Any:
-  """Strict JSON: UTF-8, finite numbers, no key twice."""
+def parse(contents: bytes, where: str, nan: bool = False) -> Any:
+  """Strict JSON: UTF-8, finite numbers, no key twice.
+
+  With `nan`, NaN and Infinity are read, for callers who refuse them number by number.
+  """
   try:
-    return json.loads(contents, parse_constant=_refuse, object_pairs_hook=_unique)
+    constant = float if nan else _refuse
+    return json.loads(contents, parse_constant=constant, object_pairs_hook=_unique)
   except RecursionError:
     raise ValueError(f"{where}: JSON nested too deeply.") from None
   except ValueError as error:

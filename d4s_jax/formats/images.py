@@ -18,7 +18,7 @@ MAX_PIXELS = 80_000_000
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 
 # Everything that Pillow's decoders raise on a file that is not what it claims to be.
-_BROKEN = (
+BROKEN = (
   OSError,
   SyntaxError,
   ValueError,
@@ -54,7 +54,7 @@ def read_image(
       small = image.width * image.height <= most_pixels
       if small:
         return _to_rgb(ImageOps.exif_transpose(image))
-  except _BROKEN as error:
+  except BROKEN as error:
     raise ValueError(
       f"{path} cannot be read as an image ({error}). Expected an intact "
       f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]} file."

@@ -1,0 +1,310 @@
+"""What a dataset yields: scenes, filmed by one or several cameras, read frame by frame.
+
+Whatever a dataset's own conventions are, here cameras are those of `types.Cameras`: OpenCV axes,
+`world_from_camera`, metres (where the scene is metric), pixel centres at +0.5. Depth is z-depth, 0
+where it isn't known.
+"""
+
+import abc
+import dataclasses
+import os
+import pathlib
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from d4s_jax.formats import images
+from d4s_jax.formats.cameras import rigid
+from d4s_jax.types import Cameras, Tracks
+
+# Depth beyond this many metres is sky, or a buffer's end: none of the datasets tells it apart.
+FAR = 1000.0
+# Focal lengths over the image's side: fields of view of about 170 and 1 degrees.
+_FOCAL = (0.04, 60.0)
+# fx over fy. Further from 1, frames were resized without their intrinsics.
+_ASPECT = 1.05
+# Broken frames of a scene that are named one by one.
+_NAMED = 20
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class View:
+  """The frames of one camera of a scene. Files are read when a frame is asked for.
+
+  The readers take an index into the frames and raise ValueError or OSError, which names the file,
+  if it can't be read.
+
+  Attributes:
+    name: of the camera, such as "left".
+    numbers: what the dataset calls each frame; strictly rising, gaps are frames that lack
+      something.
+    times: of each frame, strictly rising: seconds if the scene is `timed`, else counts.
+    cameras: of each frame, in float64; all views of a scene share its world.
+    image: RGB in [0, 1].
+    depth: z-depth, 0 where unknown; None if the dataset has none.
+    instances: instance of each pixel, 0 the background; None if the dataset has none.
+    tracks: of the scene's points over some frames, given by rising indices, in the scene's world;
+      None if the dataset has none.
+  """
+
+  name: str
+  numbers: Int[np.ndarray, "f"]
+  times: Float[np.ndarray, "f"]
+  cameras: Cameras
+  image: Callable[[int], Float[np.ndarray, "h w 3"]]
+  depth: Callable[[int], Float[np.ndarray, "h w"]] | None = None
+  instances: Callable[[int], Int[np.ndarray, "h w"]] | None = None
+  tracks: Callable[[Int[np.ndarray, "g"]], Tracks] | None = None
+
+  def __len__(self) -> int:
+    return len(self.numbers)
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class Scene:
+  """One scene of a dataset.
+
+  Attributes:
+    name: unique in its dataset.
+    views: of its cameras, at least one.
+    metric: whether lengths are metres; else they have a factor of their own in each scene.
+    dynamic: whether something may move.
+    timed: whether `View.times` are seconds.
+    problems: what is broken or missing, one sentence each, with file, cause and remedy; frames that
+      can't be used are left out.
+  """
+
+  name: str
+  views: tuple[View, ...]
+  metric: bool
+  dynamic: bool
+  timed: bool
+  problems: tuple[str, ...] = ()
+
+
+class Dataset(abc.ABC):
+  """A dataset on disk. Cheap to copy to other processes; a scene is read when it is opened.
+
+  Attributes:
+    root: its folder.
+    names: of its scenes, sorted.
+    problems: what is broken or missing beside the scenes, one sentence each.
+  """
+
+  def __init__(self, root: str | os.PathLike):
+    """Looks for scenes.
+
+    Raises:
+      OSError: there is no such folder.
+      ValueError: it holds no scenes in the layout that is expected.
+    """
+    self.root = pathlib.Path(root)
+    if not self.root.is_dir():
+      raise NotADirectoryError(f"No folder at {root}; expected that of a dataset.")
+    self.problems: list[str] = []
+    self.names = sorted(set(self._find()))
+
+  @abc.abstractmethod
+  def _find(self) -> Iterable[str]:
+    """Names of the scenes; fills `problems`."""
+
+  @abc.abstractmethod
+  def open(self, name: str) -> Scene:
+    """One scene, whose pictures are still to be read.
+
+    Raises:
+      OSError: a file without which there is no scene is missing.
+      ValueError: such a file is damaged, or no frame is usable.
+    """
+
+  def group(self, name: str) -> str:
+    """What is held out with a scene: scenes of one group show the same place."""
+    return name
+
+  def official(self, name: str) -> str | None:
+    """The split that the dataset's own layout puts a scene in, "train" or "heldout", if it does."""
+    del name
+    return None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Shot:
+  """One frame as a dataset states it, to be checked by `assemble`.
+
+  Attributes:
+    number: what the dataset calls it.
+    time: seconds, or the number.
+    world_from_camera: OpenCV axes.
+    intrinsics: pixels, centres at +0.5.
+    image: its file; None if frames come out of a video.
+    where: file and place that state the camera, for messages.
+  """
+
+  number: int
+  time: float
+  world_from_camera: Float[np.ndarray, "4 4"]
+  intrinsics: Float[np.ndarray, "3 3"]
+  image: pathlib.Path | None
+  where: str
+
+
+class Problems(list[str]):
+  """Sentences; of many about the same kind of thing the first are kept, and the rest counted."""
+
+  def __init__(self):
+    super().__init__()
+    self._count: dict[str, int] = {}
+
+  def add(self, kind: str, text: str) -> None:
+    """Notes a problem."""
+    self._count[kind] = self._count.get(kind, 0) + 1
+    if self._count[kind] <= _NAMED:
+      self.append(text)
+
+  def all(self) -> tuple[str, ...]:
+    """The sentences."""
+    more = {kind: count - _NAMED for kind, count in self._count.items() if count > _NAMED}
+    return (*self, *(f"... and {count} more: {kind}." for kind, count in more.items()))
+
+
+def assemble(
+  name: str,
+  shots: Iterable[Shot],
+  height: int,
+  width: int,
+  problems: Problems,
+  image: Callable[[int], Float[np.ndarray, "h w 3"]] | None = None,
+) -> View:
+  """The frames of a camera that can be used, in order; why others can't is noted.
+
+  Args:
+    name: of the camera.
+    shots: its frames, in any order.
+    height: of its pictures.
+    width: of its pictures.
+    problems: where is noted what is left out.
+    image: reads the picture of a frame, given by its number; None: each has a file.
+
+  Raises:
+    ValueError: no frame can be used.
+  """
+  usable: list[Shot] = []
+  matrices = []
+  for shot in sorted(shots, key=lambda shot: shot.number):
+    try:
+      matrices.append(_checked(shot, usable[-1] if usable else None, height, width))
+      usable.append(shot)
+    except FileNotFoundError as error:
+      problems.add("frames without a picture", str(error))
+    except ValueError as error:
+      problems.add("frames with an unusable camera", str(error))
+  if not usable:
+    reason = f" The first reason: {problems[0]}" if problems else ""
+    raise ValueError(f"No frame of the camera {name!r} has a picture and a pose.{reason}")
+  intrinsics: Any = np.stack([shot.intrinsics for shot in usable])
+  poses: Any = np.stack(matrices)
+  cameras = Cameras(world_from_camera=poses, intrinsics=intrinsics, height=height, width=width)
+  numbers = np.array([shot.number for shot in usable], np.int64)
+  paths = [shot.image for shot in usable]
+
+  def read(index: int) -> Float[np.ndarray, "h w 3"]:
+    path = paths[index]
+    if image is not None:
+      return image(int(numbers[index]))
+    assert path is not None
+    return same_size(images.read_image(path), cameras, path, "a picture")
+
+  return View(
+    name=name,
+    numbers=numbers,
+    times=np.array([shot.time for shot in usable], np.float64),
+    cameras=cameras,
+    image=read,
+  )
+
+
+def _checked(shot: Shot, before: Shot | None, height: int, width: int) -> Float[np.ndarray, "4 4"]:
+  """The pose of a frame, if the frame can be used."""
+  if shot.image is not None and not shot.image.is_file():
+    raise FileNotFoundError(f"No picture at {shot.image}; the frame is left out. Fetch it again.")
+  if not np.isfinite(shot.time) or before is not None and not shot.time > before.time:
+    after = "" if before is None else f" after {before.time:g}"
+    raise ValueError(
+      f"{shot.where}: time {shot.time:g}{after}; expected rising times. The frame is left out."
+    )
+  if before is not None and shot.number == before.number:
+    raise ValueError(f"{shot.where}: frame {shot.number} occurs twice; the second is left out.")
+  (fx, skew, cx), (low, fy, cy), last = np.asarray(shot.intrinsics, np.float64)
+  focal = (fx / width, fy / height)
+  possible = (
+    np.isfinite(shot.intrinsics).all()
+    and all(_FOCAL[0] < x < _FOCAL[1] for x in focal)
+    and 1 / _ASPECT < fx / fy < _ASPECT
+    and -0.5 < cx / width < 1.5
+    and -0.5 < cy / height < 1.5
+    and max(abs(skew), abs(low)) < 1e-3 * fx
+    and np.allclose(last, [0, 0, 1])
+  )
+  if not possible:
+    raise ValueError(
+      f"{shot.where}: focal lengths {fx:g}, {fy:g} and centre {cx:g}, {cy:g} for {width} x {height}"
+      " pixels, which no camera of square pixels has; the frame is left out. Were frames resized"
+      " without keeping their aspect?"
+    )
+  if not np.isfinite(shot.world_from_camera).all():
+    raise ValueError(f"{shot.where}: a pose that is not finite; the frame is left out.")
+  return rigid(np.asarray(shot.world_from_camera, np.float64), shot.where)
+
+
+def same_size(
+  values: np.ndarray, cameras: Cameras, path: str | os.PathLike, what: str
+) -> np.ndarray:
+  """The values, if there is one for each pixel of the cameras.
+
+  Raises:
+    ValueError: their size is another.
+  """
+  height, width = values.shape[:2]
+  if (height, width) != (cameras.height, cameras.width):
+    raise ValueError(
+      f"{path}: {what} of {width} x {height} pixels for cameras of {cameras.width} x"
+      f" {cameras.height}; expected one size. Fetch it again, or resize all alike."
+    )
+  return values
+
+
+def known(depth: np.ndarray, far: float = FAR) -> Float[np.ndarray, "h w"]:
+  """Depth as float32 with 0 where it is not finite, not positive, or `far` and beyond."""
+  depth = np.asarray(depth, np.float32)
+  with np.errstate(invalid="ignore"):
+    return np.where(np.isfinite(depth) & (depth > 0) & (depth < far), depth, np.float32(0))
+
+
+def invert(camera_from_world: np.ndarray) -> Float[np.ndarray, "... 4 4"]:
+  """The pose of a matrix that goes the other way; not finite if the matrix can't be inverted."""
+  try:
+    return np.linalg.inv(camera_from_world)
+  except np.linalg.LinAlgError:
+    return np.full_like(camera_from_world, np.nan)
+
+
+def make_tracks(points: np.ndarray, visible: np.ndarray, valid: np.ndarray) -> Tracks:
+  """Tracks [n f] in the world's metres; positions that aren't valid become 0."""
+  positions: Any = np.where(valid[..., None], points, 0).astype(np.float32)
+  flags: Any = (visible & valid, valid)
+  return Tracks(points=positions, visible=flags[0], valid=flags[1])
+
+
+def middle(intrinsics: np.ndarray, height: int, width: int) -> Float[np.ndarray, "3 3"]:
+  """Intrinsics with pixel centres at +0.5, from those of authors who don't say where theirs are.
+
+  A principal point at (width - 1) / 2 and (height - 1) / 2 is in the middle of a picture whose
+  pixel centres are whole numbers: half a pixel is added. Any other is left as it is.
+  """
+  half = np.array([(width - 1) / 2, (height - 1) / 2])
+  intrinsics = np.array(intrinsics, np.float64)
+  if np.abs(intrinsics[:2, 2] - half).max() < 0.25:
+    intrinsics[:2, 2] += 0.5
+  return intrinsics

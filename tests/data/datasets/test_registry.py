@@ -1,0 +1,37 @@
+import pathlib
+
+import pytest
+
+import d4s_jax.data
+from d4s_jax.data.datasets.registry import DATASETS, listing, open_dataset
+
+README = pathlib.Path(d4s_jax.data.__file__).with_name("README.md").read_text()
+
+
+@pytest.mark.parametrize("name", sorted(DATASETS))
+def test_every_line_is_told_where_people_look(name):
+  line = DATASETS[name]
+  assert line.page.startswith("https://") and line.licence and line.size
+  assert "/" in line.layout and len(line.layout) < 100
+  text = listing()
+  for part in (name, line.title, line.offers, line.licence, line.page, line.size, line.layout):
+    assert part in text
+  assert f"[`{name}`](datasets/{name}.py) ([page]({line.page}))" in README
+
+
+def test_offers_in_words():
+  assert DATASETS["tartanair"].offers == "2 cameras, depth, metric, static"
+  assert DATASETS["realestate10k"].offers == "1 camera, of unknown scale, static"
+
+
+def test_unknown_names_and_empty_folders(tmp_path):
+  with pytest.raises(ValueError, match="Unknown dataset 'kubric'; choose one of dynamicreplica, m"):
+    open_dataset("kubric", tmp_path)
+  with pytest.raises(NotADirectoryError, match="No folder at .*none"):
+    open_dataset("spring", tmp_path / "none")
+
+
+@pytest.mark.parametrize("name", sorted(DATASETS))
+def test_an_empty_folder_is_told_the_layout_and_the_page(name, tmp_path):
+  with pytest.raises(ValueError, match=f"{tmp_path} holds no .*; expected .*{DATASETS[name].page}"):
+    open_dataset(name, tmp_path)
