@@ -21,7 +21,7 @@ _SCENE = flags.DEFINE_string("scene", None, "Folder that generate wrote.", requi
 _TRAJECTORY = flags.DEFINE_string(
   "trajectory", None, "spiral, forward, backward, up, down, orbit, or a camera file.", required=True
 )
-_OUTPUT = flags.DEFINE_string("output", None, "Video to write, .mp4.", required=True)
+_OUTPUT = flags.DEFINE_string("output", None, "Video to write: .mp4, .gif or .webp.", required=True)
 _DEPTH = flags.DEFINE_boolean("depth", False, "Show depth, near is bright, instead of colour.")
 _FRAMES = flags.DEFINE_integer("frames", None, "How many; 49, or those of the camera file.")
 _FPS = flags.DEFINE_float("fps", 24, "Frames per second.")

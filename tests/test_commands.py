@@ -188,13 +188,18 @@ def test_render_scene_refuses_a_truncated_scene(place, capsys):
 
 EXPORT = {
   "no scene": (["--scene={}/papers"], "No scene at .*papers"),
-  "suffix": (["--output={}/new.obj"], "new.obj; expected a name that ends in .html, .ply"),
+  "suffix": (["--output={}/new.fbx"], "new.fbx; expected a name that ends in .html, .safetensors"),
+  "open suffix": (["--output={}/new.png"], r"several formats; add --format=depth\|image"),
+  "format": (["--format=mesh", "--output={}/new.spz"], "ends in .obj or .ply or .glb"),
   "time": (["--time=1.5"], "--time is 1.5; expected a clip time from 0 to 1"),
   "no time": (["--time=nan"], "--time is nan"),
   "time and frames": (["--time=0.5", "--frames=3"], "give one of the two"),
   "frames": (["--frames=0", "--output={}/frames/a.ply"], "--frames is 0; expected 1 to 10000"),
   "frames beside others": (["--frames=3", "--output={}/papers/a.ply"], "papers exists; expected a"),
-  "page of a moment": (["--output={}/a.html", "--time=0"], "A page holds the whole clip"),
+  "page of a moment": (
+    ["--output={}/a.html", "--time=0"],
+    "html holds the whole clip; leave --time and --frames out",
+  ),
   "output is a folder": (["--output={}/folder.ply"], "folder.ply is a folder"),
   "output below a file": (["--output={}/file/new.ply"], "file is a file"),
 }
@@ -210,7 +215,7 @@ def test_export_refuses(arguments, message, place, capsys):
   assert sorted(place.rglob("*")) == before
 
 
-@pytest.mark.parametrize("suffix", ["ply", "splat", "spz", "glb"])
+@pytest.mark.parametrize("suffix", ["ply", "compressed.ply", "splat", "spz", "sog", "glb", "exr"])
 def test_export_writes_one_moment(suffix, place, capsys):
   run_command("export", f"--scene={place}/scene", f"--output={place}/new.{suffix}", "--time=0.5")
   assert (place / f"new.{suffix}").stat().st_size > 50

@@ -45,6 +45,7 @@ _SHAPES = {
   "times": ("t",),
   "deformation": ("t", "n", 10),
 }
+ARRAY_NAMES = tuple(_SHAPES)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)

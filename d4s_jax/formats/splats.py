@@ -1,4 +1,4 @@
-"""Gaussians at one time as files of other programs: PLY of 3DGS, .splat, SPZ, glTF.
+"""Gaussians at one time as files of other programs: PLY of 3DGS, .splat, SPZ, glTF, and a table.
 
 Slots without opacity are left out. PLY, .splat and SPZ keep our axes (x right, y down, z forward),
 as the tools that read them do (SPZ's own document has y up; SuperSplat, gsply and splat-transform
@@ -7,28 +7,23 @@ a turn about x. What a format rounds is said at its writer.
 """
 
 import gzip
-import json
 import os
-import pathlib
 import struct
 from collections.abc import Callable
-from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 
-from d4s_jax.formats import atomic
-from d4s_jax.geometry import harmonics, rotations
+from d4s_jax.formats import gltf, packed_ply, sog
+from d4s_jax.formats.visible import byte, linear, logit, rgb, visible, write_bytes
+from d4s_jax.geometry import rotations
 from d4s_jax.types import Gaussians
 
-# Opacities are stored as logits where a format wants them: 0 and 1 would be infinite.
-_OPAQUE = 1 - 1e-6
 # The only colour space of ours: colours are those of the photographs that trained the models.
 _COLOR_SPACE = "srgb_rec709_display"
 _GLTF = "KHR_gaussian_splatting"
 # SPZ: positions are multiples of 2^-12 m in 24 bits.
 _SPZ_FRACTION = 12
-_FLOAT, _POINTS, _ARRAY_BUFFER = 5126, 0, 34962
 
 
 def write_ply(path: str | os.PathLike, gaussians: Gaussians) -> None:
@@ -41,14 +36,14 @@ def write_ply(path: str | os.PathLike, gaussians: Gaussians) -> None:
   Raises:
     ValueError: a value is NaN or infinite, or nothing is visible.
   """
-  g = _visible(gaussians)
+  g = visible(gaussians)
   rest = np.swapaxes(g.harmonics[:, 1:], 1, 2).reshape(len(g.means), -1)  # all red, green, blue
   columns = {
     "x y z": g.means,
     "nx ny nz": np.zeros_like(g.means),
     "f_dc_0 f_dc_1 f_dc_2": g.harmonics[:, 0],
     " ".join(f"f_rest_{i}" for i in range(rest.shape[1])): rest,
-    "opacity": _logit(g.opacities)[:, None],
+    "opacity": logit(g.opacities)[:, None],
     "scale_0 scale_1 scale_2": np.log(g.scales),
     "rot_0 rot_1 rot_2 rot_3": g.quaternions,
   }
@@ -56,20 +51,20 @@ def write_ply(path: str | os.PathLike, gaussians: Gaussians) -> None:
   table = np.concatenate(list(columns.values()), axis=1).astype("<f4")
   header = ["ply", "format binary_little_endian 1.0"]
   header += [f"element vertex {len(table)}", *(f"property float {x}" for x in names), "end_header"]
-  _write(path, "\n".join(header).encode("ascii") + b"\n" + table.tobytes())
+  write_bytes(path, "\n".join(header).encode("ascii") + b"\n" + table.tobytes())
 
 
 def write_splat(path: str | os.PathLike, gaussians: Gaussians) -> None:
   """Writes antimatter15's .splat, largest first: 8-bit colour, opacity and quaternion, degree 0."""
-  g = _visible(gaussians)
+  g = visible(gaussians)
   order = np.argsort(-g.opacities * np.prod(g.scales, axis=1), kind="stable")
-  rgba = np.concatenate([_rgb(g), g.opacities[:, None]], axis=1)
+  rgba = np.concatenate([rgb(g), g.opacities[:, None]], axis=1)
   row = np.dtype([("means", "<f4", 3), ("scales", "<f4", 3), ("rgba", "u1", 4), ("turn", "u1", 4)])
   rows = np.zeros(len(order), row)
   rows["means"], rows["scales"] = g.means[order], g.scales[order]
-  rows["rgba"] = _byte(255 * rgba[order])
-  rows["turn"] = _byte(128 * g.quaternions[order] + 128)
-  _write(path, rows.tobytes())
+  rows["rgba"] = byte(255 * rgba[order])
+  rows["turn"] = byte(128 * g.quaternions[order] + 128)
+  write_bytes(path, rows.tobytes())
 
 
 def write_spz(path: str | os.PathLike, gaussians: Gaussians) -> None:
@@ -78,7 +73,7 @@ def write_spz(path: str | os.PathLike, gaussians: Gaussians) -> None:
   Raises:
     ValueError: also for positions beyond 2 km, which its 24 bits don't hold.
   """
-  g = _visible(gaussians)
+  g = visible(gaussians)
   fixed = np.round(g.means * 2.0**_SPZ_FRACTION)
   if np.abs(fixed).max() >= 2**23:
     raise ValueError(
@@ -90,15 +85,15 @@ def write_spz(path: str | os.PathLike, gaussians: Gaussians) -> None:
   header = struct.pack("<4sIIBBBB", b"NGSP", 3, len(g.means), degree, _SPZ_FRACTION, 0, 0)
   planes = [
     positions,
-    _byte(255 * g.opacities),
-    _byte(255 * (0.15 * g.harmonics[:, 0] + 0.5)),
-    _byte((np.log(g.scales) + 10) * 16),
+    byte(255 * g.opacities),
+    byte(255 * (0.15 * g.harmonics[:, 0] + 0.5)),
+    byte((np.log(g.scales) + 10) * 16),
     _smallest_three(g.quaternions),
-    _byte(128 * g.harmonics[:, 1:] + 128),
+    byte(128 * g.harmonics[:, 1:] + 128),
   ]
   # No time and no name in the gzip header: the same scene is the same file.
   contents = header + b"".join(np.ascontiguousarray(plane).tobytes() for plane in planes)
-  _write(path, gzip.compress(contents, mtime=0))
+  write_bytes(path, gzip.compress(contents, mtime=0))
 
 
 def write_glb(path: str | os.PathLike, gaussians: Gaussians) -> None:
@@ -107,7 +102,7 @@ def write_glb(path: str | os.PathLike, gaussians: Gaussians) -> None:
   Raises:
     ValueError: also for harmonics above degree 1, which would have to be turned with the axes.
   """
-  g = _visible(gaussians)
+  g = visible(gaussians)
   if g.harmonics.shape[1] > 4:
     raise ValueError(
       f"{g.harmonics.shape[1]} harmonics a Gaussian; glTF is written with 1 or 4 (degree 0 or 1)."
@@ -123,95 +118,14 @@ def write_glb(path: str | os.PathLike, gaussians: Gaussians) -> None:
   attributes = {
     "POSITION": means,
     # What a program without the extension shows, as points: linear colour.
-    "COLOR_0": np.concatenate([_linear(_rgb(g)), g.opacities[:, None]], axis=1),
+    "COLOR_0": np.concatenate([linear(rgb(g)), g.opacities[:, None]], axis=1),
     f"{_GLTF}:ROTATION": turned[:, [1, 2, 3, 0]],
     f"{_GLTF}:SCALE": g.scales,
     f"{_GLTF}:OPACITY": g.opacities[:, None],
     **{f"{_GLTF}:SH_DEGREE_{name}": x for name, x in zip(names, coefficients)},
   }
-  views, accessors, blob = [], [], b""
-  for array in attributes.values():
-    array = np.ascontiguousarray(array, "<f4")
-    kind = {1: "SCALAR", 3: "VEC3", 4: "VEC4"}[array.shape[1]]
-    accessor = {"bufferView": len(views), "componentType": _FLOAT, "count": len(array)}
-    accessors.append(accessor | {"type": kind})
-    where = {"buffer": 0, "byteOffset": len(blob), "byteLength": array.nbytes}
-    views.append(where | {"target": _ARRAY_BUFFER})
-    blob += array.tobytes()
-  accessors[0] |= {"min": means.min(axis=0).tolist(), "max": means.max(axis=0).tolist()}
-  primitive = {
-    "mode": _POINTS,
-    "attributes": {name: index for index, name in enumerate(attributes)},
-    "extensions": {_GLTF: {"kernel": "ellipse", "colorSpace": _COLOR_SPACE}},
-  }
-  document = {
-    "asset": {"version": "2.0", "generator": "d4s_jax"},
-    "extensionsUsed": [_GLTF],
-    "scene": 0,
-    "scenes": [{"nodes": [0]}],
-    "nodes": [{"mesh": 0}],
-    "meshes": [{"primitives": [primitive]}],
-    "buffers": [{"byteLength": len(blob)}],
-    "bufferViews": views,
-    "accessors": accessors,
-  }
-  text = json.dumps(document).encode()
-  text += b" " * (-len(text) % 4)
-  chunks = struct.pack("<I4s", len(text), b"JSON") + text
-  chunks += struct.pack("<I4s", len(blob), b"BIN\0") + blob
-  _write(path, struct.pack("<4sII", b"glTF", 2, 12 + len(chunks)) + chunks)
-
-
-# By suffix.
-WRITERS: dict[str, Callable[[str | os.PathLike, Gaussians], None]] = {
-  ".ply": write_ply,
-  ".splat": write_splat,
-  ".spz": write_spz,
-  ".glb": write_glb,
-}
-
-
-class _Visible(NamedTuple):
-  """The fields of `Gaussians` of which there is something to see, in NumPy."""
-
-  means: np.ndarray
-  quaternions: np.ndarray
-  scales: np.ndarray
-  opacities: np.ndarray
-  harmonics: np.ndarray
-
-
-def _visible(gaussians: Gaussians) -> _Visible:
-  """Those with an opacity, as float32 arrays of NumPy, quaternions of length 1."""
-  arrays = {name: np.asarray(x, np.float32) for name, x in vars(gaussians).items()}
-  wrong = sorted(name for name, x in arrays.items() if not np.isfinite(x).all())
-  if wrong:
-    raise ValueError(f"{', '.join(wrong)} of the Gaussians hold NaN or infinite values.")
-  seen = arrays["opacities"] > 0
-  if not seen.any():
-    raise ValueError("All Gaussians have opacity 0; there is nothing to export.")
-  arrays = {name: x[seen] for name, x in arrays.items()}
-  arrays["quaternions"] = np.asarray(rotations.normalize(arrays["quaternions"]))
-  return _Visible(**arrays)
-
-
-def _rgb(g: _Visible) -> Float[np.ndarray, "n 3"]:
-  """Colours of degree 0 alone."""
-  return np.clip(0.5 + harmonics.C0 * g.harmonics[:, 0], 0, 1)
-
-
-def _linear(rgb):
-  """Linear light of sRGB in [0, 1] (IEC 61966-2-1)."""
-  return np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
-
-
-def _logit(x):
-  x = np.minimum(x.astype(np.float64), _OPAQUE)
-  return np.log(x / (1 - x)).astype(np.float32)
-
-
-def _byte(x) -> np.ndarray:
-  return np.clip(np.round(x), 0, 255).astype("u1")
+  primitive = {"extensions": {_GLTF: {"kernel": "ellipse", "colorSpace": _COLOR_SPACE}}}
+  write_bytes(path, gltf.pack(attributes, gltf.POINTS, primitive=primitive, extensions=[_GLTF]))
 
 
 def _smallest_three(quaternions: Float[np.ndarray, "n 4"]) -> np.ndarray:
@@ -229,6 +143,12 @@ def _smallest_three(quaternions: Float[np.ndarray, "n 4"]) -> np.ndarray:
   return packed.astype("<u4")
 
 
-def _write(path: str | os.PathLike, contents: bytes) -> None:
-  with atomic.replacing(pathlib.Path(path)) as temporary:
-    temporary.write_bytes(contents)
+# By suffix.
+WRITERS: dict[str, Callable[[str | os.PathLike, Gaussians], None]] = {
+  ".ply": write_ply,
+  ".compressed.ply": packed_ply.write,
+  ".splat": write_splat,
+  ".spz": write_spz,
+  ".glb": write_glb,
+  ".sog": sog.write,
+}

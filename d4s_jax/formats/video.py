@@ -1,4 +1,7 @@
-"""H.264 videos, and depth made visible. Frames are float32 [f h w 3] in [0, 1]."""
+"""Videos, H.264 unless the suffix says else, and depth made visible.
+
+Frames are float32 [f h w 3] in [0, 1].
+"""
 
 import itertools
 import os
@@ -13,25 +16,27 @@ from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTr
 from jaxtyping import Float, Shaped
 from matplotlib import colormaps
 
-from d4s_jax.formats import atomic, images
+from d4s_jax.formats import animation, atomic, images
 
 # Constant quality; 18 is hardly told from the original by eye.
 _QUALITY = "18"
+_ANIMATIONS = {".gif": animation.write_gif, ".webp": animation.write_webp}
+SUFFIXES = (".mp4", *_ANIMATIONS)
 
 
 def write_video(
   path: str | os.PathLike, frames: Float[np.ndarray, "f h w 3"], fps: float, comment: str = ""
 ) -> None:
-  """Writes an mp4 that plays everywhere (H.264, yuv420p, BT.709, header first).
+  """Writes a video: .gif and .webp as `animation` says, all else as an mp4 that plays everywhere.
 
-  An odd height or width is made even by repeating the last row or column. The file appears whole or
-  not at all.
+  The mp4 is H.264, yuv420p, BT.709, header first; an odd height or width is made even by repeating
+  the last row or column. The file appears whole or not at all.
 
   Args:
     path: the file.
     frames: RGB in [0, 1].
     fps: frames a second.
-    comment: kept in the file's metadata.
+    comment: kept in the metadata of an mp4.
 
   Raises:
     ValueError: frames of another shape, no frames, NaN, or a frame rate out of range.
@@ -42,6 +47,9 @@ def write_video(
     raise ValueError(f"Video frames of shape {frames.shape}; expected [frames, height, width, 3].")
   if not 0.1 <= fps < 1000:
     raise ValueError(f"A video of {fps} frames per second; expected 0.1 or more, below 1000.")
+  if write := _ANIMATIONS.get(pathlib.Path(path).suffix.lower()):
+    write(path, frames, fps)
+    return
   pixels = images.to_bytes(frames)
   _, height, width, _ = pixels.shape
   pixels = np.pad(pixels, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from d4s_jax.formats import atomic
+from d4s_jax.formats.video import SUFFIXES
 from d4s_jax.geometry.deformation import at
 from d4s_jax.pipeline import progress
 from d4s_jax.render import render
@@ -23,11 +24,12 @@ def check_video(path: pathlib.Path, fps: float) -> None:
   """Refuses a place or a frame rate that no video can have; call it before the long work.
 
   Raises:
-    ValueError: the suffix is not .mp4, or the rate is out of range.
+    ValueError: no video has the suffix, or the rate is out of range.
     OSError: the path is a folder, or below a file.
   """
-  if path.suffix.lower() != ".mp4":
-    raise ValueError(f"The video is to be {path}; expected a name that ends in .mp4.")
+  if path.suffix.lower() not in SUFFIXES:
+    known = " or ".join(SUFFIXES)
+    raise ValueError(f"The video is to be {path}; expected a name that ends in {known}.")
   if path.is_dir():
     raise IsADirectoryError(f"{path} is a folder; expected the name of a video.")
   atomic.check_place(path)

@@ -1,19 +1,148 @@
-"""A scene as files of other programs: the whole clip, one moment, or many numbered ones."""
+"""A scene as files of other programs: the table of formats, and how one of them is written.
+
+A file holds the whole clip, or one moment of it; then numbered files hold many.
+"""
 
 import dataclasses
 import pathlib
+from collections.abc import Callable, Iterable
+from typing import Any
 
-import jax
 import numpy as np
 
-from d4s_jax.formats import atomic, page, provenance, splats
+from d4s_jax.formats import atomic, depth, images, mesh, page, provenance, scene_file, splats
 from d4s_jax.formats.scene import SceneMetadata
-from d4s_jax.geometry.deformation import at
-from d4s_jax.pipeline import progress
-from d4s_jax.types import DynamicGaussians, Gaussians
+from d4s_jax.formats.video import SUFFIXES as VIDEOS
+from d4s_jax.pipeline import clips, meshing, progress, shot
+from d4s_jax.pipeline.drawing import draw
+from d4s_jax.types import DynamicGaussians, Rendering
 
-_PAGE = ".html"
 _MOST_FRAMES = 10_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Format:
+  """One row of the table.
+
+  Attributes:
+    name: for --format.
+    suffixes: of the file's name; any of them chooses the format ...
+    lost: what of a scene the file doesn't hold.
+    write: (path, what `moments` yields), or, of a whole clip, (path, scene, metadata, times).
+    moments: (scene, metadata, times) to what is written at each of the times; None if one file
+      holds the whole clip.
+    timed: whether a file of the whole clip has times that may be asked for.
+    named: ... unless its format has to be named, since others have the same suffix.
+  """
+
+  name: str
+  suffixes: tuple[str, ...]
+  lost: str
+  write: Callable[..., None]
+  moments: Callable[..., Iterable[Any]] | None = None
+  timed: bool = False
+  named: tuple[str, ...] = ()
+
+
+def _views(dynamic: DynamicGaussians, metadata: SceneMetadata, times: np.ndarray):
+  """What the camera of the path sees at each time."""
+  cameras = shot.along(shot.enlarged(metadata.cameras), metadata.times, times)
+  shot.check_pixels(len(times), cameras.height, cameras.width)
+  drawn = draw(dynamic, cameras, times, "draw")
+  for index in range(len(times)):
+    yield Rendering(**{name: np.asarray(x)[index] for name, x in vars(drawn).items()})
+
+
+def _gaussians(dynamic: DynamicGaussians, metadata: SceneMetadata, times: np.ndarray):
+  del metadata
+  return clips.moments(dynamic, times)
+
+
+def _mesh(path, surface: mesh.Mesh) -> None:
+  mesh.WRITERS[path.suffix.lower()](path, surface)
+
+
+def _depth(path, view: Rendering) -> None:
+  depth.WRITERS[path.suffix.lower()](path, np.asarray(view.depth))
+
+
+def _image(path, view: Rendering) -> None:
+  images.write_image(path, np.asarray(view.image))
+
+
+def _page(path, dynamic: DynamicGaussians, metadata: SceneMetadata, times: np.ndarray) -> None:
+  del times
+  page.write_page(path, dynamic, metadata)
+
+
+def _scene(path, dynamic: DynamicGaussians, metadata: SceneMetadata, times: np.ndarray) -> None:
+  del times
+  scene_file.write(path, dynamic, metadata)
+
+
+_MOTION = "motion (one moment a file), cameras"
+_ROUNDED = "motion (one moment a file), cameras, digits (d4s_jax/formats/README.md has how many)"
+_SURFACE = (
+  "motion (no vertex follows from file to file), what is transparent, thin or unseen from the path"
+)
+FORMATS = {
+  row.name: row
+  for row in (
+    Format("html", (".html",), "digits of the motion (0.02% of the distance)", _page),
+    Format("scene", (".safetensors",), "nothing", _scene),
+    Format("ply", (".ply",), _MOTION, splats.write_ply, _gaussians),
+    Format("compressed-ply", (".compressed.ply",), _ROUNDED, splats.WRITERS[".compressed.ply"],
+      _gaussians),
+    Format("splat", (".splat",), _ROUNDED + ", view-dependent colour", splats.write_splat,
+      _gaussians),
+    Format("spz", (".spz",), _ROUNDED, splats.write_spz, _gaussians),
+    Format("sog", (".sog",), _ROUNDED + ", view-dependent colour", splats.WRITERS[".sog"],
+      _gaussians),
+    Format("glb", (".glb",), _MOTION, splats.write_glb, _gaussians),
+    Format("mesh", (".obj",), _SURFACE, _mesh, meshing.meshes,
+      named=(".ply", ".glb")),
+    Format("depth", (".exr",), "all but the depth of the path's views; .png: below 1 mm", _depth,
+      _views, named=(".png",)),
+    Format("image", (".jpg",), "all but the colours of the path's views", _image, _views,
+      named=(".png", ".webp")),
+    Format("video", (*VIDEOS,), "all but the colours of the path's views", clips.write_film,
+      timed=True),
+    Format("tracks", (".npz",), "all but the centres of opaque Gaussians, and cameras",
+      clips.write_tracks, timed=True),
+    Format("rerun", (".rrd",), "view-dependent colour; colour and opacity below 1/255",
+      clips.write_recording, timed=True),
+  )
+}  # fmt: skip
+
+
+def _suffix(path: pathlib.Path, known: Iterable[str]) -> str | None:
+  """The longest of the known suffixes that the name ends in."""
+  name = path.name.lower()
+  return max((suffix for suffix in known if name.endswith(suffix)), key=len, default=None)
+
+
+def find(output: pathlib.Path, name: str | None = None) -> Format:
+  """The format of a file, by its name alone where that tells.
+
+  Raises:
+    ValueError: nothing has the suffix, or several formats do, or the format has another.
+  """
+  if name is not None:
+    row = FORMATS[name]
+    every = (*row.suffixes, *row.named)
+    if _suffix(output, every) is None:
+      raise ValueError(
+        f"The output is to be {output} with --format={name}; expected a name that ends in"
+        f" {' or '.join(every)}."
+      )
+    return row
+  rows = {suffix: row for row in FORMATS.values() for suffix in row.suffixes}
+  if (suffix := _suffix(output, rows)) is not None:
+    return rows[suffix]
+  several = [row.name for row in FORMATS.values() if _suffix(output, row.named)]
+  if several:
+    raise ValueError(f"{output} can be of several formats; add --format={'|'.join(several)}.")
+  raise ValueError(f"The output is to be {output}; expected a name that ends in {', '.join(rows)}.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,8 +151,10 @@ class Export:
 
   Attributes:
     output: the file; of a sequence, the folder and the beginning of the files' names.
-    time: clip time in [0, 1] of a format that knows no motion; None for the first.
-    frames: numbered files instead of one; None for one.
+    time: clip time in [0, 1] of a format that holds one moment; None for the first.
+    frames: numbered files instead of one, or frames of a whole clip; None for one file, or for the
+      scene's own times.
+    format: a name in FORMATS; None for what the suffix says.
 
   Raises:
     ValueError: no format has the suffix, or the numbers don't fit it or each other.
@@ -33,56 +164,56 @@ class Export:
   output: pathlib.Path
   time: float | None = None
   frames: int | None = None
+  format: str | None = None
 
   def __post_init__(self):
     """Checks the combination and the place."""
-    if self._suffix not in (_PAGE, *splats.WRITERS):
-      *others, last = _PAGE, *splats.WRITERS
-      raise ValueError(
-        f"The output is to be {self.output}; expected a name that ends in {', '.join(others)} or"
-        f" {last}."
-      )
-    if self._suffix == _PAGE and not (self.time is None and self.frames is None):
-      raise ValueError("A page holds the whole clip; leave --time and --frames out.")
+    whole = self._row.moments is None
+    if whole and self.time is not None or self.frames is not None and whole and not self._row.timed:
+      options = "--time" if self._row.timed else "--time and --frames"
+      raise ValueError(f"{self._row.name} holds the whole clip; leave {options} out.")
     if self.time is not None and not 0 <= self.time <= 1:
       raise ValueError(f"--time is {self.time}; expected a clip time from 0 to 1.")
-    if self.frames is None:
-      if self.output.is_dir():
-        raise IsADirectoryError(f"{self.output} is a folder; expected the name of a file.")
-      atomic.check_place(self.output)
-      return
-    if self.time is not None:
+    if self.time is not None and self.frames is not None:
       raise ValueError("--time chooses one moment and --frames all of them; give one of the two.")
-    if not 1 <= self.frames <= _MOST_FRAMES:
+    if self.frames is not None and not 1 <= self.frames <= _MOST_FRAMES:
       raise ValueError(f"--frames is {self.frames}; expected 1 to {_MOST_FRAMES}.")
-    atomic.check_new_folder(self.output.parent)
+    if self.frames is not None and not whole:
+      atomic.check_new_folder(self.output.parent)
+      return
+    if self.output.is_dir():
+      raise IsADirectoryError(f"{self.output} is a folder; expected the name of a file.")
+    atomic.check_place(self.output)
 
   @property
-  def _suffix(self) -> str:
-    return self.output.suffix.lower()
+  def _row(self) -> Format:
+    return find(self.output, self.format)
 
   def write(self, dynamic: DynamicGaussians, metadata: SceneMetadata) -> str:
-    """Writes it; returns what was written, for the user."""
-    if self.frames is not None:
-      return self._sequence(dynamic, metadata, self.frames)
-    if self._suffix == _PAGE:
-      page.write_page(self.output, dynamic, metadata)
+    """Writes it; returns what was written and what it lacks, for the user."""
+    row, count = self._row, self.frames
+    times = np.array([self.time or 0.0]) if count is None else np.linspace(0, 1, count)
+    if row.moments is None:
+      own = np.asarray(dynamic.times)
+      row.write(self.output, dynamic, metadata, own if count is None else times)
+      provenance.stamp(self.output, provenance.facts(metadata))
+    elif count is None:
+      (moment,) = row.moments(dynamic, metadata, times)
+      row.write(self.output, moment)
+      provenance.stamp(self.output, provenance.facts(metadata))
     else:
-      splats.WRITERS[self._suffix](self.output, moment(dynamic, self.time or 0.0))
-    provenance.stamp(self.output, provenance.facts(metadata))
-    return f"{self.output}   {self.output.stat().st_size / 1e6:.1f} MB"
+      self._sequence(row, row.moments(dynamic, metadata, times), provenance.facts(metadata))
+      return f"{self.output.parent}   {count} files\nNot in them: {row.lost}."
+    size = self.output.stat().st_size / 1e6
+    return f"{self.output}   {size:.1f} MB\nNot in it: {row.lost}."
 
-  def _sequence(self, dynamic: DynamicGaussians, metadata: SceneMetadata, frames: int) -> str:
-    write, place = splats.WRITERS[self._suffix], self.output.parent
-    with atomic.new_folder(place) as folder, progress.bar("export", frames) as bar:
-      for number, time in enumerate(np.linspace(0, 1, frames), 1):
-        name = f"{self.output.stem}_{number:04}{self.output.suffix}"
-        write(folder / name, moment(dynamic, time))
-        provenance.stamp(folder / name, provenance.facts(metadata))
-        bar.update()
-    return f"{place}   {frames} files"
-
-
-def moment(dynamic: DynamicGaussians, time: float) -> Gaussians:
-  """The Gaussians [n] of one scene at one clip time, in NumPy."""
-  return jax.tree.map(lambda x: np.asarray(x)[0], at(dynamic, np.array([time], np.float32)))
+  def _sequence(self, row: Format, moments: Iterable[Any], facts: provenance.Facts) -> None:
+    suffix = self.output.name[-len(_suffix(self.output, (*row.suffixes, *row.named)) or "") :]
+    stem = self.output.name.removesuffix(suffix)
+    with atomic.new_folder(self.output.parent) as folder:
+      with progress.bar("export", self.frames or 0) as bar:
+        for number, moment in enumerate(moments, 1):
+          path = folder / f"{stem}_{number:04}{suffix}"
+          row.write(path, moment)
+          provenance.stamp(path, facts)
+          bar.update()

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import pathlib
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -167,6 +168,25 @@ def enlarged(cameras: Cameras) -> Cameras:
   """The same cameras for pictures of a whole multiple of the size, at least 256 pixels high."""
   factor = max(1, math.ceil(_LOWEST / cameras.height))
   return pinhole.resize(cameras, cameras.height * factor, cameras.width * factor)
+
+
+def along(cameras: Cameras, times: Float[Any, "f"], query: Float[np.ndarray, "t"]) -> Cameras:
+  """The cameras [t] that a path [f] has at any times, in NumPy; it stands still before and after.
+
+  Args:
+    cameras: the path.
+    times: clip time of each of its cameras, rising.
+    query: clip times.
+  """
+  times, query = np.asarray(times), np.asarray(query, np.float32)
+  flat = np.asarray(cameras.intrinsics).reshape(-1, 9)
+  lenses = np.stack([np.interp(query, times, column) for column in flat.T], axis=-1)
+  found = poses.interpolate(np.asarray(cameras.world_from_camera), times, query)
+  return dataclasses.replace(
+    cameras,
+    world_from_camera=np.asarray(found, np.float32),
+    intrinsics=lenses.reshape(-1, 3, 3).astype(np.float32),
+  )
 
 
 def repeated(cameras: Cameras, index: int, count: int) -> Cameras:

@@ -19,7 +19,7 @@ import numpy as np
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 
 from d4s_jax.formats import page, splats  # noqa: E402
-from d4s_jax.pipeline.exports import moment  # noqa: E402
+from d4s_jax.pipeline.clips import moment  # noqa: E402
 from tests.formats.test_page import make  # noqa: E402
 
 

@@ -1,12 +1,15 @@
 """Files of Gaussians, read by programs that are not ours."""
 
 import json
+import shutil
 import struct
+import subprocess
 
 import gsply
 import numpy as np
 import plyfile
 import pytest
+from gsply import sog_reader
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,6 +18,7 @@ from d4s_jax.geometry import harmonics, rotations
 from d4s_jax.types import Gaussians
 
 COUNT = 50
+SPLAT_TRANSFORM = shutil.which("splat-transform")
 
 
 def make(count=COUNT, degree=1, seed=0):
@@ -116,6 +120,63 @@ def test_splat_by_its_layout(tmp_path):
     same_turn(turn / np.linalg.norm(turn), want["quaternions"][index], atol=1e-3)
     weights.append(want["opacities"][index] * np.prod(want["scales"][index]))
   assert (np.diff(weights) <= 0).all()
+
+
+def paired(means, want):
+  """For each of the positions, the index of the one that it stands for."""
+  distance = np.linalg.norm(means[:, None] - want["means"][None], axis=-1)
+  index = distance.argmin(axis=1)
+  assert len(set(index)) == len(want["means"])
+  return index, distance.min(axis=1).max()
+
+
+@pytest.mark.parametrize("degree", [0, 1])
+def test_compressed_ply_read_by_gsply(tmp_path, degree):
+  gaussians = make(600, degree=degree)
+  path = tmp_path / "scene.compressed.ply"
+  splats.WRITERS[".compressed.ply"](path, gaussians)
+  want, theirs = seen(gaussians), gsply.plyread(str(path))
+  index, error = paired(theirs.means, want)
+  # 10 or 11 bits of the range of 256 neighbours.
+  assert error < np.ptp(want["means"], axis=0).max() / 1000
+  np.testing.assert_allclose(theirs.scales, np.log(want["scales"])[index], atol=0.005)
+  alpha = 1 / (1 + np.exp(-theirs.opacities))
+  np.testing.assert_allclose(alpha, want["opacities"][index], atol=0.51 / 255)
+  np.testing.assert_allclose(theirs.sh0, want["harmonics"][index, 0], atol=0.006)
+  same_turn(theirs.quats, want["quaternions"][index], atol=3e-6)
+  if degree:
+    rest = np.reshape(theirs.shN, (-1, 3, 3))
+    np.testing.assert_allclose(rest, want["harmonics"][index, 1:], atol=4.01 / 256)
+
+
+def test_sog_read_by_gsply(tmp_path):
+  gaussians = make(600)
+  path = tmp_path / "scene.sog"
+  splats.WRITERS[".sog"](path, gaussians)
+  want, theirs = seen(gaussians), sog_reader.sogread(str(path))
+  index, error = paired(theirs.means, want)
+  assert error < 1e-3
+  np.testing.assert_allclose(theirs.scales, np.log(want["scales"])[index], atol=0.05)
+  alpha = 1 / (1 + np.exp(-theirs.opacities))
+  np.testing.assert_allclose(alpha, want["opacities"][index], atol=0.51 / 255)
+  np.testing.assert_allclose(theirs.sh0, want["harmonics"][index, 0], atol=0.02)
+  same_turn(theirs.quats, want["quaternions"][index], atol=1e-4)
+  assert path.read_bytes() == (splats.WRITERS[".sog"](path, gaussians), path.read_bytes())[1]
+
+
+@pytest.mark.skipif(not SPLAT_TRANSFORM, reason="splat-transform (npm) is not installed")
+@pytest.mark.parametrize("suffix", [".compressed.ply", ".sog", ".spz"])
+def test_splat_transform_reads_them(tmp_path, suffix):
+  gaussians, back = make(600, degree=0), tmp_path / "back.ply"
+  splats.WRITERS[suffix](tmp_path / f"scene{suffix}", gaussians)
+  subprocess.run([SPLAT_TRANSFORM, tmp_path / f"scene{suffix}", back], check=True, timeout=60)
+  want, vertex = seen(gaussians), plyfile.PlyData.read(back)["vertex"]
+  index, error = paired(np.stack([vertex[axis] for axis in "xyz"], axis=1), want)
+  assert error < 0.02
+  turn = np.stack([vertex[f"rot_{i}"] for i in range(4)], axis=1)
+  same_turn(turn / np.linalg.norm(turn, axis=1, keepdims=True), want["quaternions"][index], 1e-4)
+  colour = np.stack([vertex[f"f_dc_{i}"] for i in range(3)], axis=1)
+  np.testing.assert_allclose(colour, want["harmonics"][index, 0], atol=0.02)
 
 
 def test_glb_has_what_the_extension_asks_for_with_y_up(tmp_path):

@@ -81,7 +81,7 @@ def test_places_and_rates_of_a_video(tmp_path):
   drawing.check_video(tmp_path / "new" / "deep" / "a.MP4", 24)
   drawing.check_video(tmp_path / "a.mp4", 0.5)
   for path, fps, error, message in [
-    ("a.gif", 24, ValueError, "ends in .mp4"),
+    ("a.avi", 24, ValueError, "ends in .mp4 or .gif or .webp"),
     ("folder.mp4", 24, IsADirectoryError, "is a folder"),
     ("file/a.mp4", 24, NotADirectoryError, "file is a file"),
     ("a.mp4", 0, ValueError, "0 frames per second"),

@@ -1,0 +1,106 @@
+"""SOG version 2 of PlayCanvas: a zip of a description and lossless WebP, a pixel a Gaussian.
+
+Positions have 16 bits on a logarithmic scale, quaternions three bytes, scales and colours a table
+of 256 numbers each, opacity a byte. Colour is of degree 0. Axes are ours, as in plain PLY.
+"""
+
+import io
+import json
+import os
+import zipfile
+
+import numpy as np
+from jaxtyping import Float, UInt8
+from PIL import Image
+
+from d4s_jax.formats.visible import byte, morton, visible, write_bytes
+from d4s_jax.types import Gaussians
+
+_TABLE = 256
+# Rounds of moving a table's numbers to the middle of what is nearest to them.
+_ROUNDS = 8
+# So that the same scene is the same file.
+_DATE = (1980, 1, 1, 0, 0, 0)
+
+
+def write(path: str | os.PathLike, gaussians: Gaussians) -> None:
+  """Writes Gaussians of one scene at one time, [n], in an order that keeps neighbours together.
+
+  Raises:
+    ValueError: a value is NaN or infinite, or nothing is visible.
+  """
+  g = visible(gaussians)
+  order = morton(g.means)
+  count = len(order)
+  places = np.sign(g.means[order]) * np.log1p(np.abs(g.means[order]))
+  low, high = places.min(axis=0), places.max(axis=0)
+  fixed = np.round((places - low) / np.maximum(high - low, 1e-12) * 65535).astype(np.uint32)
+  sizes, size_table = _table(np.log(np.maximum(g.scales[order], 1e-30)))
+  colours, colour_table = _table(g.harmonics[order, 0])
+  full = np.full((count, 1), 255, np.uint8)
+  planes = {
+    "means_l": np.concatenate([(fixed & 255).astype(np.uint8), full], axis=1),
+    "means_u": np.concatenate([(fixed >> 8).astype(np.uint8), full], axis=1),
+    "scales": np.concatenate([sizes, full], axis=1),
+    "quats": _smallest_three(g.quaternions[order]),
+    "sh0": np.concatenate([colours, byte(255 * g.opacities[order, None])], axis=1),
+  }
+  description = {
+    "version": 2,
+    "asset": {"generator": "d4s_jax"},
+    "count": count,
+    "antialias": False,
+    "means": {"mins": low.tolist(), "maxs": high.tolist(), "files": _files("means_l", "means_u")},
+    "scales": {"codebook": size_table.tolist(), "files": _files("scales")},
+    "quats": {"files": _files("quats")},
+    "sh0": {"codebook": colour_table.tolist(), "files": _files("sh0")},
+  }
+  packed = io.BytesIO()
+  with zipfile.ZipFile(packed, "w") as archive:
+    archive.writestr(zipfile.ZipInfo("meta.json", _DATE), json.dumps(description))
+    for name, plane in planes.items():
+      archive.writestr(zipfile.ZipInfo(f"{name}.webp", _DATE), _picture(plane))
+  write_bytes(path, packed.getvalue())
+
+
+def _files(*names: str) -> list[str]:
+  return [f"{name}.webp" for name in names]
+
+
+def _table(values: Float[np.ndarray, "n 3"]):
+  """256 numbers, rising, and which of them is nearest to each value [n 3]."""
+  flat = np.sort(values, axis=None).astype(np.float64)
+  # Half by how many values there are, half by where: no tail is left without a number.
+  spread = np.linspace(flat[0], flat[-1], _TABLE // 2)
+  common = np.quantile(flat, np.linspace(0, 1, _TABLE - len(spread)))
+  table = np.sort(np.concatenate([spread, common]))
+  sums = np.concatenate([[0], np.cumsum(flat)])
+  for _ in range(_ROUNDS):
+    cuts = np.searchsorted(flat, (table[1:] + table[:-1]) / 2)
+    edges = np.concatenate([[0], cuts, [len(flat)]])
+    counts = np.diff(edges)
+    table = np.where(counts > 0, np.diff(sums[edges]) / np.maximum(counts, 1), table)
+  table = np.sort(table).astype(np.float32)
+  return np.searchsorted((table[1:] + table[:-1]) / 2, values).astype(np.uint8), table
+
+
+def _smallest_three(quaternions: Float[np.ndarray, "n 4"]) -> UInt8[np.ndarray, "n 4"]:
+  """The smaller three of w x y z in a byte each; the fourth names the one that is left out."""
+  largest = np.argmax(np.abs(quaternions), axis=1)
+  rows = np.arange(len(quaternions))
+  signed = quaternions * np.where(quaternions[rows, largest] < 0, -1, 1)[:, None]
+  others = np.array([[j for j in range(4) if j != i] for i in range(4)])[largest]
+  three = byte((np.take_along_axis(signed, others, axis=1) * 2**-0.5 + 0.5) * 255)
+  return np.concatenate([three, (252 + largest)[:, None].astype(np.uint8)], axis=1)
+
+
+def _picture(plane: UInt8[np.ndarray, "n 4"]) -> bytes:
+  """A pixel for each, row by row; sides are multiples of 4."""
+  width = -(-int(np.ceil(len(plane) ** 0.5)) // 4) * 4
+  height = -(-len(plane) // (4 * width)) * 4
+  pixels = np.zeros((height * width, 4), np.uint8)
+  pixels[: len(plane)] = plane
+  contents = io.BytesIO()
+  image = Image.fromarray(pixels.reshape(height, width, 4))
+  image.save(contents, "WEBP", lossless=True, exact=True, quality=30, method=0)
+  return contents.getvalue()

@@ -1,0 +1,205 @@
+"""Surfaces from depth pictures: a truncated signed distance field (Curless and Levoy 1996).
+
+Only the voxels near a surface are looked at; which they are depends on the data, so that they are
+found on the host.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Bool, Float
+
+from d4s_jax.geometry import cameras as pinhole
+from d4s_jax.geometry import rotations
+from d4s_jax.types import Cameras
+
+# Sides of the blocks, in voxels, of which only those near a surface are looked at.
+_BLOCK = 8
+# Voxels are padded to a multiple of so many.
+_ROUND = 2**18
+# What is told with less trust than this, in all pictures, is unknown.
+_TRUST = 0.1
+# Depths of neighbours are averaged as long as they differ less, as a share.
+_SMOOTH = 0.1
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Field:
+  """Signed distances on a grid.
+
+  Attributes:
+    distance: to the nearest surface over the truncation, in [-1, 1], positive outside; 1 where
+      nothing was seen.
+    seen: whether any picture tells the distance.
+    colours: of the surface near by, in [0, 1].
+    low: world position of the first voxel's centre, metres.
+    voxel: metres from one voxel to the next.
+  """
+
+  distance: Float[np.ndarray, "x y z"]
+  seen: Bool[np.ndarray, "x y z"]
+  colours: Float[np.ndarray, "x y z 3"]
+  low: Float[np.ndarray, "3"]
+  voxel: float
+
+
+def bounds(
+  found: Float[np.ndarray, "n 3"], voxels: int, share: float
+) -> tuple[np.ndarray, float, tuple[int, int, int]]:
+  """A grid around points: first voxel, metres a voxel, voxels a side (multiples of the block).
+
+  Args:
+    found: points on the surface.
+    voxels: along the longest side.
+    share: of the points along each axis that may stay outside at either end.
+  """
+  low, high = np.quantile(found, (share, 1 - share), axis=0)
+  voxel = float((high - low).max() / voxels)
+  # Room for the truncation at both ends.
+  low, high = low - _BLOCK * voxel, high + _BLOCK * voxel
+  x, y, z = (int(-(-size // (_BLOCK * voxel))) * _BLOCK for size in high - low)
+  return low, voxel, (x, y, z)
+
+
+def points(depth: Float[np.ndarray, "v h w"], cameras: Cameras) -> Float[np.ndarray, "n 3"]:
+  """World positions of the pixels with a finite depth above 0, of every other row and column.
+
+  Args:
+    depth: z-depth, metres.
+    cameras: of the pictures, [v]; their arrays are NumPy's.
+  """
+  # The centre of the first pixel of four is half a pixel from the left in those of twice the size.
+  halved = np.array([[0.5], [0.5], [1]], np.float32)
+  shift = np.array([[0, 0, 0.25], [0, 0, 0.25], [0, 0, 0]], np.float32)
+  half = dataclasses.replace(cameras, intrinsics=cameras.intrinsics * halved + shift)
+  coarse = np.asarray(depth[:, ::2, ::2], np.float32)
+  half = dataclasses.replace(half, height=coarse.shape[1], width=coarse.shape[2])
+  known = np.isfinite(coarse) & (coarse > 0)
+  return pinhole.unproject(np.where(known, coarse, 0), half)[known]
+
+
+def without_edges(depth: Float[np.ndarray, "v h w"], jump: float) -> Float[np.ndarray, "v h w"]:
+  """Depth with 0 on both sides of every step: blended pixels there belong to no surface.
+
+  Args:
+    depth: z-depth; 0 where unknown, infinite where there is nothing.
+    jump: difference of neighbours, as a share of the nearer one, that is a step.
+  """
+  kept = np.array(depth)
+  for axis in (1, 2):
+    first = [slice(None)] * 3
+    second = [slice(None)] * 3
+    first[axis], second[axis] = slice(None, -1), slice(1, None)
+    a, b = depth[tuple(first)], depth[tuple(second)]
+    with np.errstate(invalid="ignore"):
+      step = np.abs(a - b) > jump * np.minimum(a, b)
+    kept[tuple(first)][step] = 0
+    kept[tuple(second)][step] = 0
+  return kept
+
+
+def fuse(
+  depth: Float[np.ndarray, "v h w"],
+  images: Float[np.ndarray, "v h w 3"],
+  cameras: Cameras,
+  low: Float[np.ndarray, "3"],
+  voxel: float,
+  shape: tuple[int, int, int],
+  truncation: float = 4.0,
+  found: Float[np.ndarray, "n 3"] | None = None,
+) -> Field:
+  """Fuses pictures into one field; each tells the voxels from `truncation` behind its surface on.
+
+  Args:
+    depth: z-depth in metres; 0 where unknown, infinite where there is nothing.
+    images: colours in [0, 1].
+    cameras: of the pictures, [v]; their arrays are NumPy's.
+    low: position of the first voxel.
+    voxel: metres from one to the next.
+    shape: voxels a side, multiples of 8.
+    truncation: in voxels, at most 8.
+    found: `points` of the pictures, if they are at hand.
+  """
+  found = points(depth, cameras) if found is None else found
+  near = _near(found, low, voxel, shape)
+  count = len(near)
+  # A few sizes alone are compiled.
+  centres = np.zeros((-(-max(count, 1) // _ROUND) * _ROUND, 3), np.float32)
+  centres[:count] = low + voxel * near
+  sums = _accumulate(
+    centres,
+    np.asarray(depth, np.float32),
+    np.asarray(images, np.float32),
+    np.asarray(cameras.world_from_camera, np.float32),
+    np.asarray(cameras.intrinsics, np.float32),
+    np.float32(truncation * voxel),
+  )
+  total, weight, tint, tinted = (np.asarray(x)[:count] for x in sums)
+  cells = tuple(near.T)
+  distance, seen = np.ones(shape, np.float32), np.zeros(shape, bool)
+  colours = np.zeros((*shape, 3), np.float32)
+  distance[cells] = np.where(weight > _TRUST, total / np.maximum(weight, _TRUST), 1)
+  seen[cells] = weight > _TRUST
+  colours[cells] = tint / np.maximum(tinted, 1)[:, None]
+  return Field(distance, seen, colours, low, voxel)
+
+
+@jax.jit
+def _accumulate(centres, depth, images, poses, intrinsics, reach):
+  """Sums over the pictures, of each voxel: distances and how many, colours and how many."""
+  height, width = depth.shape[1:]
+
+  def add(sums, picture):
+    depth, image, pose, lens = picture
+    total, weight, tint, tinted = sums
+    local = rotations.rotate(pose[None, :3, :3].swapaxes(1, 2), centres - pose[None, :3, 3])
+    z = local[:, 2]
+    focal, middle = lens[None, [0, 1], [0, 1]], lens[None, :2, 2]
+    pixel = local[:, :2] / jnp.maximum(z, 1e-6)[:, None] * focal + middle
+    column, row = jnp.floor(jnp.clip(pixel, -1, 1e6)).astype(jnp.int32).T
+    inside = (z > 0) & (column >= 0) & (column < width) & (row >= 0) & (row < height)
+    place = jnp.clip(row, 0, height - 1) * width + jnp.clip(column, 0, width - 1)
+    found = _between(depth, pixel - 0.5, depth.ravel()[place])
+    ahead = found - z
+    told = inside & (found > 0) & (ahead > -reach)
+    close = told & (ahead < reach)
+    # What a picture says of what lies behind its surface counts the less the further behind.
+    trust = jnp.where(told, jnp.minimum(1 + ahead / reach, 1), 0)
+    total = total + trust * jnp.minimum(ahead / reach, 1)
+    tint = tint + jnp.where(close[:, None], image.reshape(-1, 3)[place], 0)
+    return (total, weight + trust, tint, tinted + close), None
+
+  zero = jnp.zeros(len(centres))
+  start = (zero, zero, jnp.zeros((len(centres), 3)), zero)
+  return jax.lax.scan(add, start, (depth, images, poses, intrinsics))[0]
+
+
+def _between(depth, pixel, nearest):
+  """Depth between four pixel centres, where all are near the nearest one, else that itself."""
+  height, width = depth.shape
+  corner = jnp.floor(jnp.clip(pixel, 0, jnp.array([[width - 2, height - 2]])))
+  share = jnp.clip(pixel - corner, 0, 1)
+  column, row = corner.astype(jnp.int32).T
+  start = jnp.clip(row, 0, height - 2) * width + jnp.clip(column, 0, width - 2)
+  flat = depth.ravel()
+  a, b, c, d = (flat[start + offset] for offset in (0, 1, width, width + 1))
+  x, y = share.T
+  mean = (1 - y) * ((1 - x) * a + x * b) + y * ((1 - x) * c + x * d)
+  spread = sum(jnp.abs(corner - nearest) < _SMOOTH * nearest for corner in (a, b, c, d))
+  return jnp.where(spread == 4, mean, nearest)
+
+
+def _near(found, low, voxel: float, shape) -> np.ndarray:
+  """Indices [m 3] of the voxels in all blocks that hold points, and in the blocks around."""
+  blocks = np.floor((found - low) / (voxel * _BLOCK)).astype(np.int64)
+  sides = np.array(shape) // _BLOCK
+  blocks = blocks[((blocks >= 0) & (blocks < sides)).all(axis=1)]
+  marked = np.zeros(sides + 2, bool)
+  marked[tuple(blocks.T + 1)] = True
+  for axis in range(3):
+    marked = marked | np.roll(marked, 1, axis) | np.roll(marked, -1, axis)
+  corners = np.argwhere(marked[1:-1, 1:-1, 1:-1]) * _BLOCK
+  inner = np.stack(np.meshgrid(*[np.arange(_BLOCK)] * 3, indexing="ij"), axis=-1).reshape(-1, 3)
+  return (corners[:, None] + inner).reshape(-1, 3)

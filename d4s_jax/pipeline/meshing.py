@@ -1,0 +1,136 @@
+"""The surface of a scene at one time, as a mesh: depth from many views, fused."""
+
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+from jaxtyping import Float
+
+from d4s_jax.formats.mesh import Mesh
+from d4s_jax.formats.scene import SceneMetadata
+from d4s_jax.geometry import fusion
+from d4s_jax.pipeline import shot
+from d4s_jax.pipeline.drawing import draw
+from d4s_jax.types import Cameras, DynamicGaussians
+
+# Voxels along the longest side: 4 cm in a room.
+_VOXELS = 128
+# Cameras of the path that look, and how far to the sides of its middle one others stand, as shares
+# of the distance to what it sees.
+_VIEWS = 8
+_SIDES = np.array([[-0.2, 0, 0], [0.2, 0, 0], [0, -0.2, 0], [0, 0.2, 0]])
+# What is less opaque has no surface, and where it is hardly opaque there is nothing.
+_SOLID, _EMPTY = 0.5, 0.1
+# Neighbouring depths that differ by more lie on different surfaces.
+_JUMP = 0.05
+# Of the points on either side of each axis, those that may be far from all others.
+_OUTLIERS = 0.01
+# A piece with fewer faces is a speck.
+_LEAST_FACES = 50
+
+
+def meshes(
+  dynamic: DynamicGaussians, metadata: SceneMetadata, times: Float[np.ndarray, "t"]
+) -> Iterator[Mesh]:
+  """The surface at each time, seen from the path and the sides of its middle.
+
+  Surfaces of different times are unrelated: no vertex of one belongs to a vertex of another.
+
+  Raises:
+    ValueError: nothing is opaque enough to have a surface, or scikit-image is not installed.
+  """
+  cameras = _cameras(dynamic, metadata)
+  count = len(cameras.intrinsics)
+  for time in times:
+    drawn = draw(dynamic, cameras, np.full(count, time, np.float32), "")
+    alpha = np.asarray(drawn.alpha)
+    depth = np.where(alpha > _SOLID, np.asarray(drawn.depth), np.where(alpha < _EMPTY, np.inf, 0))
+    yield surface(fusion.without_edges(depth, _JUMP), np.asarray(drawn.image), cameras)
+
+
+def surface(
+  depth: Float[np.ndarray, "v h w"],
+  images: Float[np.ndarray, "v h w 3"],
+  cameras: Cameras,
+  voxels: int = _VOXELS,
+) -> Mesh:
+  """The mesh of what depth pictures show.
+
+  Args:
+    depth: z-depth, metres; 0 where it is unknown, infinite where there is nothing.
+    images: colours in [0, 1].
+    cameras: of the pictures; their arrays are NumPy's.
+    voxels: along the longest side of what is seen.
+
+  Raises:
+    ValueError: nothing is seen, or scikit-image is not installed.
+  """
+  try:
+    from skimage import measure
+  except ModuleNotFoundError as error:
+    raise ValueError("A mesh needs scikit-image: pip install 'd4s_jax[mesh]'.") from error
+  found = fusion.points(depth, cameras)
+  if not len(found):
+    raise ValueError("Nothing in the scene is opaque, so that it has no surface to export.")
+  low, voxel, shape = fusion.bounds(found, voxels, _OUTLIERS)
+  field = fusion.fuse(depth, images, cameras, low, voxel, shape, found=found)
+  distance = field.distance
+  if not (distance < 0).any():
+    raise ValueError("The views agree on no surface; the scene has none to export.")
+  corners, faces, *_ = measure.marching_cubes(
+    distance, 0.0, gradient_direction="descent", mask=field.seen
+  )
+  # A corner lies between two voxels; where one was not seen, its distance means nothing.
+  low_end, high_end = np.floor(corners).astype(np.int64), np.ceil(corners).astype(np.int64)
+  known = field.seen[tuple(low_end.T)] & field.seen[tuple(high_end.T)]
+  faces = faces[known[faces].all(axis=1)]
+  if not len(faces):
+    raise ValueError("The views agree on no surface; the scene has none to export.")
+  place = np.clip(np.round(corners).astype(np.int64), 0, np.array(shape) - 1)
+  keep = _large(faces, len(corners))
+  used, faces = np.unique(faces[keep], return_inverse=True)
+  vertices, faces = low + voxel * corners[used], faces.reshape(-1, 3)
+  return Mesh(
+    vertices=vertices.astype(np.float32),
+    faces=faces.astype(np.int32),
+    normals=_normals(vertices, faces).astype(np.float32),
+    colours=field.colours[tuple(place[used].T)],
+  )
+
+
+def _cameras(dynamic: DynamicGaussians, metadata: SceneMetadata) -> Cameras:
+  """Those of the path, and some beside its middle one, in NumPy."""
+  cameras = shot.enlarged(metadata.cameras)
+  count = len(cameras.intrinsics)
+  chosen = np.unique(np.linspace(0, count - 1, _VIEWS).round().astype(int))
+  middle = count // 2
+  pose = np.asarray(cameras.world_from_camera)[middle]
+  ahead = (np.asarray(dynamic.means) - pose[:3, 3]) @ pose[:3, 2]
+  seen = (np.asarray(dynamic.opacities) > _SOLID) & (ahead > 0)
+  distance = float(np.median(ahead[seen])) if seen.any() else 1.0
+  sides = shot.around(cameras, middle, distance, _SIDES)
+  both = [jax.device_get(x) for x in (cameras[chosen], sides)]
+  return jax.tree.map(lambda *x: np.concatenate(x), *both)
+
+
+def _large(faces: np.ndarray, count: int) -> np.ndarray:
+  """Which faces belong to a connected piece that is no speck."""
+  from scipy.sparse import coo_array, csgraph
+
+  edges = np.concatenate([faces[:, :2], faces[:, 1:]])
+  graph = coo_array((np.ones(len(edges), bool), tuple(edges.T)), shape=(count, count))
+  _, piece = csgraph.connected_components(graph, directed=False)
+  sizes = np.bincount(piece[faces[:, 0]], minlength=piece.max() + 1)
+  least = min(_LEAST_FACES, sizes.max())
+  return (sizes >= least)[piece[faces[:, 0]]]
+
+
+def _normals(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
+  """Of the vertices, the mean of their faces' by area: the field is not known on all sides."""
+  a, b, c = (vertices[faces[:, i]] for i in range(3))
+  crossed = np.cross(b - a, c - a)
+  total = np.zeros_like(vertices)
+  for axis in range(3):
+    weights = np.repeat(crossed[:, axis], 3)
+    total[:, axis] = np.bincount(faces.ravel(), weights, minlength=len(vertices))
+  return total / np.maximum(np.linalg.norm(total, axis=-1, keepdims=True), 1e-12)
