@@ -309,9 +309,20 @@ def base(preset: str) -> Config:
         "ldrm": "",
         **({"image_encoder": ""} if "image_encoder" in PRESETS[preset]["backbone"] else {}),
       },
-      # source: names of data.source, such as "synthetic,film:PATH"; clips: of each, in an epoch;
-      # cache: folder in which clips are kept once made, "" to make them every time.
-      "data": {"source": "synthetic", "clips": 100_000, "cache": "", "workers": 0},
+      "data": {
+        # Names of data.source, such as "synthetic,shards:DIR", and how many clips are taken of
+        # each, relatively; () for all alike.
+        **{"source": "synthetic", "weights": ()},
+        # Clips an epoch has of what is made up, and a folder where they are kept, "" for none.
+        **{"clips": 100_000, "cache": "", "workers": 0},
+        # Shapes "FRAMESxHEIGHTxWIDTH" of batches; () for that of `clip` alone.
+        "buckets": (),
+        # Of shards: units that the median depth of a clip is scaled to, 0 for metres; what is
+        # random, see data.sampling; share of clips that may be unreadable.
+        "distance": 0.0,
+        "augment": {"stride": 4, "reverse": 0.5, "crop": True},
+        "corrupt": 0.01,
+      },
       # Folder of embeddings of prompts, which runs may share; "" embeds them in every step.
       "text_cache": "",
       "heldout": {"batches": 2, "every": 100 if tiny else 1000},

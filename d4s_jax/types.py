@@ -107,6 +107,8 @@ class Clip:
     tracks: point tracks over the source frames; n may be 0.
     instances: instance of each source pixel, 0 the static background.
     dynamic: whether anything moves.
+    scale: metres in a unit of the clip's lengths; 0 if that isn't known. 1 unless the loader
+      normalises scenes.
     text: the caption (str) as a source reads it; token ids, Int["*b l"], after the loader; with a
       text cache, their embeddings after that (`models.backbone.Embedded`).
   """
@@ -116,6 +118,7 @@ class Clip:
   tracks: Tracks
   instances: Int[Array, "*b f h w"]
   dynamic: Bool[Array, "*b"]
+  scale: Float[Array, "*b"]
   text: Any
 
 

@@ -71,6 +71,7 @@ def abstract_clip(config, length):
     ),
     instances=array((b, f, h, w), jnp.int32),
     dynamic=array((b,), bool),
+    scale=array((b,), jnp.float32),
     text=array((b, length), jnp.int32),
   )
 

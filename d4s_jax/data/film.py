@@ -104,6 +104,7 @@ class Film:
     chosen = np.sort(rng.integers(self._frames, size=self._views))
     source = self._take(images, np.arange(self._frames))
     dynamic: Any = np.asarray(True)
+    unknown: Any = np.float32(0)
     tracked = (self._tracks, self._frames)
     nothing: Any = np.zeros(tracked, bool)
     nowhere: Any = np.zeros((*tracked, 3), np.float32)
@@ -114,6 +115,7 @@ class Film:
       tracks=Tracks(points=nowhere, visible=nothing, valid=nothing),
       instances=still,
       dynamic=dynamic,
+      scale=unknown,
       text="",
     )
 

@@ -1,5 +1,6 @@
 """The loader: batches of clips through Grain, in an order that can be resumed at any batch."""
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, SupportsIndex
 
@@ -9,7 +10,8 @@ import numpy as np
 from absl import flags
 from jaxtyping import Int
 
-from d4s_jax.data.source import Source
+from d4s_jax.data.record import CorruptRecord
+from d4s_jax.data.source import Buckets, Mixture, Sampled, Source
 from d4s_jax.data.transforms import with_tokens
 from d4s_jax.types import Clip
 
@@ -17,6 +19,11 @@ from d4s_jax.types import Clip
 _AHEAD = 2
 # More than any run reads.
 _EPOCHS = 2**30
+# Clips that are tried in place of one that can't be read, and how many are read before their share
+# means anything.
+_ATTEMPTS, _FEW = 20, 200
+# Grain's seeds have 32 bits.
+_SEEDS = 2**32
 
 Tokenize = Callable[[str], Int[np.ndarray, "l"]]
 
@@ -29,17 +36,25 @@ class Loader(Iterator[Clip]):
   """
 
   def __init__(
-    self, pipeline: Callable[[int], grain.IterDataset], identity: dict[str, Any], workers: int
+    self,
+    pipeline: Callable[[int], grain.IterDataset],
+    identity: dict[str, Any],
+    workers: int,
+    corrupt: float,
   ):
     """Use `make_loader`.
 
     Args:
-      pipeline: makes the batches from the given batch on.
+      pipeline: makes the batches from the given batch on, each with how many clips were replaced.
       identity: what the order of clips depends on; a state of another identity is refused.
       workers: worker processes of the pipeline.
+      corrupt: share of replaced clips that is put up with.
     """
     self._pipeline, self._identity, self._workers = pipeline, identity, workers
+    self._corrupt = corrupt
     self._batches = 0
+    # Clips read by this loader, and clips that could not be and were replaced by others.
+    self.read, self.skipped = 0, 0
     self._iterator: Any = None
 
   def __enter__(self) -> "Loader":
@@ -54,10 +69,21 @@ class Loader(Iterator[Clip]):
   def __next__(self) -> Clip:
     if self._iterator is None:
       self._iterator = iter(self._pipeline(self._batches))
-    batch = next(self._iterator)
+    batch, skipped = next(self._iterator)
     self._batches += 1
+    self._count(skipped)
     # Workers hand over shared memory, which must not outlive the loader: a batch may.
     return jax.tree.map(np.array, batch) if self._workers else batch
+
+  def _count(self, skipped: Int[np.ndarray, "b"]) -> None:
+    self.read += len(skipped)
+    self.skipped += int(skipped.sum())
+    if self.skipped > self._corrupt * max(self.read, _FEW):
+      raise CorruptRecord(
+        f"{self.skipped} clips beside {self.read} could not be read, more than the share"
+        f" {self._corrupt} of config.data.corrupt; the warnings above name them. Copy or curate"
+        " them again."
+      )
 
   def get_state(self) -> dict[str, Any]:
     """Where the loader is: plain JSON, the same in every process and for any number of workers."""
@@ -86,7 +112,7 @@ class Loader(Iterator[Clip]):
 
 
 def make_loader(
-  source: Source,
+  source: Source | Buckets,
   tokenize: Tokenize,
   *,
   batch_size: int,
@@ -94,34 +120,48 @@ def make_loader(
   workers: int = 0,
   start: int = 0,
   rows: Sequence[int] | None = None,
+  corrupt: float = 0.01,
 ) -> Loader:
   """Batches of a source's clips as NumPy arrays.
 
-  With a seed: endless epochs, each shuffled anew, across whose borders batches run. Row r of batch
-  k is the same clip for any number of workers, and of processes that read some rows each.
+  With a seed: endless epochs of each source, each shuffled anew, across whose borders batches run;
+  mixtures by their weights. Row r of batch k is the same clip for any number of workers, and of
+  processes that read some rows each.
+
+  A clip that can't be read is replaced by another one, drawn from the same seed; a warning names
+  it, and `skipped` of the loader counts it.
 
   Args:
-    source: the clips; pickled to worker processes.
+    source: the clips; pickled to worker processes. Of buckets, each batch is of one shape.
     tokenize: caption -> token ids of one fixed length; pickled too.
     batch_size: clips a batch, over all processes.
     seed: of the order; None reads every clip once, in order, and the last batch may be short.
     workers: worker processes; 0 makes batches in a thread of this process.
     start: batches to skip.
     rows: which clips of each batch are read here; None is all of them.
+    corrupt: the loader raises CorruptRecord when a larger share of clips can't be read.
 
   Raises:
-    ValueError: a size or a row is out of range, or the source is empty.
+    ValueError: a size, a share or a row is out of range, or the source is empty.
   """
   rows = range(batch_size) if rows is None else rows
-  _check(len(source), batch_size, workers, start, rows)
+  buckets = source if isinstance(source, Buckets) else Buckets([source], [1.0])
+  _check(min(len(x) for x in buckets.sources), batch_size, workers, start, rows, corrupt)
 
   def pipeline(batches: int) -> grain.IterDataset:
-    clips = grain.MapDataset.source(_Tokenized(source, tokenize))
-    if seed is not None:
-      # Endless; Grain's own endless length is beyond what len() can hold.
-      clips = clips.shuffle(seed=seed).repeat(_EPOCHS)
-    share: Any = _Share(clips, batch_size, rows)
-    ahead = grain.MapDataset.source(share).batch(len(rows)).slice(slice(batches, None))
+    shapes = []
+    for number, bucket in enumerate(buckets.sources):
+      clips = _clips(bucket, tokenize, None if seed is None else seed + 1000 * number)
+      share: Any = _Share(clips, batch_size, rows)
+      shapes.append(grain.MapDataset.source(share).batch(len(rows)))
+    mixed = shapes[0]
+    if len(shapes) > 1:
+      mixed = (
+        grain.MapDataset.concatenate(shapes)
+        if seed is None
+        else grain.MapDataset.mix(shapes, list(buckets.shares))
+      )
+    ahead = mixed.slice(slice(batches, None))
     if workers == 0:
       return ahead.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=_AHEAD))
     if not flags.FLAGS.is_parsed():  # Grain's workers ask for flags that only an app parses
@@ -129,23 +169,53 @@ def make_loader(
     options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=_AHEAD)
     return ahead.to_iter_dataset(grain.ReadOptions(num_threads=0)).mp_prefetch(options)
 
-  identity = {"clips": len(source), "seed": seed, "global_batch": batch_size}
-  loader = Loader(pipeline, identity, workers)
+  identity = {
+    "clips": [[len(part) for part in _parts(bucket)[0]] for bucket in buckets.sources],
+    "weights": [list(_parts(bucket)[1]) for bucket in buckets.sources],
+    **{"shares": list(buckets.shares), "seed": seed, "global_batch": batch_size},
+  }
+  loader = Loader(pipeline, identity, workers, corrupt)
   loader.set_state({**identity, "batches": start})
   return loader
 
 
-class _Tokenized:
-  """A source as Grain reads one."""
+def _parts(source: Source) -> tuple[Sequence[Source], Sequence[float]]:
+  return (source.parts, source.weights) if isinstance(source, Mixture) else ([source], [1.0])
+
+
+def _clips(source: Source, tokenize: Tokenize, seed: int | None) -> grain.MapDataset:
+  """Clips, each with how many others could not be read: in order, or endless and shuffled."""
+  if seed is None:
+    clips = grain.MapDataset.source(range(len(source)))
+    return clips.random_map(_Read(source, tokenize), seed=0)
+  streams = []
+  parts, weights = _parts(source)
+  for number, part in enumerate(parts):
+    own = (seed + number) % _SEEDS
+    # Endless; Grain's own endless length is beyond what len() can hold.
+    order = grain.MapDataset.source(range(len(part))).shuffle(seed=own).repeat(_EPOCHS)
+    streams.append(order.random_map(_Read(part, tokenize), seed=own))
+  return streams[0] if len(streams) == 1 else grain.MapDataset.mix(streams, list(weights))
+
+
+class _Read:
+  """Reads the clip of an index, or else one at random that can be read."""
 
   def __init__(self, source: Source, tokenize: Tokenize):
     self._source, self._tokenize = source, tokenize
 
-  def __len__(self) -> int:
-    return len(self._source)
-
-  def __getitem__(self, index: SupportsIndex) -> Clip:
-    return with_tokens(self._source.read(int(index)), self._tokenize)
+  def __call__(self, index: SupportsIndex, rng: np.random.Generator) -> tuple[Clip, np.int32]:
+    source, reason = self._source, None
+    number = int(index)
+    for attempt in range(_ATTEMPTS):
+      try:
+        clip = source.draw(number, rng) if isinstance(source, Sampled) else source.read(number)
+        return with_tokens(clip, self._tokenize), np.int32(attempt)
+      except CorruptRecord as error:
+        warnings.warn(f"{error} It is skipped.", stacklevel=1)
+        reason = error
+      number = int(rng.integers(len(source)))
+    raise CorruptRecord(f"{_ATTEMPTS} clips in a row could not be read, the last: {reason}")
 
 
 class _Share:
@@ -158,14 +228,16 @@ class _Share:
     whole, rest = divmod(len(self._clips), self._batch_size)
     return whole * len(self._rows) + sum(row < rest for row in self._rows)
 
-  def __getitem__(self, index: SupportsIndex) -> Clip:
+  def __getitem__(self, index: SupportsIndex) -> tuple[Clip, np.int32]:
     batch, place = divmod(int(index), len(self._rows))
     return self._clips[batch * self._batch_size + self._rows[place]]
 
 
-def _check(clips: int, batch_size: int, workers: int, start: int, rows: Sequence[int]) -> None:
+def _check(clips, batch_size, workers, start, rows: Sequence[int], corrupt: float) -> None:
   if clips < 1:
     raise ValueError("The source has no clips; check its path and its filters.")
+  if not 0 <= corrupt <= 1:
+    raise ValueError(f"corrupt is {corrupt}; expected a share from 0 to 1.")
   if batch_size < 1 or workers < 0 or start < 0:
     raise ValueError(
       f"Loader with batch_size={batch_size}, workers={workers}, start={start}; expected at least "

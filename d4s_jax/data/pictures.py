@@ -117,6 +117,7 @@ class Pictures:
     targets[away] = off_path(rng, path, int(away.sum()))
     source = self._draw(card, path.at(times), times, fov)
     dynamic: Any = np.asarray(False)
+    metres: Any = np.float32(1)
     nothing: Any = np.zeros(source.depth.shape, np.int32)
     return Clip(
       source=source,
@@ -124,6 +125,7 @@ class Pictures:
       tracks=_tracks(rng, source, self._tracks),
       instances=nothing,
       dynamic=dynamic,
+      scale=metres,
       text=f"A picture. The camera {CAMERA_WORDS[name]}.",
     )
 

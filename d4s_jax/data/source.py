@@ -1,16 +1,21 @@
 """Where clips come from: the protocol of a data source, the table of all, and their mixture."""
 
+import dataclasses
 import functools
 import hashlib
 import json
+import math
 import pathlib
-from collections.abc import Callable, Sequence
-from typing import Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
 
 from d4s_jax.data.datasets.registry import DATASETS
 from d4s_jax.data.datasets.windows import Windows
 from d4s_jax.data.film import Film
 from d4s_jax.data.pictures import Pictures
+from d4s_jax.data.recorded import Recorded
 from d4s_jax.data.stored import Stored
 from d4s_jax.data.synthetic import SyntheticScenes
 from d4s_jax.types import Clip
@@ -31,37 +36,83 @@ class Source(Protocol):
     ...
 
 
+@runtime_checkable
+class Sampled(Source, Protocol):
+  """A source that has more to show of a clip than one reading does."""
+
+  def draw(self, index: int, rng: np.random.Generator) -> Clip:
+    """One clip, a pure function of the index and of the generator.
+
+    Raises:
+      CorruptRecord: it can't be read; another one will do.
+    """
+    ...
+
+
 SOURCES: dict[str, Callable[..., Source]] = {
   "film": Film,
   "pictures": Pictures,
+  "shards": Recorded,
   "synthetic": SyntheticScenes,
   **{name: functools.partial(Windows, name) for name in DATASETS},
 }
-# Sources that read a path, and those that know neither cameras nor depth.
-_FROM_FILES = {"film", "pictures", *DATASETS}
+# Sources that read a path, those that know neither cameras nor depth, and files as they are.
+_FROM_FILES = {"film", "pictures", "shards", *DATASETS}
 _UNPOSED = {"film"}
+_RECORDED = "shards"
 
 
 class Mixture:
-  """Clips of several sources in turn.
+  """Clips of several sources: in turn where they are read, by their weights where they are drawn.
 
   Args:
     parts: the sources.
+    weights: how many clips of each the loader takes, relatively; all alike if none are given.
+
+  Raises:
+    ValueError: another number of weights, or one that is not positive.
   """
 
-  def __init__(self, parts: Sequence[Source]):
-    self._parts = parts
+  def __init__(self, parts: Sequence[Source], weights: Sequence[float] = ()):
+    weights = tuple(weights) or (1.0,) * len(parts)
+    positive = all(math.isfinite(x) and x > 0 for x in weights)
+    if len(weights) != len(parts) or not positive:
+      raise ValueError(
+        f"Weights {weights} of {len(parts)} sources; expected a positive number for each."
+      )
+    self.parts, self.weights = parts, weights
 
   def __len__(self) -> int:
-    return len(self._parts) * min(len(part) for part in self._parts)
+    return len(self.parts) * min(len(part) for part in self.parts)
 
   def read(self, index: int) -> Clip:
     """One clip: of the first source for index 0, of the second for index 1, and so on, in turn."""
-    turn, part = divmod(index, len(self._parts))
-    return self._parts[part].read(turn)
+    turn, part = divmod(index, len(self.parts))
+    return self.parts[part].read(turn)
 
 
-def open_source(names: str, *, posed: bool = True, cache: str = "", **options) -> Source:
+@dataclasses.dataclass(frozen=True)
+class Buckets:
+  """Sources of clips of different shapes; a batch is of one of them.
+
+  Attributes:
+    sources: one for each shape.
+    shares: of batches, summing to 1.
+  """
+
+  sources: Sequence[Source]
+  shares: Sequence[float]
+
+
+def open_source(
+  names: str,
+  *,
+  posed: bool = True,
+  cache: str = "",
+  weights: Sequence[float] = (),
+  recorded: Mapping[str, Any] | None = None,
+  **options: Any,
+) -> Source:
   """The source of a name, or the mixture of several.
 
   Args:
@@ -69,7 +120,9 @@ def open_source(names: str, *, posed: bool = True, cache: str = "", **options) -
       "synthetic,film:films/bunny.mp4".
     posed: whether cameras and depth must be known.
     cache: folder in which the clips of each source are kept once made, "" for none; sources with
-      other options have other places in it.
+      other options have other places in it. Shards are files already.
+    weights: of each source; () for all alike.
+    recorded: further arguments of shards alone; see `data.recorded`.
     **options: arguments of every one of them.
 
   Raises:
@@ -81,13 +134,53 @@ def open_source(names: str, *, posed: bool = True, cache: str = "", **options) -
       raise ValueError(
         f"Data source {name!r} knows neither cameras nor depth; it serves the autoencoder alone."
       )
-  parts = [_open(name, path, options) for name, path in items]
-  if cache:
-    parts = [
-      Stored(part, pathlib.Path(cache) / _identity(name, options))
-      for name, part in zip(names.split(","), parts)
+  parts = []
+  for whole, (name, path) in zip(names.split(","), items):
+    more = {"posed": posed, **(recorded or {})} if name == _RECORDED else {}
+    part = _open(name, path, {**options, **more})
+    if cache and name != _RECORDED:
+      part = Stored(part, pathlib.Path(cache) / _identity(whole, options))
+    parts.append(part)
+  if len(parts) == 1 and not weights:
+    return parts[0]
+  return Mixture(parts, weights)
+
+
+def open_buckets(
+  names: str, shapes: Sequence[tuple[int, int, int]], *, weights: Sequence[float] = (), **options
+) -> Buckets:
+  """The clips of `open_source`, in several shapes (frames, height, width).
+
+  Records of shards go to the shape that fits them best; other sources make clips of all shapes.
+  The share of a source over all shapes is still that of its weight.
+
+  Raises:
+    ValueError: as `open_source`; a shape occurs twice, or no source has clips.
+  """
+  if len(set(shapes)) < len(shapes):
+    raise ValueError(f"Shapes {list(shapes)}; expected each once.")
+  recorded = {**(options.pop("recorded", None) or {}), "shapes": shapes}
+  opened = []
+  for frames, height, width in shapes:
+    size = {"frames": frames, "height": height, "width": width}
+    source = open_source(names, weights=weights, recorded=recorded, **{**options, **size})
+    opened.append(source if isinstance(source, Mixture) else Mixture([source]))
+  totals = [sum(len(x.parts[i]) for x in opened) for i in range(len(opened[0].parts))]
+  if not all(totals):
+    empty = names.split(",")[totals.index(0)]
+    raise ValueError(f"{empty} has no clips for any of the shapes {list(shapes)}; check both.")
+  sources, shares = [], []
+  for mixture in opened:
+    here = [
+      (part, weight * len(part) / total)
+      for part, weight, total in zip(mixture.parts, mixture.weights, totals)
+      if len(part)
     ]
-  return parts[0] if len(parts) == 1 else Mixture(parts)
+    if here:
+      parts, part_weights = zip(*here)
+      sources.append(Mixture(parts, part_weights))
+      shares.append(sum(part_weights) / sum(mixture.weights))
+  return Buckets(sources, shares)
 
 
 def _identity(name: str, options) -> str:

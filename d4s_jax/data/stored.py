@@ -72,6 +72,7 @@ def _packed(clip: Clip) -> dict[str, Any]:
   return arrays | {
     "instances": np.asarray(clip.instances).astype(np.uint8),
     "dynamic": np.asarray(clip.dynamic),
+    "scale": np.asarray(clip.scale),
   }
 
 
@@ -94,5 +95,6 @@ def _unpacked(arrays) -> Clip:
     tracks=Tracks(**tracks),
     instances=arrays["instances"].astype(np.int32),
     dynamic=arrays["dynamic"],
+    scale=arrays["scale"],
     text=str(arrays["text"]),
   )

@@ -1,6 +1,7 @@
 """What a clip goes through between its source and a batch, and the checks on its size."""
 
 import dataclasses
+import re
 from collections.abc import Callable
 
 import numpy as np
@@ -12,6 +13,19 @@ from d4s_jax.types import Clip
 def with_tokens(clip: Clip, tokenize: Callable[[str], Int[np.ndarray, "l"]]) -> Clip:
   """The clip with token ids instead of its caption."""
   return dataclasses.replace(clip, text=np.asarray(tokenize(clip.text), np.int32))
+
+
+def parse_shape(text: str) -> tuple[int, int, int]:
+  """Frames, height and width of "FRAMESxHEIGHTxWIDTH".
+
+  Raises:
+    ValueError: it isn't of that form.
+  """
+  found = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)x([1-9]\d*)", text)
+  if not found:
+    raise ValueError(f"Shape {text!r}; expected frames, height and width, such as '49x480x832'.")
+  frames, height, width = (int(number) for number in found.groups())
+  return frames, height, width
 
 
 def check_frame_count(frames: int) -> None:

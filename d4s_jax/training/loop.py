@@ -2,14 +2,17 @@
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from typing import Any
 
 import flax.linen as nn
 import jax
 
 from d4s_jax.config import Config
 from d4s_jax.data.loader import make_loader
-from d4s_jax.data.source import Source, open_source
+from d4s_jax.data.sampling import Augmentation
+from d4s_jax.data.source import Buckets, Source, open_buckets, open_source
+from d4s_jax.data.transforms import parse_shape
 from d4s_jax.losses.lpips import load_weights
 from d4s_jax.models.system import System
 from d4s_jax.training import (
@@ -72,10 +75,11 @@ def run(config: Config, place: places.Place, traced: tuple[int, int] | None = No
       lpips = jax.device_put(load_weights(settings.lpips), sharding.whole())
       step = make_update(config, system, chosen, settings, optimizer, like)
       validate = validation.make_validation(system, chosen)
-      source, tokenize = _source(config, chosen), system.backbone.tokenizer
+      tokenize = system.backbone.tokenizer
       heldout = validation.load_clips(
-        source(split="heldout"), tokenize, config.batch_size, config.heldout.batches
+        _heldout(config, chosen), tokenize, config.batch_size, config.heldout.batches
       )
+      training = _training(config, chosen, system)
       # As the batches of the loop lie, so that the step is traced only once.
       cut = sharding.batch_sharding(mesh)
       batch = jax.tree.map(
@@ -104,13 +108,14 @@ def run(config: Config, place: places.Place, traced: tuple[int, int] | None = No
     saved = checkpoint.Checkpoints(place, keep.keep, keep.keep_every, keep.keep_hours)
     # Batches are a pure function of seed and step: there is nothing else to resume.
     batches = make_loader(
-      source(split="train"),
+      training,
       tokenize,
       batch_size=config.batch_size,
       seed=config.seed,
       workers=config.data.workers,
       start=start,
       rows=sharding.rows(mesh, config.batch_size),
+      corrupt=config.data.corrupt,
     )
 
     objective = objectives.make_objective(system, chosen, settings, lpips)
@@ -149,6 +154,11 @@ def run(config: Config, place: places.Place, traced: tuple[int, int] | None = No
           break
       with time.part("checkpoint"):
         saves.close()
+      if batches.skipped:
+        record.say(
+          f"{batches.skipped} clips could not be read, and others took their place; {batches.read}"
+          " were. The warnings above name them."
+        )
       record.finish(int(now.step))
       if int(now.step) < config.steps:
         record.say(f"Stopped by a signal at step {now.step}; the same command goes on from there.")
@@ -185,6 +195,8 @@ _LEAST = {
   "checkpoint.local_every": 1,
   "data.clips": 1,
   "data.workers": 0,
+  "data.distance": 0,
+  "data.augment.stride": 1,
   "model.ldrm.gaussians": 1,
 }
 
@@ -220,23 +232,35 @@ def _explained() -> Iterator[None]:
     ) from error
 
 
-def _source(config: Config, chosen: Stage) -> Callable[..., Source]:
-  """The clips of the stage; to be called with a split."""
-  options = {
+def _heldout(config: Config, chosen: Stage) -> Source:
+  """Held-out clips of the stage, of the shape `clip`, without augmentation."""
+  size = {name: config.clip[name] for name in ("frames", "height", "width")}
+  recorded = {"distance": config.data.distance}
+  return open_source(**_options(config, chosen), split="heldout", recorded=recorded, **size)
+
+
+def _training(config: Config, chosen: Stage, system: System) -> Buckets:
+  """Clips of the stage in all shapes that it is trained on."""
+  shapes = [parse_shape(text) for text in config.data.buckets]
+  shapes = shapes or [(config.clip.frames, config.clip.height, config.clip.width)]
+  for shape in shapes:
+    system.check_size(*shape)
+  augment = Augmentation(**config.data.augment)
+  recorded = {"distance": config.data.distance, "augment": augment}
+  weights = config.data.weights
+  options = _options(config, chosen)
+  return open_buckets(shapes=shapes, weights=weights, recorded=recorded, split="train", **options)
+
+
+def _options(config: Config, chosen: Stage) -> dict[str, Any]:
+  return {
+    "names": config.data.source,
+    "posed": chosen.objectives != ("autoencoding",),
+    "cache": config.data.cache,
     "kind": chosen.kind,
-    "frames": config.clip.frames,
-    "height": config.clip.height,
-    "width": config.clip.width,
     "views": config.clip.targets,
     "length": config.data.clips,
   }
-
-  def source(split: str) -> Source:
-    posed = chosen.objectives != ("autoencoding",)
-    data = config.data
-    return open_source(data.source, posed=posed, cache=data.cache, split=split, **options)
-
-  return source
 
 
 def _summary(config: Config, now: state.TrainState, place: places.Place) -> str:

@@ -48,6 +48,7 @@ class Numbers:
       tracks=tracks,
       instances=np.zeros((1, 1, 1), np.int32),
       dynamic=np.asarray(True),
+      scale=np.float32(1),
       text=f"clip {index}",
     )
 

@@ -3,25 +3,35 @@
 import numpy as np
 import pytest
 
+from d4s_jax.models.system import System
 from d4s_jax.training import loop
 from d4s_jax.training.stages import stage
+from tests.data.records import plain_record, write_folder
 from tests.support import small_config
+
+
+def clips(config, name="joint"):
+  """The training clips of a stage, of the one shape that there is."""
+  system = System.build(config.model.to_dict())
+  buckets = loop._training(config, stage(name), system)
+  assert buckets.shares == [1.0]
+  return buckets.sources[0]
 
 
 def test_clips_are_kept_in_a_folder_of_their_own_options(tmp_path):
   config = small_config()
   config.data.clips, config.data.cache = 3, str(tmp_path)
-  source = loop._source(config, stage("joint"))(split="train")
+  source = clips(config)
   assert len(source) == 3
   first = source.read(0)
   assert len(list(tmp_path.glob("*/0000000.npz"))) == 1
   config.data.cache = ""
-  true = loop._source(config, stage("joint"))(split="train").read(0)
+  true = clips(config).read(0)
   np.testing.assert_allclose(first.source.images, true.source.images, atol=0.5 / 255 + 1e-6)
   config.data.cache = str(tmp_path)
-  loop._source(config, stage("joint"))(split="heldout").read(0)
+  loop._heldout(config, stage("joint")).read(0)
   config.clip.targets += 1
-  loop._source(config, stage("joint"))(split="train").read(0)
+  clips(config).read(0)
   assert len(list(tmp_path.glob("*/0000000.npz"))) == 3
 
 
@@ -29,6 +39,31 @@ def test_only_the_autoencoder_takes_a_film(tmp_path):
   config = small_config()
   config.data.source = f"film:{tmp_path}/none.mp4"
   with pytest.raises(ValueError, match="knows neither cameras nor depth"):
-    loop._source(config, stage("joint"))(split="train")
+    clips(config)
   with pytest.raises(FileNotFoundError, match="No film at"):
-    loop._source(config, stage("autoencoder"))(split="train")
+    clips(config, "autoencoder")
+
+
+@pytest.mark.slow
+def test_a_run_on_shards_trains_on_several_shapes(tmp_path):
+  """Three steps on records of two aspects: each step compiles for the shape that it meets."""
+  records = [plain_record(f"a/{x}", 9, 16, 16 * (1 + x % 2)) for x in range(8)]
+  write_folder(tmp_path / "shards", records, heldout=("a/0", "a/2"))
+  config = small_config()
+  config.stage, config.steps, config.optimizer.warmup = "diffusion", 3, 1
+  config.heldout.batches, config.heldout.every = 1, 3
+  config.checkpoint.every = 3
+  with config.ignore_type():
+    config.data.source = f"shards:{tmp_path}/shards"
+    config.data.buckets = ("5x16x16", "5x16x32")
+  assert loop.run(config, tmp_path / "run")
+
+
+def test_a_shape_that_is_none_is_refused():
+  config = small_config()
+  config.data.buckets = ("5x16",)
+  with pytest.raises(ValueError, match="Shape '5x16'; expected frames, height and width"):
+    clips(config)
+  config.data.buckets = ("6x16x16",)
+  with pytest.raises(ValueError, match="6 frames"):
+    clips(config)

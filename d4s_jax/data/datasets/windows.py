@@ -125,12 +125,14 @@ class Windows:
       what, among = (other, there) if len(there) else (view, chosen)
       targets.append(read(what, among[[rng.integers(len(among))]]))
     dynamic: Any = np.asarray(scene.dynamic)
+    metres: Any = np.float32(scene.metric)
     return Clip(
       source=read(view, chosen),
       target=_joined(targets),
       tracks=self._follow(rng, view, chosen, origin),
       instances=self._instances(view, chosen),
       dynamic=dynamic,
+      scale=metres,
       text="",
     )
 

@@ -98,6 +98,7 @@ class SyntheticScenes:
     scene: Any = setting.scene
     all_times: Any = np.concatenate([times, target_times])
     dynamic: Any = np.asarray(scene.dynamic)
+    metres: Any = np.float32(1)
     images, depth, instances = scene.render(cameras, all_times)
     source, target = (
       Views(images=images[s], depth=depth[s], cameras=cameras[s], times=all_times[s])
@@ -110,6 +111,7 @@ class SyntheticScenes:
       tracks=sample_tracks(rng, scene, source, instances, self._tracks),
       instances=instances,
       dynamic=dynamic,
+      scale=metres,
       text=caption(setting, _seen(instances, len(scene.bodies))),
     )
 

@@ -225,6 +225,7 @@ def abstract_clip(config: Config, system: System, batch: int, cut: Any) -> Clip:
     tracks=Tracks(points=array(_TRACKS, frames, 3), visible=known, valid=known),
     instances=array(frames, height, width, dtype=jnp.int32),
     dynamic=array(dtype=bool),
+    scale=array(),
     text=array(system.backbone.tokenizer.max_length, dtype=jnp.int32),
   )
 

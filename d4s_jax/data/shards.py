@@ -1,0 +1,181 @@
+"""A folder of shards: ArrayRecord files, and a manifest that says what is in them.
+
+manifest.jsonl has one JSON object a line, one for each clip that curation decided about; those that
+were kept say in which shard and row they are. Nothing but the manifest is read to choose clips.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue]
+
+from d4s_jax.data.record import CorruptRecord, Record, decode
+from d4s_jax.formats import atomic
+from d4s_jax.formats.checked import fields, integer, parse, text, within
+
+MANIFEST = "manifest.jsonl"
+# Of groups that no dataset assigns, one of so many is held out.
+_HELD_OUT = 32
+_MOST_LINE = 1_000_000
+# Files open at once, of which there are limits.
+_OPEN = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+  """What the manifest says of one record.
+
+  Attributes:
+    shard: name of the file in the folder.
+    row: of the record in it.
+    name: of the clip.
+    group: clips of one group show the same place and are held out together.
+    split: "train", "heldout", or "" to decide by the group's name.
+    frames: of the longest view.
+    height: of the pictures.
+    width: of the pictures.
+    posed: whether cameras are known.
+    metric: whether lengths are metres.
+    dynamic: whether something moves.
+  """
+
+  shard: str
+  row: int
+  name: str
+  group: str
+  split: str
+  frames: int
+  height: int
+  width: int
+  posed: bool
+  metric: bool
+  dynamic: bool
+
+
+def write_shard(path: pathlib.Path, records: Iterable[bytes]) -> None:
+  """Writes a shard, which appears whole or not at all.
+
+  Raises:
+    OSError: it can't be written, the disk being full for example.
+  """
+  with atomic.replacing(path) as temporary:
+    # One record a group: any of them is read without its neighbours. What it holds is compressed.
+    writer = array_record_module.ArrayRecordWriter(str(temporary), "group_size:1,uncompressed")
+    try:
+      for record in records:
+        writer.write(record)
+      writer.close()
+    except RuntimeError as error:
+      raise OSError(f"{path} can't be written ({error}); is the disk full?") from error
+
+
+def read_manifest(folder: str | os.PathLike) -> list[Entry]:
+  """The records of a folder, in the order of their names.
+
+  Raises:
+    FileNotFoundError: there is no manifest.
+    ValueError: a line of it is none, or two clips have one name.
+  """
+  path = pathlib.Path(folder) / MANIFEST
+  if not path.is_file():
+    raise FileNotFoundError(
+      f"No {MANIFEST} in {folder}; expected a folder of shards that d4s_jax.curate wrote."
+    )
+  entries: dict[str, Entry] = {}
+  with path.open("rb") as file:
+    for number, line in enumerate(file, 1):
+      where = f"{path}, line {number}"
+      if len(line) > _MOST_LINE:
+        raise ValueError(f"{where}: {len(line)} bytes; expected at most {_MOST_LINE}.")
+      told = parse(line, where)
+      if not isinstance(told, dict) or not told.get("record"):
+        continue
+      entry = _entry(pathlib.Path(folder), told["record"], where)
+      if entry.name in entries:
+        raise ValueError(f"{where}: a second clip {entry.name!r}; expected names to be unique.")
+      entries[entry.name] = entry
+  return [entries[name] for name in sorted(entries)]
+
+
+def _entry(folder: pathlib.Path, told: Any, where: str) -> Entry:
+  names = [field.name for field in dataclasses.fields(Entry)]
+  told = fields(told, where, names)
+  within(folder, text(told["shard"], where, 200))
+  for name in ("name", "group", "split"):
+    text(told[name], f"{where}, {name}", 2000)
+  for name, most in (("row", 2**31), ("frames", 2**31), ("height", 2**20), ("width", 2**20)):
+    integer(told[name], f"{where}, {name}", 0, most)
+  for name in ("posed", "metric", "dynamic"):
+    if not isinstance(told[name], bool):
+      raise ValueError(f"{where}, {name}: {told[name]!r}; expected true or false.")
+  return Entry(**told)
+
+
+def to_json(entry: Entry) -> dict[str, Any]:
+  """The entry as a line of the manifest has it, under "record"."""
+  return dataclasses.asdict(entry)
+
+
+def split(entries: Sequence[Entry], wanted: str) -> list[Entry]:
+  """The entries of a split, "train" or "heldout"; of several groups, one is always held out."""
+  numbers = {x.group: _number(x.group) for x in entries if not x.split}
+  heldout = {group for group, number in numbers.items() if number % _HELD_OUT == 0}
+  told = any(x.split == "heldout" for x in entries)
+  if len(numbers) > 1 and not heldout and not told:
+    heldout = {min(numbers, key=lambda group: numbers[group])}
+  return [
+    x for x in entries if (x.split or ("heldout" if x.group in heldout else "train")) == wanted
+  ]
+
+
+def _number(group: str) -> int:
+  return int.from_bytes(hashlib.sha256(group.encode()).digest()[:8])
+
+
+class Shards:
+  """Records of a folder by entry; files are opened when they are needed, by each process."""
+
+  def __init__(self, folder: str | os.PathLike):
+    self._folder = pathlib.Path(folder)
+    self._readers: dict[str, Any] = {}
+
+  def __getstate__(self):
+    return {"_folder": self._folder, "_readers": {}}
+
+  def read(self, entry: Entry) -> Record:
+    """One record.
+
+    Raises:
+      CorruptRecord: it isn't there, or its bytes changed; the message names file and row.
+    """
+    where = f"{self._folder / entry.shard}, record {entry.row}"
+    try:
+      record = decode(self._bytes(entry))
+    except (CorruptRecord, RuntimeError, IndexError, OSError) as error:
+      raise CorruptRecord(f"{where}: {str(error).splitlines()[0][:300]}") from error
+    found = (record.name, record.height, record.width)
+    if found != (entry.name, entry.height, entry.width):
+      raise CorruptRecord(f"{where} is {found}; the manifest has {entry}.")
+    return record
+
+  def _bytes(self, entry: Entry) -> bytes:
+    reader = self._readers.get(entry.shard)
+    if reader is None:
+      path = within(self._folder, entry.shard)
+      if not path.is_file():
+        raise FileNotFoundError(f"There is no such file; copy {entry.shard} again.")
+      reader = array_record_module.ArrayRecordReader(str(path), "readahead_buffer_size:0")
+      if len(self._readers) >= _OPEN:
+        self._readers.pop(next(iter(self._readers)), None)
+      self._readers[entry.shard] = reader
+    return reader.read([entry.row])[0]
+
+
+def line(told: dict[str, Any]) -> bytes:
+  """One line of a manifest."""
+  return json.dumps(told, ensure_ascii=False, sort_keys=True, allow_nan=False).encode() + b"\n"
