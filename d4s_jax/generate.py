@@ -4,6 +4,9 @@ Example:
   python -m d4s_jax.generate --image=photo.jpg --trajectory=spiral --output=scenes/first \
       --prompt="a cat on a wall turns its head"
 
+--trajectory: spiral:distance=0.5,pivot=2,turns=1 forward:distance=0.5 (and backward up down)
+orbit:degrees=360,radius=2, metres, all parameters optional; or a file of cameras.
+
 Leaves a folder: scene.safetensors and scene.json (the scene), video.mp4, depth.mp4, preview.png.
 
 Without --checkpoint the small weights that come with the package serve. It may be a training run,
@@ -21,7 +24,7 @@ from d4s_jax.training import compilation, inference
 
 _IMAGE = flags.DEFINE_string("image", None, "Photograph of any size.", required=True)
 _TRAJECTORY = flags.DEFINE_string(
-  "trajectory", None, "spiral, forward, backward, up, down, orbit, or a camera file.", required=True
+  "trajectory", None, "A name, with parameters or without, or a file of cameras.", required=True
 )
 _OUTPUT = flags.DEFINE_string("output", None, "Folder; a new one for a video.", required=True)
 _PROMPT = flags.DEFINE_string("prompt", PROMPT, "What is seen, and what happens.")
@@ -35,8 +38,6 @@ _WIDTH = flags.DEFINE_integer("width", None, "Pixels; else the checkpoint's.")
 _FOV = flags.DEFINE_float(
   "fov", None, "Horizontal degrees that the photograph sees; 60, or what the camera file says."
 )
-_DISTANCE = flags.DEFINE_float("distance", None, "Metres that a named path moves; 0.5.")
-_PIVOT = flags.DEFINE_float("pivot", None, "Metres to what spiral and orbit look at; 2.")
 _STEPS = flags.DEFINE_integer("steps", None, "Denoising steps; else the checkpoint's.")
 _GUIDANCE = flags.DEFINE_string("guidance", None, "cosine or constant; else the checkpoint's.")
 _SCALE = flags.DEFINE_float("scale", None, "Guidance scale; else the checkpoint's.")
@@ -62,7 +63,7 @@ def main(argv: list[str]) -> None:
     key = marking.key(_WATERMARK.value)
     order = orders.take(
       *(_IMAGE.value, _TRAJECTORY.value, _PROMPT.value, _SEED.value, (frames, height, width)),
-      *(_FOV.value, _DISTANCE.value, _PIVOT.value),
+      _FOV.value,
     )
     flagged = (_STEPS, _GUIDANCE, _SCALE, _SOLVER, _NEGATIVE, _REUSE)
     chosen = {flag.name: flag.value for flag in flagged}

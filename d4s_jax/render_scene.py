@@ -1,7 +1,13 @@
-"""Draws a scene along another camera path.
+r"""Draws a scene along another camera path.
 
-Example:
+Examples:
   python -m d4s_jax.render_scene --scene=scenes/first --trajectory=orbit --output=orbit.mp4
+  python -m d4s_jax.render_scene --scene=scenes/first --trajectory=orbit:degrees=40,radius=3 \
+      --output=arc.gif
+
+--trajectory: spiral:distance,pivot,turns forward:distance backward:distance up:distance
+down:distance orbit:degrees,radius (lengths in metres, all optional), a path that the viewer
+saved, or any file of cameras that `d4s_jax.cameras` reads.
 
 Time runs over the whole clip while the camera moves. The picture can have any size up to
 what fits in memory.
@@ -19,7 +25,7 @@ from d4s_jax.pipeline import drawing, marking, shot
 
 _SCENE = flags.DEFINE_string("scene", None, "Folder that generate wrote.", required=True)
 _TRAJECTORY = flags.DEFINE_string(
-  "trajectory", None, "spiral, forward, backward, up, down, orbit, or a camera file.", required=True
+  "trajectory", None, "A name, with parameters or without, or a file of cameras.", required=True
 )
 _OUTPUT = flags.DEFINE_string("output", None, "Video to write: .mp4, .gif or .webp.", required=True)
 _DEPTH = flags.DEFINE_boolean("depth", False, "Show depth, near is bright, instead of colour.")
@@ -27,8 +33,6 @@ _FRAMES = flags.DEFINE_integer("frames", None, "How many; 49, or those of the ca
 _FPS = flags.DEFINE_float("fps", 24, "Frames per second.")
 _HEIGHT = flags.DEFINE_integer("height", None, "Pixels; the scene's, times what makes it 256.")
 _WIDTH = flags.DEFINE_integer("width", None, "Pixels; the height at the scene's aspect.")
-_DISTANCE = flags.DEFINE_float("distance", None, "Metres that a named path moves; 0.5.")
-_PIVOT = flags.DEFINE_float("pivot", None, "Metres to what spiral and orbit look at; 2.")
 _WATERMARK = flags.DEFINE_boolean("watermark", True, "Mark the video invisibly as generated.")
 
 
@@ -41,9 +45,7 @@ def main(argv: list[str]) -> None:
     key = marking.key(_WATERMARK.value)
     drawing.check_video(output, _FPS.value)
     dynamic, metadata = scene.read_scene(_SCENE.value)
-    path = shot.camera_path(
-      _TRAJECTORY.value, _FRAMES.value, distance=_DISTANCE.value, pivot=_PIVOT.value
-    )
+    path = shot.camera_path(_TRAJECTORY.value, _FRAMES.value)
     cameras = shot.through_scene(path, metadata.cameras[0], _HEIGHT.value, _WIDTH.value)
     drawn = drawing.draw(dynamic, cameras, path.times, "draw")
     images, depth = np.asarray(drawn.image), np.asarray(drawn.depth)

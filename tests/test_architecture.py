@@ -16,7 +16,7 @@ TIERS = [
   "data",
   "training pipeline weights curation",
   "evaluation",
-  "train generate render_scene export view convert plan evaluate curate __main__",
+  "train generate render_scene export view cameras convert plan evaluate curate __main__",
 ]
 TIER = {name: tier for tier, names in enumerate(TIERS) for name in names.split()}
 # Written beside exported weights, for people without JAX; nothing of ours imports it.

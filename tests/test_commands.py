@@ -84,7 +84,7 @@ GENERATE = {
   "folder as image": ("--image={}/papers", "papers cannot be read as an image"),
   "unknown trajectory": ("--trajectory=sprial", "Unknown trajectory 'sprial'; expected one of"),
   "broken trajectory": ("--trajectory={}/file", "file"),
-  "distance": ("--distance=-1", "distance=-1.0; expected a positive number"),
+  "distance": ("--trajectory=up:distance=-1", "distance=-1.0; expected a positive number"),
   "field of view": ("--fov=nan", "Field of view nan"),
   "output is a file": ("--output={}/file", "file exists and is not a scene"),
   "output below a file": ("--output={}/file/scene", "file is a file"),
@@ -317,10 +317,38 @@ def test_one_line_and_status_1_from_the_shell(place):
   assert done.stderr.startswith("error: ") and "python -m d4s_jax.train" in done.stderr
 
 
-@pytest.mark.parametrize("command", ["generate", "render_scene", "export", "view", "curate"])
+@pytest.mark.parametrize(
+  "command", ["generate", "render_scene", "export", "view", "cameras", "curate"]
+)
 def test_help_shows_an_example(command):
   text = start(command, "--help").stdout
   assert f"python -m d4s_jax.{command} --" in text
+
+
+CAMERAS = {
+  "nothing": ([], "''; expected check FILE, or convert FILE OUTPUT"),
+  "a word too few": (["convert", "{}/path.txt"], "expected check FILE, or convert FILE OUTPUT"),
+  "no file": (["check", "{}/none.txt"], "No camera path at .*none.txt"),
+  "no cameras": (["check", "{}/file"], "file"),
+  "an open suffix": (
+    ["convert", "{}/path.txt", "{}/new.txt"],
+    r"--format=realestate10k\|tum\|kitti",
+  ),
+  "another suffix": (
+    ["convert", "{}/path.txt", "{}/new.txt", "--format=transforms"],
+    "new.txt with --format=transforms; expected .json",
+  ),
+  "no lens": (["convert", "{}/path.txt", "{}/new", "--format=colmap"], "add --fov=DEGREES"),
+}
+
+
+@pytest.mark.parametrize("arguments, message", CAMERAS.values(), ids=CAMERAS)
+def test_cameras_refuses(arguments, message, place, capsys):
+  (place / "path.txt").write_text("0 0 0 0 0 0 0 1\n1 0 0 1 0 0 0 1\n")
+  before = sorted(place.rglob("*"))
+  line = refused(capsys, "cameras", *(text.format(place) for text in arguments))
+  assert re.search(message, line), line
+  assert sorted(place.rglob("*")) == before
 
 
 def test_no_memory_is_one_line(capsys):

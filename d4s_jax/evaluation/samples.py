@@ -21,8 +21,7 @@ import numpy as np
 from jaxtyping import Float
 
 from d4s_jax.data.source import open_source
-from d4s_jax.formats import cameras as camera_files
-from d4s_jax.formats import checked, scene
+from d4s_jax.formats import checked, scene, trajectories
 from d4s_jax.formats.video import frame_rate, read_video
 from d4s_jax.geometry import cameras as pinhole
 from d4s_jax.pipeline.drawing import draw
@@ -139,7 +138,7 @@ class Video(Sample):
 
   def cameras(self, height: int, width: int) -> Cameras:
     """See the base class."""
-    path = camera_files.read_trajectory(self.path.with_suffix(".json"))
+    path = trajectories.read_trajectory(self.path.with_suffix(".json"))
     if path.intrinsics is None:
       raise ValueError(f"{self.path.with_suffix('.json')} has no intrinsics; expected them.")
     pixels = path.intrinsics * np.array([[width], [height], [1]])

@@ -1,12 +1,6 @@
-"""Camera paths from and to files.
+"""Camera paths, and our JSON of them (`formats.trajectories` has those of other programs).
 
-Two formats are read, told apart by their contents:
-
-RealEstate10K text: a line with the video's address, then for each frame 19 numbers: timestamp,
-fx, fy, cx, cy (divided by width or height), two zeros, and the 3x4 matrix [R | t] from world to
-camera, row by row, OpenCV axes.
-
-Our JSON: {"version": 1, "height": 480, "width": 640, "frames": [{"world_from_camera": 4x4 rows,
+{"version": 1, "height": 480, "width": 640, "frames": [{"world_from_camera": 4x4 rows,
 "intrinsics": 3x3 rows in pixels of that size, or "fov": horizontal field of view in degrees,
 "time": ...}, ...]}. Intrinsics (or fov) and time are given for all frames or for none.
 """
@@ -14,8 +8,7 @@ Our JSON: {"version": 1, "height": 480, "width": 640, "frames": [{"world_from_ca
 import dataclasses
 import json
 import os
-import pathlib
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -60,30 +53,6 @@ class CameraPath:
     return CameraPath(
       poses.interpolate(self.world_from_camera, self.times, times), times, intrinsics
     )
-
-
-def read_trajectory(path: str | os.PathLike) -> CameraPath:
-  """Reads a camera path and makes its first camera the world origin.
-
-  Raises:
-    FileNotFoundError: there is no such file.
-    ValueError: it is neither format, or anything in it is malformed; the message names the line or
-      field and what was expected.
-  """
-  name = pathlib.Path(path).name
-  contents = checked.read_bytes(path, MAX_BYTES, "camera path")
-  if contents.lstrip()[:1] == b"{":
-    frames = decode(checked.parse(contents, name), name)
-    matrices, times, intrinsics = frames.world_from_camera, frames.times, frames.intrinsics
-    if intrinsics is not None:
-      intrinsics = intrinsics / np.array([[frames.width], [frames.height], [1.0]])
-  else:
-    matrices, times, intrinsics = _read_realestate(contents, name)
-  return CameraPath(
-    poses.relative_to(matrices, matrices[0]).astype(np.float32),
-    _unit_times(times, len(matrices), name),
-    None if intrinsics is None else intrinsics.astype(np.float32),
-  )
 
 
 def write_trajectory(
@@ -171,18 +140,24 @@ def rigid(matrix: Float[np.ndarray, "4 4"], where: str) -> Float[np.ndarray, "4 
   """
   rotation = matrix[:3, :3]
   if not np.array_equal(matrix[3], [0, 0, 0, 1]):
-    raise ValueError(f"{where}: last row {matrix[3].tolist()}; expected [0, 0, 0, 1].")
-  error = np.abs(rotation @ rotation.T - np.eye(3)).max()
+    turned = np.array_equal(matrix[:, 3], [0, 0, 0, 1])
+    guess = " The matrix is transposed (row vectors, as in Unreal and DirectX)." if turned else ""
+    raise ValueError(f"{where}: last row {matrix[3].tolist()}; expected [0, 0, 0, 1].{guess}")
+  product = rotation @ rotation.T
+  error = np.abs(product - np.eye(3)).max()
   if not error < _ROTATION_TOLERANCE:
+    scale = np.sqrt(max(np.trace(product) / 3, 0.0))
+    even = scale > 0 and np.abs(product / scale**2 - np.eye(3)).max() < _ROTATION_TOLERANCE
+    what = f"it is scaled by {scale:.4g}" if even else "it shears, or scales unevenly"
     raise ValueError(
-      f"{where}: not a rotation (R R^T is off the identity by {error:.2g}); expected orthonormal "
-      "columns. Divide a scale out of the matrix."
+      f"{where}: not a rotation ({what}; R R^T is off the identity by {error:.2g}); expected"
+      " orthonormal columns. Divide a scale out of the matrix."
     )
   left, _, right = np.linalg.svd(rotation)
   if np.linalg.det(left @ right) < 0:
     raise ValueError(
-      f"{where}: a mirror image (determinant -1), not a rotation; expected right-handed axes, "
-      "x right, y down, z forward."
+      f"{where}: a mirror image (determinant -1: left-handed axes, as in Unity and Unreal), not a "
+      "rotation; expected right-handed axes, x right, y down, z forward."
     )
   cleaned = matrix.copy()
   cleaned[:3, :3] = left @ right
@@ -204,89 +179,3 @@ def _intrinsics(frame: dict[str, Any], place: str, height: int, width: int) -> n
       "pixels with positive focal lengths."
     )
   return matrix
-
-
-def _read_realestate(contents: bytes, name: str):
-  """World-from-camera matrices, timestamps and normalised intrinsics of a RealEstate10K file."""
-  lines = realestate_lines(contents, name)
-  rows = [realestate_row(words, f"{name}, line {line}") for line, words in lines]
-  matrices = [
-    poses.invert(rigid(row.camera_from_world, f"{name}, line {line}"))
-    for (line, _), row in zip(lines, rows)
-  ]
-  intrinsics = np.stack([row.intrinsics for row in rows])
-  return np.stack(matrices), np.array([row.timestamp for row in rows]), intrinsics
-
-
-def realestate_lines(contents: bytes, name: str) -> list[tuple[int, list[str]]]:
-  """Line number and words of each frame of a RealEstate10K file.
-
-  Raises:
-    ValueError: it is no text, or has no frames or too many.
-  """
-  try:
-    lines = contents.decode("utf-8").splitlines()
-  except UnicodeDecodeError:
-    raise ValueError(
-      f"{name}: neither JSON nor text; expected our camera JSON or RealEstate10K text."
-    ) from None
-  rows = [(i, line.split()) for i, line in enumerate(lines, 1) if line.strip()]
-  if rows and len(rows[0][1]) == 1:  # The address of the video.
-    rows = rows[1:]
-  if not 1 <= len(rows) <= MAX_FRAMES:
-    raise ValueError(
-      f"{name}: {len(rows)} frames; expected 1 to {MAX_FRAMES} lines of 19 numbers after the "
-      "video's address (RealEstate10K), or our camera JSON."
-    )
-  return rows
-
-
-class RealestateRow(NamedTuple):
-  """A line of a RealEstate10K file.
-
-  Attributes:
-    timestamp: microseconds.
-    intrinsics: fx and cx divided by the width, fy and cy by the height.
-    camera_from_world: as it is in the file, not checked to be rigid.
-  """
-
-  timestamp: float
-  intrinsics: Float[np.ndarray, "3 3"]
-  camera_from_world: Float[np.ndarray, "4 4"]
-
-
-def realestate_row(words: list[str], where: str) -> RealestateRow:
-  """Reads the words of a line.
-
-  Raises:
-    ValueError: they are not 19 finite numbers with positive focal lengths.
-  """
-  if len(words) != 19:
-    raise ValueError(
-      f"{where}: {len(words)} columns; expected 19: timestamp fx fy cx cy 0 0 and a 3x4 matrix."
-    )
-  try:
-    row = np.array([float(word) for word in words])
-  except ValueError as error:
-    raise ValueError(f"{where}: {error}; expected 19 numbers.") from None
-  if not np.isfinite(row).all():
-    culprit = words[int(np.argmin(np.isfinite(row)))]
-    raise ValueError(f"{where}: {culprit}; expected finite numbers.")
-  if not (row[1:3] > 0).all():
-    raise ValueError(f"{where}: focal lengths {row[1:3].tolist()}; expected positive numbers.")
-  intrinsics = np.array([[row[1], 0, row[3]], [0, row[2], row[4]], [0, 0, 1]])
-  return RealestateRow(row[0], intrinsics, np.vstack([row[7:].reshape(3, 4), [0, 0, 0, 1]]))
-
-
-def _unit_times(times: np.ndarray | None, count: int, name: str) -> np.ndarray:
-  if times is None:
-    return np.linspace(0, 1, count, dtype=np.float32)
-  steps = np.diff(times)
-  if not (steps > 0).all():
-    late = int(np.argmin(steps > 0)) + 1
-    raise ValueError(
-      f"{name}: frame {late} has time {times[late]:g} after {times[late - 1]:g}; expected rising "
-      "times. Sort the frames and drop repeated ones."
-    )
-  span = times[-1] - times[0]
-  return ((times - times[0]) / (span if count > 1 else 1)).astype(np.float32)

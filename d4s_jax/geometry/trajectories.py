@@ -1,9 +1,11 @@
-"""Camera paths by name.
+"""Camera paths by name, with parameters.
 
 A path starts at the identity: the camera of the input photograph, which is the world origin. Axes
 are the camera's own: x right, y down, z forward. Paths are made on the host, in NumPy.
 """
 
+import inspect
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -13,55 +15,45 @@ from d4s_jax.geometry import poses
 
 
 def spiral(
-  phase: Float[np.ndarray, "f"], distance: float, pivot: float
+  phase: Float[np.ndarray, "f"], distance: float = 0.5, pivot: float = 2.0, turns: float = 1.0
 ) -> Float[np.ndarray, "f 4 4"]:
-  """Winds outwards to a radius of `distance` in one turn, upwards first, eyes on the pivot."""
-  angle = 2 * np.pi * phase
+  """Winds outwards to a radius of `distance` in `turns`, upwards first, eyes on the pivot."""
+  angle = 2 * np.pi * turns * phase
   radius = distance * phase
   eye = np.stack([radius * np.sin(angle), -radius * np.cos(angle), 0 * phase], axis=-1)
   return _watch(eye, pivot)
 
 
-def forward(
-  phase: Float[np.ndarray, "f"], distance: float, pivot: float
-) -> Float[np.ndarray, "f 4 4"]:
+def forward(phase: Float[np.ndarray, "f"], distance: float = 0.5) -> Float[np.ndarray, "f 4 4"]:
   """Moves ahead by `distance` at constant speed."""
-  del pivot
   return _move(phase * distance, (0, 0, 1))
 
 
-def backward(
-  phase: Float[np.ndarray, "f"], distance: float, pivot: float
-) -> Float[np.ndarray, "f 4 4"]:
+def backward(phase: Float[np.ndarray, "f"], distance: float = 0.5) -> Float[np.ndarray, "f 4 4"]:
   """Moves back by `distance` at constant speed."""
-  del pivot
   return _move(phase * distance, (0, 0, -1))
 
 
-def up(phase: Float[np.ndarray, "f"], distance: float, pivot: float) -> Float[np.ndarray, "f 4 4"]:
+def up(phase: Float[np.ndarray, "f"], distance: float = 0.5) -> Float[np.ndarray, "f 4 4"]:
   """Rises by `distance` at constant speed."""
-  del pivot
   return _move(phase * distance, (0, -1, 0))
 
 
-def down(
-  phase: Float[np.ndarray, "f"], distance: float, pivot: float
-) -> Float[np.ndarray, "f 4 4"]:
+def down(phase: Float[np.ndarray, "f"], distance: float = 0.5) -> Float[np.ndarray, "f 4 4"]:
   """Sinks by `distance` at constant speed."""
-  del pivot
   return _move(phase * distance, (0, 1, 0))
 
 
 def orbit(
-  phase: Float[np.ndarray, "f"], distance: float, pivot: float
+  phase: Float[np.ndarray, "f"], degrees: float = 360.0, radius: float = 2.0
 ) -> Float[np.ndarray, "f 4 4"]:
-  """Circles the pivot once, to the right first; the last pose is the first again."""
-  del distance
-  angle = 2 * np.pi * (phase % 1)
+  """Circles the point `radius` ahead, to the right first; after 360 degrees it is back."""
+  angle = 2 * np.pi * (phase * degrees / 360 % 1)
   eye = np.stack([np.sin(angle), 0 * phase, 1 - np.cos(angle)], axis=-1)
-  return _watch(pivot * eye, pivot)
+  return _watch(radius * eye, radius)
 
 
+# Training draws its paths from these (`data.synthetic`): another one makes all scenes others.
 TRAJECTORIES: dict[str, Callable[..., np.ndarray]] = {
   "spiral": spiral,
   "forward": forward,
@@ -70,30 +62,59 @@ TRAJECTORIES: dict[str, Callable[..., np.ndarray]] = {
   "down": down,
   "orbit": orbit,
 }
+# Parameters that may be negative: the other way.
+_SIGNED = ("degrees", "turns")
 
 
-def trajectory(
-  name: str, frames: int, *, distance: float = 0.5, pivot: float = 2.0
-) -> Float[np.ndarray, "f 4 4"]:
+def trajectory(name: str, frames: int, **parameters: float) -> Float[np.ndarray, "f 4 4"]:
   """The poses `world_from_camera` of a named path, float32; the first is the identity.
 
   Args:
     name: one of TRAJECTORIES.
     frames: number of poses, evenly spaced in time; a single one is the start.
-    distance: how far the camera gets from its start, metres; the orbit takes it from the pivot.
-    pivot: distance, metres, in front of the first camera of the point that `spiral` watches and
-      `orbit` circles.
+    parameters: those of the path's function; lengths are metres.
 
   Raises:
-    ValueError: the name is unknown, or a number is not positive.
+    ValueError: the name or a parameter is unknown, or a number makes no sense.
   """
   if name not in TRAJECTORIES:
     raise ValueError(f"Unknown trajectory {name!r}; expected one of {', '.join(TRAJECTORIES)}.")
-  for label, value in (("frames", frames), ("distance", distance), ("pivot", pivot)):
-    if not 0 < value < np.inf:
-      raise ValueError(f"Trajectory {name!r} with {label}={value}; expected a positive number.")
-  path = TRAJECTORIES[name](np.linspace(0, 1, frames), distance, pivot)
+  known = known_parameters(name)
+  for label, value in (("frames", frames), *parameters.items()):
+    if label not in ("frames", *known):
+      raise ValueError(f"Trajectory {name!r} has no {label!r}; expected {', '.join(known)}.")
+    positive = label not in _SIGNED
+    if not math.isfinite(value) or value == 0 or positive and value < 0:
+      expected = "a positive number" if positive else "a number that is not 0"
+      raise ValueError(f"Trajectory {name!r} with {label}={value}; expected {expected}.")
+  path = TRAJECTORIES[name](np.linspace(0, 1, frames), **parameters)
   return path.astype(np.float32)
+
+
+def known_parameters(name: str) -> list[str]:
+  """The parameters of a named path."""
+  return [*inspect.signature(TRAJECTORIES[name]).parameters][1:]
+
+
+def parse(text: str) -> tuple[str, dict[str, float]]:
+  """The name and the parameters of a text such as "orbit:degrees=90,radius=3".
+
+  Raises:
+    ValueError: it is not written so, or the name is unknown.
+  """
+  name, _, rest = text.partition(":")
+  if name not in TRAJECTORIES:
+    names = ", ".join(TRAJECTORIES)
+    raise ValueError(f"Unknown trajectory {text!r}; expected one of {names}, or a file.")
+  parameters = {}
+  for part in filter(None, rest.split(",")):
+    label, _, value = part.partition("=")
+    try:
+      parameters[label.strip()] = float(value)
+    except ValueError:
+      example = f"{name}:{','.join(f'{x}=NUMBER' for x in known_parameters(name))}"
+      raise ValueError(f"Trajectory {text!r}: {part!r}; expected {example}.") from None
+  return name, parameters
 
 
 def _move(distance, direction):

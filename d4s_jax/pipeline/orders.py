@@ -39,8 +39,6 @@ def take(
   seed: int,
   size: tuple[int, int, int],
   fov: float | None = None,
-  distance: float | None = None,
-  pivot: float | None = None,
   *,
   most_pixels: int = images.MAX_PIXELS,
 ) -> Order:
@@ -48,13 +46,11 @@ def take(
 
   Args:
     image: file of the photograph.
-    trajectory: name or file; see `shot.camera_path`, also for `distance` and `pivot`.
+    trajectory: name, with parameters or without, or file; see `shot.camera_path`.
     prompt: the text.
     seed: of the noise.
     size: frames, height and width of the clip.
     fov: horizontal degrees that the photograph sees; see `shot.photograph`.
-    distance: metres that a named path moves.
-    pivot: metres to what a named path looks at.
     most_pixels: of the photograph.
 
   Raises:
@@ -63,7 +59,7 @@ def take(
   """
   frames, height, width = size
   shot.check_pixels(frames, height, width)
-  path = shot.camera_path(trajectory, frames, distance=distance, pivot=pivot)
+  path = shot.camera_path(trajectory, frames)
   photo = images.read_image(image, most_pixels)
   fitted, cameras = shot.photograph(photo, path, height, width, fov)
   return Order(fitted, cameras, path.times, prompt, seed)

@@ -10,7 +10,8 @@ import numpy as np
 from jaxtyping import Float
 
 from d4s_jax.formats import images
-from d4s_jax.formats.cameras import CameraPath, read_trajectory
+from d4s_jax.formats.cameras import CameraPath
+from d4s_jax.formats.trajectories import read_trajectory
 from d4s_jax.geometry import cameras as pinhole
 from d4s_jax.geometry import poses, trajectories
 from d4s_jax.types import Cameras
@@ -44,43 +45,30 @@ def check_pixels(frames: int, height: int, width: int) -> None:
     )
 
 
-def camera_path(
-  source: str,
-  frames: int | None = None,
-  *,
-  distance: float | None = None,
-  pivot: float | None = None,
-) -> CameraPath:
+def camera_path(source: str, frames: int | None = None) -> CameraPath:
   """The camera path that a user asks for, its frames evenly spaced in time.
 
   Args:
-    source: a name in `geometry.trajectories.TRAJECTORIES`, or a file that `formats.cameras` reads.
+    source: a name in `geometry.trajectories.TRAJECTORIES`, with parameters or without
+      ("orbit:degrees=90,radius=3"), or a file that `formats.trajectories` reads.
     frames: how many; None for those of the file, or FRAMES of a named path.
-    distance: of a named path, metres; see `geometry.trajectories.trajectory`.
-    pivot: of a named path, metres; likewise.
 
   Returns:
     The path; its first camera is the world origin.
 
   Raises:
-    ValueError: `source` is neither a name nor a file, the file is malformed, or a number is not
-      positive or means nothing for a file.
+    ValueError: `source` is neither a name nor a file, the file is malformed, or a number makes no
+      sense.
   """
   if frames is not None and not 1 <= frames <= _MOST_FRAMES:
     raise ValueError(f"A camera path of {frames} frames; expected 1 to {_MOST_FRAMES}.")
-  asked = {"distance": distance, "pivot": pivot}
-  asked = {name: value for name, value in asked.items() if value is not None}
-  if source in trajectories.TRAJECTORIES:
-    frames = FRAMES if frames is None else frames
-    named = trajectories.trajectory(source, frames, **asked)
-    return CameraPath(named, np.linspace(0, 1, frames, dtype=np.float32))
-  if not pathlib.Path(source).is_file():
-    names = ", ".join(trajectories.TRAJECTORIES)
-    raise ValueError(f"Unknown trajectory {source!r}; expected one of {names}, or a file.")
-  if asked:
-    raise ValueError(f"{', '.join(asked)} given with the file {source}; it sets named paths only.")
-  path = read_trajectory(source)
-  return path.resample(len(path.times) if frames is None else frames)
+  if pathlib.Path(source).exists():
+    path = read_trajectory(source)
+    return path.resample(len(path.times) if frames is None else frames)
+  name, parameters = trajectories.parse(source)
+  frames = FRAMES if frames is None else frames
+  named = trajectories.trajectory(name, frames, **parameters)
+  return CameraPath(named, np.linspace(0, 1, frames, dtype=np.float32))
 
 
 def photograph(

@@ -123,8 +123,14 @@ def test_a_file_sets_frames_and_lens(place):
 def test_another_scene_takes_the_place(place):
   shutil.copytree(place / "scene", place / "other")
   (place / "other" / "notes.txt").write_text("mine")
-  arguments = ("--trajectory=down", "--fov=40", "--steps=2", "--guidance=constant", "--scale=2")
-  generate(place, "other", *arguments, "--distance=0.2", "--prompt=a cat")
+  arguments = (
+    "--trajectory=down:distance=0.2",
+    "--fov=40",
+    "--steps=2",
+    "--guidance=constant",
+    "--scale=2",
+  )
+  generate(place, "other", *arguments, "--prompt=a cat")
   before, _ = read_scene(place / "scene")
   after, metadata = read_scene(place / "other")
   assert np.abs(after.means - before.means).max() > 1e-3

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import strategies as st
 
 from d4s_jax.formats import cameras as camera_files
+from d4s_jax.formats import trajectories as trajectory_files
 from d4s_jax.geometry import cameras as pinhole
 from d4s_jax.geometry import poses, trajectories
 from d4s_jax.types import Cameras
@@ -37,7 +38,7 @@ def document(frames=3) -> dict:
 def read(tmp_path, contents):
   path = tmp_path / "path.cameras"
   path.write_bytes(contents if isinstance(contents, bytes) else contents.encode())
-  return camera_files.read_trajectory(path)
+  return trajectory_files.read_trajectory(path)
 
 
 def test_realestate_by_hand(tmp_path):
@@ -67,7 +68,7 @@ def test_json_round_trip(tmp_path):
   cameras = orbit(5)
   times = np.array([0, 0.1, 0.4, 0.8, 1], np.float32)
   camera_files.write_trajectory(tmp_path / "new" / "a.json", cameras, times)
-  path = camera_files.read_trajectory(tmp_path / "new" / "a.json")
+  path = trajectory_files.read_trajectory(tmp_path / "new" / "a.json")
   np.testing.assert_allclose(path.world_from_camera, cameras.world_from_camera, atol=1e-6)
   np.testing.assert_allclose(path.times, times)
   np.testing.assert_allclose(path.intrinsics[0, 0], cameras.intrinsics[0, 0] / 64, rtol=1e-6)
@@ -213,6 +214,6 @@ def test_sizes_are_bounded(tmp_path, monkeypatch):
 
 def test_missing_files_and_folders_are_named(tmp_path):
   with pytest.raises(FileNotFoundError, match="No camera path at .*nowhere.txt"):
-    camera_files.read_trajectory(tmp_path / "nowhere.txt")
-  with pytest.raises(ValueError, match="is not a file"):
-    camera_files.read_trajectory(tmp_path)
+    trajectory_files.read_trajectory(tmp_path / "nowhere.txt")
+  with pytest.raises(ValueError, match="is a folder without images.txt"):
+    trajectory_files.read_trajectory(tmp_path)

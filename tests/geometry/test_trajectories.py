@@ -41,7 +41,7 @@ def test_the_spiral_winds_out_to_its_distance_and_watches_the_pivot():
 
 
 def test_the_orbit_closes_and_circles_the_pivot():
-  path = trajectories.trajectory("orbit", 9, pivot=2)
+  path = trajectories.trajectory("orbit", 9, radius=2)
   np.testing.assert_array_equal(path[-1], np.eye(4))
   pivot = np.array([0, 0, 2])
   np.testing.assert_allclose(np.linalg.norm(path[:, :3, 3] - pivot, axis=-1), 2, atol=1e-6)
@@ -51,12 +51,32 @@ def test_the_orbit_closes_and_circles_the_pivot():
   np.testing.assert_allclose(path[4, :3, 3], [0, 0, 4], atol=1e-6)
 
 
+def test_an_arc_of_the_orbit_and_its_other_way():
+  path = trajectories.trajectory("orbit", 3, degrees=-90, radius=3)
+  np.testing.assert_allclose(path[-1, :3, 3], [-3, 0, 3], atol=1e-6)
+  np.testing.assert_allclose(path[-1, :3, 2], [1, 0, 0], atol=1e-6)
+
+
+def test_names_with_parameters():
+  assert trajectories.parse("orbit") == ("orbit", {})
+  assert trajectories.parse("orbit:degrees=-40,radius=3") == (
+    "orbit",
+    {"degrees": -40, "radius": 3},
+  )
+  with pytest.raises(ValueError, match="'loop:x=1'; expected one of spiral, .*, or a file"):
+    trajectories.parse("loop:x=1")
+  with pytest.raises(ValueError, match="'radius'; expected orbit:degrees=NUMBER,radius=NUMBER"):
+    trajectories.parse("orbit:radius")
+
+
 def test_unknown_names_and_senseless_numbers_are_refused():
   with pytest.raises(ValueError, match="'loop'; expected one of spiral, forward, .*orbit"):
     trajectories.trajectory("loop", 9)
+  with pytest.raises(ValueError, match="'up' has no 'pivot'; expected distance"):
+    trajectories.trajectory("up", 9, pivot=1)
   with pytest.raises(ValueError, match="frames=0; expected a positive number"):
     trajectories.trajectory("orbit", 0)
   with pytest.raises(ValueError, match="distance=-1; expected a positive number"):
     trajectories.trajectory("up", 9, distance=-1)
-  with pytest.raises(ValueError, match="pivot=nan; expected a positive number"):
-    trajectories.trajectory("orbit", 9, pivot=float("nan"))
+  with pytest.raises(ValueError, match="radius=nan; expected a positive number"):
+    trajectories.trajectory("orbit", 9, radius=float("nan"))

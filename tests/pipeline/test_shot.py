@@ -8,7 +8,7 @@ from d4s_jax.formats.cameras import write_trajectory
 from d4s_jax.formats.images import center_crop
 from d4s_jax.geometry import cameras as pinhole
 from d4s_jax.geometry import poses
-from d4s_jax.geometry.trajectories import TRAJECTORIES, trajectory
+from d4s_jax.geometry.trajectories import TRAJECTORIES, known_parameters, trajectory
 from d4s_jax.pipeline import shot
 from d4s_jax.types import Cameras
 
@@ -37,10 +37,9 @@ def _shift(x):
 
 @pytest.mark.parametrize("name", TRAJECTORIES)
 def test_a_name_is_the_trajectory_of_that_name(name):
-  path = shot.camera_path(name, 9, distance=0.25, pivot=3.0)
-  np.testing.assert_array_equal(
-    path.world_from_camera, trajectory(name, 9, distance=0.25, pivot=3.0)
-  )
+  given = {label: 0.25 for label in known_parameters(name)}
+  path = shot.camera_path(f"{name}:{','.join(f'{x}={y}' for x, y in given.items())}", 9)
+  np.testing.assert_array_equal(path.world_from_camera, trajectory(name, 9, **given))
   np.testing.assert_allclose(path.times, np.linspace(0, 1, 9), atol=1e-7)
   assert path.intrinsics is None
   assert len(shot.camera_path(name).times) == shot.FRAMES
@@ -76,15 +75,12 @@ def test_what_is_no_path_is_refused(arguments, message):
 @pytest.mark.parametrize("number", [0.0, -1.0, math.nan, math.inf])
 def test_distances_that_are_not_positive_are_refused(number):
   with pytest.raises(ValueError, match="distance=.* expected a positive number"):
-    shot.camera_path("spiral", 5, distance=number)
-  with pytest.raises(ValueError, match="pivot=.* expected a positive number"):
-    shot.camera_path("orbit", 5, pivot=number)
+    shot.camera_path(f"spiral:distance={number}", 5)
+  with pytest.raises(ValueError, match="radius=.* expected a positive number"):
+    shot.camera_path(f"orbit:radius={number}", 5)
 
 
-def test_files_take_no_distance_and_have_to_be_camera_paths(tmp_path):
-  source = write_file(tmp_path / "path.json")
-  with pytest.raises(ValueError, match="pivot given with the file"):
-    shot.camera_path(source, 5, pivot=1.0)
+def test_files_have_to_be_camera_paths(tmp_path):
   broken = tmp_path / "broken.txt"
   broken.write_text("a photograph's diary\n1 2 3\n")
   with pytest.raises(ValueError, match="broken.txt, line 1: 3 columns|broken.txt"):

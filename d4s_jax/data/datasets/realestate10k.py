@@ -14,7 +14,7 @@ import numpy as np
 from d4s_jax.data.datasets import files
 from d4s_jax.data.datasets.scene import Dataset, Problems, Scene, Shot, assemble, invert
 from d4s_jax.formats import checked
-from d4s_jax.formats.cameras import realestate_lines, realestate_row
+from d4s_jax.formats.trajectories.text import frame_lines, realestate_row
 
 _SPLITS = {"train": "train", "test": "heldout"}
 
@@ -61,9 +61,7 @@ class RealEstate10K(Dataset):
     pictures = files.numbered(folder, r"(\d+)\.(?:png|jpg|jpeg)")
     height, width = files.picture_size(list(pictures.values()), folder, problems)
     shots, latest = [], -np.inf
-    for line, words in realestate_lines(
-      checked.read_bytes(path, files.MOST_TEXT, "cameras"), str(path)
-    ):
+    for line, words in frame_lines(checked.read_bytes(path, files.MOST_TEXT, "cameras"), str(path)):
       where = f"{path}, line {line}"
       try:
         row = realestate_row(words, where)

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float
 
 from d4s_jax.geometry import poses
-from d4s_jax.geometry.trajectories import trajectory
+from d4s_jax.geometry.trajectories import known_parameters, trajectory
 
 # Intervals between the poses that a path is made of; other times are interpolated.
 _INTERVALS = 64
@@ -36,7 +36,9 @@ class CameraPath:
   def keys(self) -> Float[np.ndarray, "k 4 4"]:
     """Poses `world_from_camera` at evenly spaced times from 0 to 1."""
     whole = round(_INTERVALS / self.portion)
-    path = trajectory(self.name, whole + 1, distance=self.distance, pivot=self.pivot)
+    lengths = {"distance": self.distance, "pivot": self.pivot, "radius": self.pivot}
+    own = {label: lengths[label] for label in known_parameters(self.name) if label in lengths}
+    path = trajectory(self.name, whole + 1, **own)
     return path[: _INTERVALS + 1].astype(np.float64)
 
   def at(self, times: Float[np.ndarray, "t"]) -> Float[np.ndarray, "t 4 4"]:

@@ -1,0 +1,180 @@
+"""Camera files written by us and read by others, and the other way round."""
+
+import json
+
+import evo.tools.file_interface as evo_files
+import numpy as np
+import pycolmap
+import pytest
+from evo.core.trajectory import PosePath3D, PoseTrajectory3D
+
+from d4s_jax.formats import trajectories
+from d4s_jax.geometry import poses, rotations
+from d4s_jax.geometry.trajectories import trajectory
+from d4s_jax.types import Cameras
+
+COUNT, HEIGHT, WIDTH = 7, 48, 64
+FPS = 8.0
+
+
+def make():
+  """An arc from somewhere in a world, with a lens that is off the middle."""
+  start = np.eye(4)
+  start[:3, :3] = rotations.to_matrix(np.array([0.8, 0.2, -0.4, 0.4]))
+  start[:3, 3] = 1, -2, 3
+  arc = trajectory("orbit", COUNT, degrees=50, radius=2.5).astype(np.float64)
+  lens = np.array([[55.0, 0, 31], [0, 57, 25.5], [0, 0, 1]])
+  return Cameras(
+    world_from_camera=poses.compose(start, arc),
+    intrinsics=np.tile(lens, (COUNT, 1, 1)),
+    height=HEIGHT,
+    width=WIDTH,
+  )
+
+
+def write(folder, name):
+  path = folder / f"path{trajectories.WRITERS[name].suffix}"
+  trajectories.WRITERS[name].write(path, make(), np.linspace(0, 1, COUNT), FPS)
+  return path
+
+
+@pytest.mark.parametrize("name", trajectories.WRITERS)
+def test_we_read_what_we_write(tmp_path, name):
+  found = trajectories.read(write(tmp_path, name))
+  np.testing.assert_allclose(found.world_from_camera, make().world_from_camera, atol=2e-6)
+  if trajectories.WRITERS[name].lenses:
+    normal = make().intrinsics / np.array([[WIDTH], [HEIGHT], [1]])
+    if name == "camera-path":
+      normal[:, 0, 0], normal[:, :2, 2] = 57 / WIDTH, 0.5  # Which is said.
+    np.testing.assert_allclose(found.intrinsics, normal, atol=1e-6)
+  if found.seconds is not None:
+    gaps = np.diff(found.times) * found.seconds
+    np.testing.assert_allclose(gaps, 1 / FPS, rtol=1e-5)
+
+
+@pytest.mark.parametrize("binary", [False, True])
+def test_colmap_reads_our_model_and_we_read_its(tmp_path, binary):
+  name = "colmap-binary" if binary else "colmap"
+  theirs = pycolmap.Reconstruction(str(write(tmp_path, name)))
+  images = sorted(theirs.images.values(), key=lambda image: image.name)
+  found = np.stack([image.cam_from_world().matrix() for image in images])
+  inverse = np.linalg.inv(make().world_from_camera)[:, :3]
+  np.testing.assert_allclose(found, inverse, atol=1e-7)
+  (camera,) = theirs.cameras.values()
+  np.testing.assert_allclose(camera.calibration_matrix(), make().intrinsics[0])
+  assert (camera.width, camera.height) == (WIDTH, HEIGHT)
+  # What the first camera sees a little to the right and down of its middle.
+  place = make().world_from_camera[0] @ [0.1, 0.2, 1, 1]
+  seen = camera.img_from_cam(images[0].cam_from_world() * place[:3])
+  np.testing.assert_allclose(seen, [31 + 5.5, 25.5 + 11.4])
+  again = tmp_path / "again"
+  again.mkdir()
+  (theirs.write_binary if binary else theirs.write_text)(str(again))
+  ours = trajectories.read(again)
+  np.testing.assert_allclose(ours.world_from_camera, make().world_from_camera, atol=1e-7)
+  assert ours.size == (HEIGHT, WIDTH)
+
+
+def test_evo_reads_our_tum_and_we_read_its(tmp_path):
+  theirs = evo_files.read_tum_trajectory_file(write(tmp_path, "tum"))
+  np.testing.assert_allclose(theirs.poses_se3, make().world_from_camera, atol=1e-7)
+  np.testing.assert_allclose(np.diff(theirs.timestamps), 1 / FPS)
+  path = PoseTrajectory3D(poses_se3=list(make().world_from_camera), timestamps=np.arange(COUNT) / 5)
+  evo_files.write_tum_trajectory_file(tmp_path / "their.txt", path)
+  ours = trajectories.read(tmp_path / "their.txt")
+  np.testing.assert_allclose(ours.world_from_camera, make().world_from_camera, atol=1e-7)
+
+
+def test_evo_reads_our_kitti_and_we_read_its(tmp_path):
+  theirs = evo_files.read_kitti_poses_file(write(tmp_path, "kitti"))
+  np.testing.assert_allclose(theirs.poses_se3, make().world_from_camera, atol=1e-7)
+  path = PosePath3D(poses_se3=list(make().world_from_camera))
+  evo_files.write_kitti_poses_file(tmp_path / "their.txt", path)
+  ours = trajectories.read(tmp_path / "their.txt")
+  np.testing.assert_allclose(ours.world_from_camera, make().world_from_camera, atol=1e-7)
+
+
+def test_transforms_by_hand(tmp_path):
+  # A camera of Blender's, 3 m up the z axis, looks down: its picture's right is x, its up is y.
+  above = [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 3], [0, 0, 0, 1]]
+  frames = [
+    {"file_path": "images/frame_10.png", "transform_matrix": np.eye(4).tolist()},
+    {"file_path": "images/frame_9.png", "transform_matrix": above},
+  ]
+  document = {"camera_angle_x": np.pi / 2, "frames": frames, "aabb_scale": 16, "k1": 0.1}
+  (tmp_path / "transforms.json").write_text(json.dumps(document))
+  found = trajectories.read(tmp_path / "transforms.json")
+  np.testing.assert_array_equal(found.world_from_camera[0, :3, 3], [0, 0, 3])
+  # Ahead, down and right in OpenCV's axes.
+  np.testing.assert_array_equal(found.world_from_camera[0, :3, 2], [0, 0, -1])
+  np.testing.assert_array_equal(found.world_from_camera[0, :3, 1], [0, -1, 0])
+  np.testing.assert_array_equal(found.world_from_camera[0, :3, 0], [1, 0, 0])
+  np.testing.assert_allclose(found.intrinsics[0], [[0.5, 0, 0.5], [0, 0.5, 0.5], [0, 0, 1]])
+  said = " ".join(found.notes)
+  for word in ("OpenGL axes were turned", "order of their files", "distortion", "square"):
+    assert word in said
+
+
+def test_our_transforms_and_camera_path_by_hand(tmp_path):
+  document = json.loads(write(tmp_path, "transforms").read_text())
+  first = np.array(document["frames"][0]["transform_matrix"])
+  pose = make().world_from_camera[0]
+  np.testing.assert_allclose(first[:3, :3] @ [0, 0, -1], pose[:3, 2], atol=1e-12)
+  np.testing.assert_allclose(first[:3, :3] @ [0, 1, 0], -pose[:3, 1], atol=1e-12)
+  np.testing.assert_array_equal(first[:, 3], pose[:, 3])
+  numbers = {"fl_x": 55, "fl_y": 57, "cx": 31, "cy": 25.5, "w": WIDTH, "h": HEIGHT}
+  assert {key: document[key] for key in numbers} == numbers
+  document = json.loads(write(tmp_path, "camera-path").read_text())
+  keys = document["camera_path"]
+  np.testing.assert_allclose(np.reshape(keys[0]["camera_to_world"], (4, 4)), first, atol=1e-12)
+  assert keys[0]["fov"] == pytest.approx(np.degrees(2 * np.arctan(24 / 57)))
+  assert document["seconds"] == COUNT / FPS and keys[-1]["render_time"] == 1
+
+
+def test_cameras_of_3dgs_by_hand(tmp_path):
+  turn = [[0, 0, 1], [0, 1, 0], [-1, 0, 0]]
+  row = {"id": 0, "img_name": "a", "width": 40, "height": 20, "position": [1, 2, 3]}
+  row |= {"rotation": turn, "fx": 20, "fy": 20}
+  (tmp_path / "cameras.json").write_text(json.dumps([row]))
+  found = trajectories.read(tmp_path / "cameras.json")
+  np.testing.assert_array_equal(found.world_from_camera[0, :3, 2], [1, 0, 0])
+  np.testing.assert_array_equal(found.world_from_camera[0, :3, 3], [1, 2, 3])
+  np.testing.assert_allclose(found.intrinsics[0], [[0.5, 0, 0.5], [0, 1, 0.5], [0, 0, 1]])
+
+
+BROKEN = {
+  "radians": ({"camera_path": [{"camera_to_world": list(np.eye(4).ravel()), "fov": 0.9}],
+    "render_height": 4, "render_width": 4}, "Are these radians"),
+  "degrees": ({"camera_angle_x": 60, "frames": [{"transform_matrix": np.eye(4).tolist()}]},
+    "Are these degrees"),
+  "transposed": ({"frames": [{"transform_matrix": [*np.eye(4)[:3].tolist(), [1, 2, 3, 1]]}]},
+    r"transposed \(row vectors, as in Unreal"),
+  "mirrored": ({"frames": [{"transform_matrix": np.diag([1.0, 1, -1, 1]).tolist()}]},
+    "mirror image .* as in Unity and Unreal"),
+  "scaled": ({"frames": [{"transform_matrix": np.diag([0.5, 0.5, 0.5, 1]).tolist()}]},
+    "it is scaled by 0.5"),
+  "sheared": ({"frames": [{"transform_matrix": np.diag([1, 1, 0.5, 1]).tolist()}]},
+    "it shears, or scales unevenly"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_wrong_conventions_are_named(tmp_path, name):
+  document, message = BROKEN[name]
+  (tmp_path / "a.json").write_text(json.dumps(document))
+  with pytest.raises(ValueError, match=message):
+    trajectories.read(tmp_path / "a.json")
+
+
+def test_quaternions_that_are_degrees_are_named(tmp_path):
+  (tmp_path / "a.txt").write_text("0 0 0 0 10 20 30 0\n")
+  with pytest.raises(ValueError, match="line 1: a quaternion of length 37.4; Euler angles in deg"):
+    trajectories.read(tmp_path / "a.txt")
+
+
+def test_a_cut_off_model_is_one_error(tmp_path):
+  folder = write(tmp_path, "colmap-binary")
+  file = folder / "images.bin"
+  file.write_bytes(file.read_bytes()[:-5])
+  with pytest.raises(ValueError, match="images.bin is cut off"):
+    trajectories.read(folder)

@@ -1,0 +1,40 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from d4s_jax.formats import trajectories
+from d4s_jax.pipeline import camera_files
+from tests.formats.trajectories.test_readers import COUNT, make, write
+
+
+def test_check_says_what_it_found_and_draws_it(tmp_path):
+  said = camera_files.check(write(tmp_path, "transforms"), tmp_path / "path.png")
+  assert "OpenGL axes" in said and f"frames       {COUNT}" in said
+  assert "warnings     none" in said and "path.png" in said
+  with Image.open(tmp_path / "path.png") as image:
+    pixels = np.asarray(image.convert("RGB"))
+  assert pixels.shape == (500, 1000, 3)
+  # Not an empty sheet: some of it has the colours of the map.
+  assert (np.ptp(pixels.astype(int), axis=-1) > 60).mean() > 0.005
+
+
+@pytest.mark.parametrize("name", trajectories.WRITERS)
+def test_convert_keeps_the_world_of_the_file(tmp_path, name):
+  source = write(tmp_path, "transforms")
+  output = tmp_path / f"new{trajectories.WRITERS[name].suffix}"
+  said = camera_files.convert(source, output, name, None, None)
+  assert trajectories.WRITERS[name].lost in said
+  found = trajectories.read(output)
+  np.testing.assert_allclose(found.world_from_camera, make().world_from_camera, atol=2e-6)
+
+
+def test_what_a_file_lacks_has_to_be_given(tmp_path):
+  source = write(tmp_path, "tum")
+  with pytest.raises(ValueError, match="no intrinsics .* add --fov=DEGREES"):
+    camera_files.convert(source, tmp_path / "new", "colmap", None, None)
+  camera_files.convert(source, tmp_path / "new", "colmap", 90.0, 100)
+  found = trajectories.read(tmp_path / "new")
+  assert found.size == (100, 100)
+  np.testing.assert_allclose(found.intrinsics[0], [[0.5, 0, 0.5], [0, 0.5, 0.5], [0, 0, 1]])
+  with pytest.raises(ValueError, match="--fov given, but the file has intrinsics"):
+    camera_files.convert(write(tmp_path, "transforms"), tmp_path / "b", "colmap", 90.0, None)
