@@ -15,8 +15,8 @@ TIERS = [
   "models render losses formats watermark",
   "data",
   "training pipeline weights curation",
-  "evaluation",
-  "train generate render_scene export view cameras convert plan evaluate curate __main__",
+  "evaluation serving",
+  "train generate render_scene export view cameras convert plan evaluate curate serve __main__",
 ]
 TIER = {name: tier for tier, names in enumerate(TIERS) for name in names.split()}
 # Written beside exported weights, for people without JAX; nothing of ours imports it.

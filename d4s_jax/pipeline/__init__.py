@@ -230,6 +230,10 @@ class Pipeline:
       batch = spread(latents[None], params, latents.shape[1:3])
       return np.clip(self._decode(params, batch)[0], 0, 1)
 
+  def check(self, prompt: str) -> None:
+    """Raises ValueError for a prompt that can't be used; part of what `sample` does."""
+    self._tokenize(prompt)
+
   def _part(self, name: str, *others: str) -> dict[str, Any]:
     """A part of the parameters, and those of `others` that there are."""
     return {x: self._params[x] for x in (name, *others) if x == name or x in self._params}

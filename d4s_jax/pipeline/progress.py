@@ -1,21 +1,49 @@
-"""What a command says while it works, on the standard error stream."""
+"""What is said during work: on the standard error stream, or to whoever listens."""
 
 import contextlib
+import contextvars
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import tqdm
+
+# (what is being done, how much of it is done, of how much): 0 of 0 where that is not known. It may
+# raise, which ends the work.
+Listener = Callable[[str, int, int], None]
+
+_LISTENER: contextvars.ContextVar[Listener | None] = contextvars.ContextVar(
+  "listener", default=None
+)
+
+
+@contextlib.contextmanager
+def listening(listener: Listener) -> Iterator[None]:
+  """Within it, and in this thread, the listener is told and nothing is printed."""
+  token = _LISTENER.set(listener)
+  try:
+    yield
+  finally:
+    _LISTENER.reset(token)
 
 
 def say(text: str) -> None:
   """Prints a line."""
-  print(text, file=sys.stderr, flush=True)
+  listener = _LISTENER.get()
+  if listener:
+    listener(text, 0, 0)
+  else:
+    print(text, file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
 def timed(what: str) -> Iterator[None]:
   """Prints what is being done, and how long it took once it is done."""
+  listener = _LISTENER.get()
+  if listener:
+    listener(what, 0, 0)
+    yield
+    return
   print(f"{what} ...", end="", file=sys.stderr, flush=True)
   start, done = time.perf_counter(), False
   try:
@@ -31,7 +59,25 @@ def bar(what: str, total: int, unit: str = "frame") -> tqdm.tqdm:
 
   Without a label there is none.
   """
+  listener = _LISTENER.get()
+  if listener:
+    listener(what, 0, total)
+    return _Told(what, total, listener)
   scale = unit == "B"
   return tqdm.tqdm(
     total=total, desc=what, unit=unit, unit_scale=scale, file=sys.stderr, disable=not what
   )
+
+
+class _Told(tqdm.tqdm):
+  """A bar that is not drawn."""
+
+  def __init__(self, what: str, total: int, listener: Listener):
+    super().__init__(total=total, disable=True)
+    self._what, self._whole, self._listener, self._done = what, total, listener, 0
+
+  def update(self, n: float | None = 1) -> bool | None:
+    """Tells the listener."""
+    self._done += int(n or 0)
+    self._listener(self._what, self._done, self._whole)
+    return None

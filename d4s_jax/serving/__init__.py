@@ -1,0 +1,1 @@
+"""Generation over HTTP: jobs in a bounded queue, their progress, their results. See README.md."""

@@ -1,0 +1,60 @@
+"""Where a server listens, and to whom it may."""
+
+import errno
+import socket
+
+import uvicorn
+from fastapi import FastAPI
+
+_LOCAL = ("127.0.0.1", "::1", "localhost")
+_SHORTEST = 16
+
+
+def check(host: str, token: str | None, variable: str) -> bool:
+  """Whether an address is of this machine alone.
+
+  Args:
+    host: the address.
+    token: that requests must bring; None for none.
+    variable: of the environment, that it comes from.
+
+  Raises:
+    ValueError: it isn't, and there is no token, or one that is easily guessed.
+  """
+  local = host in _LOCAL
+  if token is None and not local or token is not None and len(token) < _SHORTEST:
+    raise ValueError(
+      f"{variable} is {'not set' if token is None else 'too short'}; expected {_SHORTEST}"
+      f" characters or more, which every request to {host} must bring."
+    )
+  return local
+
+
+def bind(host: str, port: int) -> socket.socket:
+  """A socket at an address, which doesn't listen yet.
+
+  Raises:
+    OSError: the port is taken, or the address is not of this machine.
+  """
+  try:
+    family, kind, _, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    bound = socket.socket(family, kind)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    bound.bind(place)
+    return bound
+  except OSError as error:
+    if error.errno == errno.EADDRINUSE:
+      text = f"Port {port} is taken; name another with --port, or 0 for any."
+      raise OSError(text) from error
+    raise OSError(f"Nothing can be served at {host}, port {port} ({error}).") from error
+
+
+def url(bound: socket.socket) -> str:
+  """What to type into a browser."""
+  host, port = bound.getsockname()[:2]
+  return f"http://{f'[{host}]' if ':' in host else host}:{port}/"
+
+
+def serve(app: FastAPI, bound: socket.socket) -> None:
+  """Serves until it is told to stop."""
+  uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[bound])

@@ -1,0 +1,292 @@
+"""The HTTP interface; FastAPI writes its OpenAPI description from what is here."""
+
+import asyncio
+import contextlib
+import dataclasses
+import json
+import pathlib
+import tempfile
+from collections.abc import AsyncIterator, Callable
+from typing import Annotated, Any
+
+from fastapi import FastAPI, File, Form, Header, HTTPException, Path, Security, UploadFile
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, StreamingResponse
+from fastapi.security import HTTPBearer
+from pydantic import BaseModel, Field
+
+import d4s_jax
+from d4s_jax.serving.guard import Guard
+from d4s_jax.serving.jobs import STATES, FullError, Job, Jobs, Maker
+
+VIEWER = "viewer.html"
+_PAGE = pathlib.Path(__file__).parent / "page.html"
+_PROMPT = "a scene with 4K ultra HD, realistic tone"
+_MOST_PROMPT = 2000
+_MOST_SEED = 2**32 - 1
+# Seconds between signs of life in a stream of events.
+_PATIENCE = 15.0
+# Seconds after which one who was refused may come back.
+_RETRY = 5
+# Photographs that are decoded at a time: each takes 12 bytes a pixel.
+_DECODERS = 2
+# What a page of ours may do: what lies in it, and talk to where it came from.
+_POLICY = (
+  "default-src 'none'; script-src 'unsafe-inline' blob:; worker-src blob:;"
+  " style-src 'unsafe-inline'; img-src 'self' data: blob:; media-src 'self' blob:;"
+  " connect-src 'self'; form-action 'none'; frame-ancestors 'none'"
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Offer:
+  """What is served, and within which limits.
+
+  Attributes:
+    take: (image file, trajectory's name or file, prompt, seed, field of view) -> order; raises
+      ValueError for what can't be used. Called in threads.
+    make: makes an order.
+    about: what clients may want to know of the models.
+    trajectories: names of camera paths.
+    most_bytes: of a photograph.
+    waiting: jobs that may wait.
+    kept: results that are kept.
+    keep_seconds: for how long.
+    token: that every request must bring; None for none.
+    local: serve names of this machine alone.
+  """
+
+  take: Callable[[pathlib.Path, str, str, int, float | None], Any]
+  make: Maker
+  about: dict[str, Any]
+  trajectories: tuple[str, ...]
+  most_bytes: int = 16 * 2**20
+  waiting: int = 100
+  kept: int = 50
+  keep_seconds: float = 3600.0
+  token: str | None = None
+  local: bool = True
+
+
+class Problem(BaseModel):
+  """Why a request was refused."""
+
+  detail: str
+
+
+class Progress(BaseModel):
+  """How far a job is."""
+
+  state: Annotated[str, Field(json_schema_extra={"enum": list(STATES)})]
+  what: str = Field(description="What is being done, or why it failed.")
+  done: int = Field(description="How much of that is done.")
+  total: int = Field(description="Of how much; 0 where that is not known.")
+
+
+class Status(Progress):
+  """A job."""
+
+  id: str
+  before: int | None = Field(description="Jobs that come first, while it waits.")
+  files: dict[str, str] = Field(description="Results: where to get each of them.")
+  viewer: str | None = Field(description="Page that shows the scene.")
+
+
+class About(BaseModel):
+  """What is served."""
+
+  version: str
+  about: dict[str, Any] = Field(description="The models.")
+  trajectories: list[str]
+  most_bytes: int = Field(description="Of a photograph.")
+  waiting: int = Field(description="Jobs that wait now.")
+
+
+_REFUSALS: dict[int | str, dict[str, Any]] = {
+  401: {"model": Problem, "description": "The token is missing."},
+  403: {"model": Problem, "description": "Not for pages of other places."},
+  422: {"model": Problem, "description": "Something in it can't be used."},
+}
+_UNKNOWN: dict[int | str, dict[str, Any]] = {
+  404: {"model": Problem, "description": "No such job, or its time is over."}
+}
+_CROWDED: dict[int | str, dict[str, Any]] = {
+  202: {
+    "links": {
+      name: {"operationId": name, "parameters": {"identity": "$response.body#/id"}}
+      for name in ("look", "events", "cancel")
+    }
+  },
+  400: {"model": Problem, "description": "No form."},
+  413: {"model": Problem, "description": "Too large."},
+  503: {"model": Problem, "description": "Too many jobs wait; Retry-After says when to come."},
+}
+_Identity = Annotated[str, Path(pattern="^[A-Za-z0-9_-]{16}$")]
+
+
+def build(offer: Offer) -> FastAPI:
+  """The application; its results lie in a temporary folder that goes with it."""
+
+  @contextlib.asynccontextmanager
+  async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    with tempfile.TemporaryDirectory(prefix="d4s_jax-serve-") as folder:
+      jobs = Jobs(
+        *(offer.make, pathlib.Path(folder)),
+        **dict(waiting=offer.waiting, kept=offer.kept, keep_seconds=offer.keep_seconds),
+      )
+      app.state.jobs, app.state.decoders = jobs, asyncio.Semaphore(_DECODERS)
+      worker = asyncio.create_task(jobs.work())
+      try:
+        yield
+      finally:
+        worker.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+          await worker
+
+  app = FastAPI(
+    title="d4s_jax",
+    version=d4s_jax.__version__,
+    description="One photograph, a camera path and a prompt in; a dynamic 3D scene out.",
+    lifespan=lifespan,
+    docs_url=None,  # its scripts come from elsewhere
+    redoc_url=None,
+    responses=_REFUSALS,
+    # Described here; the guard asks for it.
+    dependencies=[Security(HTTPBearer(auto_error=False))] if offer.token else [],
+    generate_unique_id_function=lambda route: route.name,
+  )
+  app.add_middleware(Guard, most_bytes=offer.most_bytes, token=offer.token, local=offer.local)
+  app.add_exception_handler(RequestValidationError, _explain)
+  _routes(app, offer)
+  return app
+
+
+def _routes(app: FastAPI, offer: Offer) -> None:
+  def jobs() -> Jobs:
+    return app.state.jobs
+
+  def known(identity: str) -> Job:
+    job = jobs().find(identity)
+    if job is None:
+      raise HTTPException(404, "No such job, or its time is over.")
+    return job
+
+  def status(job: Job) -> Status:
+    base = f"/jobs/{job.identity}/files"
+    return Status(
+      **job.events[-1],
+      id=job.identity,
+      before=jobs().place(job),
+      files={name: f"{base}/{name}" for name in job.files},
+      viewer=f"{base}/{VIEWER}" if VIEWER in job.files else None,
+    )
+
+  @app.get("/", include_in_schema=False)
+  async def page() -> HTMLResponse:
+    return HTMLResponse(_PAGE.read_text(), headers={"Content-Security-Policy": _POLICY})
+
+  @app.get("/about")
+  async def about() -> About:
+    """What is served."""
+    return About(
+      version=d4s_jax.__version__,
+      about=offer.about,
+      trajectories=list(offer.trajectories),
+      most_bytes=offer.most_bytes,
+      waiting=len(jobs()),
+    )
+
+  @app.post("/jobs", status_code=202, responses=_CROWDED)
+  async def submit(
+    image: Annotated[UploadFile, File(description="A photograph.")],
+    trajectory: Annotated[
+      str, Form(description="A name of /about, or the text of a camera file.", max_length=2**20)
+    ] = "spiral",
+    prompt: Annotated[
+      str, Form(description="What is seen, and what happens.", max_length=_MOST_PROMPT)
+    ] = _PROMPT,
+    seed: Annotated[int, Form(ge=0, le=_MOST_SEED, description="Of the noise.")] = 0,
+    fov: Annotated[
+      float,
+      Form(ge=0, lt=179, description="Degrees that the photograph sees; 0 if nothing is known."),
+    ] = 0.0,
+  ) -> Status:
+    """Orders a scene."""
+    try:
+      jobs().check_room()
+      async with app.state.decoders:
+        order = await asyncio.to_thread(_take, offer, image, trajectory, prompt, seed, fov or None)
+      return status(jobs().submit(order))
+    except FullError as error:
+      raise HTTPException(503, str(error), {"Retry-After": str(_RETRY)}) from error
+    except ValueError as error:
+      raise HTTPException(422, " ".join(str(error).split())) from error
+
+  @app.get("/jobs/{identity}", responses=_UNKNOWN)
+  async def look(identity: _Identity) -> Status:
+    """How far a job is, and what came out of it."""
+    return status(known(identity))
+
+  @app.delete("/jobs/{identity}", status_code=204, responses=_UNKNOWN)
+  async def cancel(identity: _Identity) -> None:
+    """Forgets a job and its results; one that waits or runs is cancelled, at its next step."""
+    jobs().cancel(known(identity))
+
+  @app.get(
+    "/jobs/{identity}/events",
+    response_class=StreamingResponse,
+    responses=_UNKNOWN | {200: {"content": {"text/event-stream": {}}}},
+  )
+  async def events(
+    identity: _Identity,
+    last: Annotated[str, Header(alias="Last-Event-ID", pattern="^[0-9]{0,9}$")] = "",
+  ) -> StreamingResponse:
+    """Server-sent events: each the progress of a job as JSON, the past ones first."""
+    job = known(identity)
+
+    async def stream() -> AsyncIterator[str]:
+      async for number, event in job.watch(int(last) + 1 if last else 0, _PATIENCE):
+        yield ":\n\n" if event is None else f"id: {number}\ndata: {json.dumps(event)}\n\n"
+
+    headers = {"Cache-Control": "no-store"}
+    return StreamingResponse(stream(), media_type="text/event-stream", headers=headers)
+
+  @app.get(
+    "/jobs/{identity}/files/{name}",
+    response_class=FileResponse,
+    responses=_UNKNOWN | {200: {"content": {"application/octet-stream": {}}}},
+  )
+  async def result(identity: _Identity, name: Annotated[str, Path(max_length=100)]) -> FileResponse:
+    """One of the results."""
+    job = known(identity)
+    if name not in job.files:
+      raise HTTPException(404, "No such result.")
+    headers = {"X-Content-Type-Options": "nosniff", "Content-Security-Policy": _POLICY}
+    return FileResponse(job.folder / name, headers=headers)
+
+
+def _take(
+  offer: Offer, image: UploadFile, trajectory: str, prompt: str, seed: int, fov: float | None
+) -> Any:
+  """In a thread: checks an order; what was uploaded lies in files meanwhile."""
+  with tempfile.TemporaryDirectory() as name:
+    folder = pathlib.Path(name)
+    photo = folder / "photograph"
+    photo.write_bytes(image.file.read())
+    # Never a path of the client's: a name, or the contents of a file.
+    if trajectory not in offer.trajectories:
+      (folder / "trajectory").write_text(trajectory, encoding="utf-8", errors="replace")
+      trajectory = str(folder / "trajectory")
+    try:
+      return offer.take(photo, trajectory, prompt, seed, fov)
+    except (ValueError, OSError) as error:
+      text = str(error).replace(f"{folder}/", "the ").replace(str(folder), "")
+      raise ValueError(text) from error
+
+
+async def _explain(request: Any, error: Any) -> JSONResponse:
+  """Refusals have one shape: a line of text."""
+  del request
+  first = error.errors()[0]
+  place = ".".join(str(part) for part in first["loc"][1:]) or "the request"
+  return JSONResponse({"detail": f"{place}: {first['msg']}"}, 422)

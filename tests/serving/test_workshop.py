@@ -1,0 +1,139 @@
+"""The server with a model behind it, and the command."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import httpx
+import numpy as np
+import pytest
+
+from d4s_jax import errors
+from d4s_jax.formats.images import write_image
+from d4s_jax.formats.scene import read_scene
+from d4s_jax.models.system import System
+from d4s_jax.pipeline import detection, progress
+from d4s_jax.serving import workshop
+from d4s_jax.training import inference
+from d4s_jax.watermark import keys
+from tests.formats.test_page import BROWSER, needs_browser
+from tests.serving.test_serve import ended, events, order, running
+from tests.support import random_params, run_command, small_config, write_run
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory):
+  """Serves a small run of random parameters."""
+  folder = tmp_path_factory.mktemp("workshop")
+  config = small_config()
+  write_run(folder / "run", config, random_params(System.build(config.model.to_dict())))
+  trained = inference.open_checkpoint(str(folder / "run"), progress.timed)
+  with running(workshop.offer(trained, keys.PUBLIC)) as found:
+    yield found
+
+
+@pytest.fixture(scope="module")
+def picture(tmp_path_factory):
+  path = tmp_path_factory.mktemp("picture") / "photo.png"
+  write_image(path, np.random.default_rng(0).random((40, 30, 3), dtype=np.float32))
+  return path.read_bytes()
+
+
+def test_a_photograph_becomes_a_scene(address, picture, tmp_path):
+  poses = np.tile(np.eye(4), (3, 1, 1))
+  poses[:, 0, 3] = [0, 0.1, 0.3]
+  path = {"version": 1, "height": 1, "width": 1}
+  path["frames"] = [{"world_from_camera": pose.tolist()} for pose in poses]
+  answer = order(address, picture, prompt="a cat", seed="3", trajectory=json.dumps(path))
+  told = events(address, answer.json()["id"])
+  sampled = [x["done"] for _, x in told if x["what"].startswith("sample") and x["total"]]
+  assert sampled == [0, 1, 2, 3]
+  status = ended(address, answer.json()["id"])
+  assert status["state"] == "done"
+  made = {name: httpx.get(address + url).content for name, url in status["files"].items()}
+  assert set(made) == {
+    *("scene.safetensors", "scene.json", "video.mp4", "depth.mp4", "preview.png"),
+    *("scene.zip", "viewer.html"),
+  }
+  (tmp_path / "scene.zip").write_bytes(made["scene.zip"])
+  shutil.unpack_archive(tmp_path / "scene.zip", tmp_path)
+  _, metadata = read_scene(tmp_path / "scene")
+  assert (metadata.prompt, metadata.seed) == ("a cat", 3)
+  way = np.asarray(metadata.cameras.world_from_camera)[:, 0, 3]
+  np.testing.assert_allclose(way[::2], [0, 0.1, 0.3], atol=1e-6)
+  (tmp_path / "video.mp4").write_bytes(made["video.mp4"])
+  assert detection.detect(tmp_path / "video.mp4", keys.PUBLIC).log10_false < -6
+  assert b"<canvas" in made["viewer.html"]
+
+
+def test_the_same_order_makes_the_same_scene(address, picture):
+  made = []
+  for seed in ("5", "5", "6"):
+    status = ended(address, order(address, picture, seed=seed).json()["id"])
+    made.append(httpx.get(address + status["files"]["scene.safetensors"]).content)
+  assert made[0] == made[1] != made[2]
+
+
+REFUSED = {
+  "trajectory": ({"trajectory": "sprial"}, "the trajectory"),
+  "a file of the server": ({"trajectory": "/etc/passwd"}, "the trajectory"),
+  "no JSON": ({"trajectory": "{"}, "the trajectory: not valid JSON"),
+}
+
+
+@pytest.mark.parametrize("fields, message", REFUSED.values(), ids=REFUSED)
+def test_what_cannot_be_made_is_refused_at_once(fields, message, address, picture):
+  answer = order(address, picture, **fields)
+  assert answer.status_code == 422
+  assert message.removeprefix("the ") in answer.json()["detail"]
+
+
+def test_pictures_of_too_many_pixels_are_refused(address, tmp_path):
+  header = b"P5 8000 4000 255\n"
+  (tmp_path / "large.pgm").write_bytes(header + bytes(8000 * 4000))
+  large = subprocess.run(
+    [sys.executable, "-c", _COMPRESS, tmp_path / "large.pgm", tmp_path / "large.png"], check=True
+  )
+  del large
+  contents = (tmp_path / "large.png").read_bytes()
+  assert len(contents) < 1_000_000
+  answer = order(address, contents)
+  assert answer.status_code == 422
+  assert "8000 x 4000 pixels; expected at most 24000000" in answer.json()["detail"]
+
+
+_COMPRESS = "import sys; from PIL import Image; Image.open(sys.argv[1]).save(sys.argv[2])"
+
+
+@needs_browser
+def test_the_page_speaks_with_its_server(address, tmp_path):
+  command = [BROWSER, "--headless=new", "--no-sandbox", "--disable-gpu", "--dump-dom"]
+  command += ["--virtual-time-budget=5000", f"--user-data-dir={tmp_path}", f"{address}/"]
+  page = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+  assert "run, step 7: 5 frames of 16 x 16 pixels, 3 steps." in page
+  assert '<option value="orbit">' in page
+
+
+TOKENS = {
+  "none": ("", "is not set"),
+  "short": ("abc", "is too short"),
+}
+
+
+@pytest.mark.parametrize("token, message", TOKENS.values(), ids=TOKENS)
+def test_other_addresses_need_a_token(token, message, monkeypatch, capsys):
+  monkeypatch.setenv("D4S_JAX_TOKEN", token)
+  if not token:
+    monkeypatch.delenv("D4S_JAX_TOKEN")
+  with pytest.raises(SystemExit) as stop:
+    run_command("serve", "--host=0.0.0.0")
+  assert stop.value.code == errors.REFUSED
+  assert message in capsys.readouterr().err
+
+
+def test_a_port_that_is_taken_is_said(monkeypatch, capsys, address):
+  monkeypatch.setattr(workshop, "offer", lambda *_, **__: pytest.fail("long work for nothing"))
+  with pytest.raises(SystemExit):
+    run_command("serve", f"--port={address.rpartition(':')[2]}")
+  assert "is taken" in capsys.readouterr().err
