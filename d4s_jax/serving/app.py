@@ -131,8 +131,11 @@ def build(offer: Offer) -> FastAPI:
   async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     with tempfile.TemporaryDirectory(prefix="d4s_jax-serve-") as folder:
       jobs = Jobs(
-        *(offer.make, pathlib.Path(folder)),
-        **dict(waiting=offer.waiting, kept=offer.kept, keep_seconds=offer.keep_seconds),
+        offer.make,
+        pathlib.Path(folder),
+        waiting=offer.waiting,
+        kept=offer.kept,
+        keep_seconds=offer.keep_seconds,
       )
       app.state.jobs, app.state.decoders = jobs, asyncio.Semaphore(_DECODERS)
       worker = asyncio.create_task(jobs.work())
