@@ -1,13 +1,18 @@
 """The colours of Gaussians in files of splats, ours or others': all that a mark needs."""
 
+import io
 import os
 import pathlib
 import struct
+import zipfile
 import zlib
 from collections.abc import Callable
 
 import numpy as np
 from jaxtyping import Float
+from PIL import Image
+from safetensors import SafetensorError
+from safetensors.numpy import load
 
 from d4s_jax.formats import checked
 from d4s_jax.geometry import harmonics
@@ -27,6 +32,15 @@ _SPZ_HEADER = 16
 _SPZ_POSITION = {1: 6, 2: 9, 3: 9}
 _COEFFICIENT = "KHR_gaussian_splatting:SH_DEGREE_0_COEF_0"
 _FLOAT = 5126
+_SOG_TABLE = 256
+_MOST_MEMBER = 2**28
+
+
+# What a damaged or hostile file makes its reader raise.
+_BROKEN = (
+  *(ValueError, LookupError, TypeError, OSError, NotImplementedError, RuntimeError),
+  *(struct.error, zlib.error, zipfile.BadZipFile, SafetensorError, Image.DecompressionBombError),
+)
 
 
 def read_colors(path: str | os.PathLike) -> Float[np.ndarray, "n 3"]:
@@ -42,7 +56,7 @@ def read_colors(path: str | os.PathLike) -> Float[np.ndarray, "n 3"]:
   contents = checked.read_bytes(path, _MOST_BYTES, "splats")
   try:
     colors = READERS[path.suffix.lower()](contents)
-  except (ValueError, KeyError, IndexError, TypeError, struct.error, zlib.error) as error:
+  except _BROKEN as error:
     raise ValueError(f"{path} can't be read as {path.suffix} of splats: {error}.") from error
   return colors[np.isfinite(colors).all(axis=1)].astype(np.float32)
 
@@ -123,10 +137,40 @@ def _glb(contents: bytes) -> np.ndarray:
   return 0.5 + harmonics.C0 * np.concatenate(colors).astype(np.float64)
 
 
+def _sog(contents: bytes) -> np.ndarray:
+  with zipfile.ZipFile(io.BytesIO(contents)) as archive:
+    description = checked.parse(_member(archive, "meta.json"), "meta.json")
+    count = checked.integer(description["count"], "count", 1, _MOST_GAUSSIANS)
+    part = description["sh0"]
+    table = checked.numbers(part["codebook"], "codebook", (_SOG_TABLE,))
+    picture = Image.open(io.BytesIO(_member(archive, part["files"][0])), formats=["WEBP"])
+  if picture.width * picture.height > _MOST_GAUSSIANS:
+    raise ValueError(f"a picture of {picture.width} x {picture.height}")
+  levels = np.asarray(picture.convert("RGBA")).reshape(-1, 4)[:count, :3]
+  return 0.5 + harmonics.C0 * table[levels]
+
+
+def _member(archive: zipfile.ZipFile, name: str) -> bytes:
+  with archive.open(name) as file:
+    found = file.read(_MOST_MEMBER + 1)
+  if len(found) > _MOST_MEMBER:
+    raise ValueError(f"{name!r:.40} is larger than {_MOST_MEMBER} bytes")
+  return found
+
+
+def _safetensors(contents: bytes) -> np.ndarray:
+  found = load(contents)["harmonics"]
+  if found.ndim != 3 or found.shape[2] != 3 or not found.shape[1]:
+    raise ValueError(f"harmonics of shape {found.shape}")
+  return 0.5 + harmonics.C0 * found[:, 0].astype(np.float64)
+
+
 # By suffix.
 READERS: dict[str, Callable[[bytes], np.ndarray]] = {
   ".ply": _ply,
   ".splat": _splat,
   ".spz": _spz,
   ".glb": _glb,
+  ".sog": _sog,
+  ".safetensors": _safetensors,
 }

@@ -12,6 +12,7 @@ from d4s_jax.watermark import frames, gaussians
 from d4s_jax.watermark.evidence import Evidence
 
 _VIDEOS = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi")
+# Animations among them.
 _MOVING = (".gif", ".webp", ".png", ".apng")
 # Enough evidence; the rest of a long video is not read.
 _MOST_FRAMES = 300

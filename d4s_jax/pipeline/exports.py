@@ -13,7 +13,7 @@ import numpy as np
 from d4s_jax.formats import atomic, depth, images, mesh, page, provenance, scene_file, splats
 from d4s_jax.formats.scene import SceneMetadata
 from d4s_jax.formats.video import SUFFIXES as VIDEOS
-from d4s_jax.pipeline import clips, meshing, progress, shot
+from d4s_jax.pipeline import clips, marking, meshing, progress, shot
 from d4s_jax.pipeline.drawing import draw
 from d4s_jax.types import DynamicGaussians, Rendering
 
@@ -67,7 +67,7 @@ def _depth(path, view: Rendering) -> None:
 
 
 def _image(path, view: Rendering) -> None:
-  images.write_image(path, np.asarray(view.image))
+  images.write_image(path, marking.picture(np.asarray(view.image), marking.key(True)))
 
 
 def _page(path, dynamic: DynamicGaussians, metadata: SceneMetadata, times: np.ndarray) -> None:

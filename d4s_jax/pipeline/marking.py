@@ -21,6 +21,11 @@ def scene(dynamic: DynamicGaussians, key: str | None) -> DynamicGaussians:
   return dynamic if key is None else gaussians.mark(dynamic, key)
 
 
+def picture(image: Float[np.ndarray, "h w 3"], key: str | None) -> Float[np.ndarray, "h w 3"]:
+  """A generated picture, RGB in [0, 1], with its mark."""
+  return image if key is None else frames.mark(image[None], key)[0]
+
+
 def write_video(
   path: pathlib.Path,
   pictures: Float[np.ndarray, "f h w 3"],

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from d4s_jax.formats import images, page, provenance, scene, splats, video
-from d4s_jax.pipeline.exports import moment
+from d4s_jax.pipeline.clips import moment
 from tests.formats.test_page import make
 
 

@@ -1,15 +1,19 @@
 """Colours read from files of splats: ours, and those of a writer that is not ours."""
 
 import gzip
+import io
+import json
 import struct
+import zipfile
 
 import gsply
 import numpy as np
 import pytest
+from safetensors.numpy import save
 
-from d4s_jax.formats import splat_colors, splats
+from d4s_jax.formats import scene_file, splat_colors, splats
 from d4s_jax.geometry import harmonics
-from d4s_jax.pipeline.exports import moment
+from d4s_jax.pipeline.clips import moment
 from tests.formats.test_page import make
 
 
@@ -36,7 +40,7 @@ ROUNDS = {
 }
 
 
-@pytest.mark.parametrize("suffix", splat_colors.READERS)
+@pytest.mark.parametrize("suffix", ROUNDS)
 def test_our_files_are_read(suffix, gaussians, tmp_path):
   path = tmp_path / f"a{suffix}"
   splats.WRITERS[suffix](path, gaussians)
@@ -49,6 +53,20 @@ def test_our_files_are_read(suffix, gaussians, tmp_path):
     )
     expected = np.clip(expected[order], 0, 1)
   np.testing.assert_allclose(found, expected, atol=ROUNDS[suffix])
+
+
+def test_a_table_of_colors_is_read(gaussians, tmp_path):
+  splats.WRITERS[".sog"](tmp_path / "a.sog", gaussians)
+  found = np.sort(splat_colors.read_colors(tmp_path / "a.sog"), axis=0)
+  np.testing.assert_allclose(found, np.sort(colors(gaussians), axis=0), atol=0.05)
+
+
+def test_a_scene_in_one_file_is_read(tmp_path):
+  dynamic, metadata = make(degree=1)
+  scene_file.write(tmp_path / "a.safetensors", dynamic, metadata)
+  found = splat_colors.read_colors(tmp_path / "a.safetensors")
+  expected = 0.5 + harmonics.C0 * np.asarray(dynamic.harmonics)[:, 0]
+  np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
 def test_chunks_of_a_packed_file_have_bounds_of_their_own(tmp_path):
@@ -80,6 +98,15 @@ def test_files_of_gsply_are_read(gaussians, tmp_path):
   np.testing.assert_allclose(found, np.sort(colors(gaussians), axis=0), atol=0.02)
 
 
+def zipped(files):
+  packed = io.BytesIO()
+  with zipfile.ZipFile(packed, "w") as archive:
+    for name, contents in files.items():
+      archive.writestr(name, contents)
+  return packed.getvalue()
+
+
+META = json.dumps({"count": 1, "sh0": {"codebook": 256 * [0.0], "files": ["x"]}}).encode()
 HEADER = b"ply\nformat binary_little_endian 1.0\nelement vertex %d\n"
 BROKEN = {
   "a.ply": b"ply\nformat ascii 1.0\nelement vertex 1\nproperty float x\nend_header\n1\n",
@@ -96,6 +123,14 @@ BROKEN = {
   "d.spz": gzip.compress(b"NGSP"),
   "a.glb": b"glTF" + struct.pack("<III4s", 2, 40, 2, b"JSON") + b"{}",
   "b.glb": b"glTF",
+  "a.sog": b"no zip",
+  "b.sog": zipped({"meta.json": b"{}"}),
+  "c.sog": zipped({"meta.json": b'{"count": 1, "sh0": {"codebook": [1], "files": ["x"]}}'}),
+  "d.sog": zipped({"meta.json": META, "x": b"no picture"}),
+  "e.sog": zipped({"meta.json": META}),
+  "a.safetensors": b"none",
+  "b.safetensors": save({"harmonics": np.zeros(3, np.float32)}),
+  "c.safetensors": save({"others": np.zeros(3, np.float32)}),
   "a.obj": b"v 0 0 0",
 }
 

@@ -29,7 +29,7 @@ def place(tmp_path_factory):
   )
   for name, wanted in (("marked", True), ("plain", False)):
     scene.write_scene(folder / name, marking.scene(cloud(), marking.key(wanted)), metadata)
-    for suffix in ("ply", "splat", "spz", "glb"):
+    for suffix in ("ply", "compressed.ply", "splat", "spz", "sog", "glb", "safetensors"):
       output = folder / f"{name}.{suffix}"
       run_command("export", f"--scene={folder / name}", f"--output={output}")
     run_command(
@@ -40,7 +40,7 @@ def place(tmp_path_factory):
   return folder
 
 
-FILES = ["", ".ply", ".splat", ".spz", ".glb", ".mp4"]
+FILES = ["", ".ply", ".compressed.ply", ".splat", ".spz", ".sog", ".glb", ".safetensors", ".mp4"]
 
 
 @pytest.mark.parametrize("suffix", FILES)
@@ -56,6 +56,12 @@ def test_export_and_video_say_where_they_come_from(place):
     assert found["checkpoint_hash"] == 64 * "0"
     assert found["date"] == "2026-01-01T00:00:00+00:00"
     assert "a cat" not in str(found)
+
+
+def test_exports_of_pictures_are_marked(place, tmp_path):
+  output = f"--output={tmp_path / 'a.png'}"
+  run_command("export", f"--scene={place / 'plain'}", output, "--format=image")
+  assert detection.detect(tmp_path / "a.png", keys.PUBLIC).log10_false < SURE
 
 
 def test_pictures_and_animations(place, tmp_path):
@@ -81,6 +87,7 @@ def test_the_command_tells(place, capsys, monkeypatch):
   assert lines[0].endswith("marked.ply: marked with the public key")
   assert "false-positive rate at most" in lines[1]
   assert "model: shipped tiny" in lines
+  assert lines[-1] == "C2PA: unsigned"
   run_command(command, "detect", str(place / "plain"))
   assert "no mark found with the public key" in capsys.readouterr().out
   monkeypatch.setenv(keys.VARIABLE, "mine")
@@ -94,6 +101,8 @@ def test_the_command_tells(place, capsys, monkeypatch):
     (["detect", "{}/none.ply"], "Nothing is at .*none.ply"),
     (["find", "{}/marked"], "expected: detect FILE"),
     (["detect"], "expected: detect FILE"),
+    (["sign", "{}/marked.mp4"], "sign needs --certificates and --key"),
+    (["sign", "{}/marked.ply", "--certificates=a", "--key=b"], "marked.ply can't be signed"),
     (["detect", "{}"], "No scene at"),
     (["detect", "{}/marked/scene.json"], "scene.json cannot be read as an image"),
   ],
