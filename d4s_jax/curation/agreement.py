@@ -15,7 +15,7 @@ from d4s_jax.types import Cameras
 CLOSE = 0.05
 # Frames are compared that are this far apart, relative to the median depth, or turned by so many
 # degrees: neighbours agree under any convention.
-_FAR_APART, _TURNED = 0.1, 8.0
+_FAR_APART, _TURNED = 0.25, 20.0
 _SAMPLES = 4000
 
 
@@ -41,8 +41,8 @@ def depth_agreement(
 ) -> float:
   """Share of the points of one frame whose depth in another frame is what that frame says.
 
-  Of the points that the other camera has before it and in its picture, where both depths are known.
-  Points that lie behind what the other sees are hidden, and not counted; ones before it disagree.
+  Of the points that the other camera has in its picture, both ways, the lesser of the two. Points
+  that something hides disagree, so a few do in any scene.
 
   Args:
     depth: of the frame, metres; 0 where unknown.
@@ -53,6 +53,14 @@ def depth_agreement(
   Returns:
     From 0 to 1; NaN if no point can be compared.
   """
+  return float(
+    np.fmin(
+      _one_way(depth, camera, other_depth, other), _one_way(other_depth, other, depth, camera)
+    )
+  )
+
+
+def _one_way(depth: np.ndarray, camera: Cameras, other_depth: np.ndarray, other: Cameras) -> float:
   points = camera_geometry.unproject(depth, camera)[depth > 0]
   points = points[:: max(1, len(points) // _SAMPLES)]
   pixels, expected = camera_geometry.project(points, other)
@@ -64,13 +72,10 @@ def depth_agreement(
   )
   column, row = pixels[inside].astype(int).T
   stated, expected = other_depth[row, column], expected[inside]
-  hidden = expected > stated * (1 + CLOSE)
-  counted = (stated > 0) & ~hidden
-  if not counted.any():
+  known = stated > 0
+  if not known.any():
     return float("nan")
-  # What is hidden is not held against a frame, but a frame that hides nearly all proves nothing.
-  close = expected[counted] > stated[counted] * (1 - CLOSE)
-  return float(close.mean()) if counted.mean() > 0.2 else 0.0
+  return float((np.abs(expected[known] / stated[known] - 1) < CLOSE).mean())
 
 
 def carried(

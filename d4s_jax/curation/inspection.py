@@ -96,7 +96,8 @@ def inspect(
         progress.update(1)
         continue
       broken = list(_broken(scene, frames))
-      found.problems += [*scene.problems, *broken]
+      # A damaged video says so at each frame.
+      found.problems += dict.fromkeys([*scene.problems, *broken])
       _count(found, scene)
       if line.depth:
         _compare(found, scene)

@@ -19,7 +19,7 @@ from jaxtyping import Shaped
 MOST_BYTES = 64 * 2**30
 # Rows that are kept in memory in one call.
 _MOST_READ = 4 * 2**30
-_PIECE = 16 * 2**20
+_PIECE = 2**20
 
 
 class Spec(NamedTuple):
@@ -125,8 +125,8 @@ class ArrayArchive:
       ValueError: the archive is damaged, or what is asked for is too large.
     """
     spec = self.specs[name]
-    if not spec.shape or spec.fortran:
-      rows = None
+    if spec.fortran and rows is not None:
+      return self.read(name)[list(rows)]
     count = (spec.shape[0] if spec.shape else 1) if rows is None else len(rows)
     row = spec.nbytes // max(spec.shape[0] if spec.shape else 1, 1)
     if count * row > _MOST_READ:

@@ -61,21 +61,20 @@ class Footage:
     if self._container is None or number < self._next:
       self.close()
       self._open()
+    if self._damage:
+      raise ValueError(self._damage)
     try:
       while True:
         frame = next(self._decoded)
         self._next += 1
         if self._next > number:
           break
-    except StopIteration:
-      raise ValueError(
-        f"{self.path} ends after {self._next} frames and claims {self.frames}; it is truncated."
-        " Fetch it again."
-      ) from None
-    except FFmpegError as error:
-      raise ValueError(
-        f"{self.path} is damaged at frame {self._next} ({error}). Fetch it again."
-      ) from error
+    except (StopIteration, FFmpegError) as error:
+      self._damage = f"{self.path} ends after {self._next} frames and claims {self.frames};"
+      if isinstance(error, FFmpegError):
+        self._damage = f"{self.path} is damaged at frame {self._next} ({error});"
+      self._damage += " fetch it again."
+      raise ValueError(self._damage) from None
     return frame.to_ndarray(format="rgb24").astype(np.float32) / 255
 
   def close(self) -> None:
@@ -89,6 +88,6 @@ class Footage:
       self._container = av.open(str(self.path))
     except (FFmpegError, OSError) as error:
       raise ValueError(f"{self.path} cannot be read as a video ({error}).") from error
-    stream = self._container.streams.video[0]
-    stream.thread_type = "AUTO"
-    self._decoded, self._next = self._container.decode(stream), 0
+    # Not with a thread for each frame, which would lose the frames before a damaged one.
+    self._decoded, self._next = self._container.decode(video=0), 0
+    self._damage = ""

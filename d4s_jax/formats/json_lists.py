@@ -33,19 +33,24 @@ def read_list(path: pathlib.Path) -> Iterator[Any]:
         text += piece
         place = 0
         if not begun:
-          place = len(text) - len(text.lstrip())
-          if text[place : place + 1] != "[":
+          text = text.lstrip()
+          if not text:
+            continue
+          if text[0] != "[":
             raise ValueError("it does not begin with [")
-          begun, place = True, place + 1
+          begun, place = True, 1
         while True:
           while place < len(text) and text[place] in _BETWEEN:
             place += 1
           if text[place : place + 1] == "]":
             return
           try:
-            element, place = decoder.raw_decode(text, place)
+            element, after = decoder.raw_decode(text, place)
           except json.JSONDecodeError:
             break  # the rest of this element is in the next piece
+          if after == len(text):
+            break  # so it may be: 12 may go on as 123
+          place = after
           yield element
         text = text[place:]
         if len(text) > _LONGEST_ELEMENT + _PIECE:

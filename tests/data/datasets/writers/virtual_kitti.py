@@ -9,8 +9,8 @@ HEIGHT, WIDTH = 75, 248
 UP = (0.0, -1.0, 0.0)
 
 
-def write(root, scene="Scene06/fog", numbers=(0, 1, 2, 4, 5), apart=True):
-  """One folder for each archive, or all in one; frame 3 was never there."""
+def write(root, scene="Scene06/fog", numbers=(0, 1, 2, 4, 5), apart=True, ball=(-0.2, -0.4, 1.5)):
+  """One folder for each archive, or all in one; frame 3 is missing; a ball goes right."""
   middle = ((WIDTH - 1) / 2, (HEIGHT - 1) / 2)
   written = Written(
     root=root,
@@ -20,7 +20,7 @@ def write(root, scene="Scene06/fog", numbers=(0, 1, 2, 4, 5), apart=True):
     unit=1.0,
     height=HEIGHT,
     width=WIDTH,
-    balls={number: np.array([0.2 * number - 0.2, -0.4, 1.5]) for number in numbers},
+    balls={number: np.array([0.2 * number, 0, 0]) + ball for number in numbers},
   )
   archives = ("rgb", "depth", "instanceSegmentation", "textgt")
   folders = {kind: (root / f"vkitti_2.0.3_{kind}" if apart else root) / scene for kind in archives}

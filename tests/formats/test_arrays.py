@@ -1,0 +1,112 @@
+"""Archives of arrays: rows on demand, and files from strangers."""
+
+import io
+import pathlib
+import tracemalloc
+import zipfile
+
+import numpy as np
+import pytest
+
+from d4s_jax.formats.arrays import ArrayArchive
+
+POINTS = np.arange(7 * 5 * 3, dtype=np.float32).reshape(7, 5, 3)
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_rows_are_those_of_numpy(tmp_path, save):
+  save(tmp_path / "a.npz", points=POINTS, name="ein Name", count=np.int64(3))
+  archive = ArrayArchive(tmp_path / "a.npz")
+  assert archive.specs["points"].shape == (7, 5, 3)
+  np.testing.assert_array_equal(archive.read("points"), POINTS)
+  np.testing.assert_array_equal(archive.read("points", [0, 3, 6]), POINTS[[0, 3, 6]])
+  assert archive.read("name") == "ein Name" and archive.read("count") == 3
+
+
+def test_columns_first(tmp_path):
+  np.savez(tmp_path / "a.npz", points=np.asfortranarray(POINTS[..., 0]))
+  archive = ArrayArchive(tmp_path / "a.npz")
+  np.testing.assert_array_equal(archive.read("points", [2, 5]), POINTS[[2, 5], :, 0])
+
+
+def test_some_rows_of_a_large_array_take_little_memory(tmp_path):
+  np.savez_compressed(tmp_path / "a.npz", big=np.zeros((300, 100_000), np.uint8))
+  archive = ArrayArchive(tmp_path / "a.npz")
+  tracemalloc.start()
+  assert archive.read("big", [299]).shape == (1, 100_000)
+  _, peak = tracemalloc.get_traced_memory()
+  tracemalloc.stop()
+  assert peak < 20e6 < 300 * 100_000
+
+
+def test_a_shape_is_asked_for(tmp_path):
+  np.savez(tmp_path / "a.npz", points=POINTS)
+  archive = ArrayArchive(tmp_path / "a.npz")
+  assert archive.spec("points", (None, 5, 3)).shape[0] == 7
+  with pytest.raises(ValueError, match=r"'points' has shape \[7, 5, 3\]; expected \['any', 4, 3\]"):
+    archive.spec("points", (None, 4, 3))
+  with pytest.raises(ValueError, match=r"has \['points'\]; expected 'poses'"):
+    archive.spec("poses", (7,))
+
+
+def test_objects_are_not_unpickled_and_the_rest_is_read(tmp_path):
+  class Bomb:
+    def __reduce__(self):
+      return pathlib.Path.touch, (tmp_path / "touched",)
+
+  np.savez(tmp_path / "a.npz", bad=np.array([Bomb()], object), points=POINTS)
+  archive = ArrayArchive(tmp_path / "a.npz")
+  np.testing.assert_array_equal(archive.read("points"), POINTS)
+  with pytest.raises(ValueError, match="'bad' holds object; expected numbers. Objects are not unp"):
+    archive.spec("bad", (1,))
+  assert not (tmp_path / "touched").exists()
+
+
+def _archive(path, header, content):
+  with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+    archive.writestr("a.npy", header + content)
+
+
+def _header(**entries):
+  out = io.BytesIO()
+  np.lib.format.write_array_header_1_0(out, {"descr": "<f4", "fortran_order": False, **entries})
+  return out.getvalue()
+
+
+def test_a_bomb_is_refused_before_it_is_unpacked(tmp_path):
+  _archive(tmp_path / "a.npz", _header(shape=(4,)), b"\0" * 50_000_000)
+  assert (tmp_path / "a.npz").stat().st_size < 100_000
+  tracemalloc.start()
+  with pytest.raises(ValueError, match="unpacks to 50000000 bytes of numbers and claims 16"):
+    ArrayArchive(tmp_path / "a.npz").spec("a", (4,))
+  assert tracemalloc.get_traced_memory()[1] < 10e6
+  tracemalloc.stop()
+
+
+def test_a_header_that_claims_too_much(tmp_path):
+  _archive(tmp_path / "a.npz", _header(shape=(2**40,)), b"\0" * 16)
+  with pytest.raises(ValueError, match="unpacks to 16 bytes of numbers and claims 4398046511104"):
+    ArrayArchive(tmp_path / "a.npz").spec("a", (None,))
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "text", "no header"])
+def test_damaged_archives_are_named(tmp_path, damage):
+  path = tmp_path / "a.npz"
+  np.savez(path, points=np.random.default_rng(0).random((100, 50)))
+  content = bytearray(path.read_bytes())
+  if damage == "no header":
+    _archive(path, b"", b"no array at all")
+  else:
+    content[len(content) // 2] ^= 255
+    path.write_bytes(
+      {"cut": content[: len(content) // 2], "flipped": content, "text": b"hello"}[damage]
+    )
+  with pytest.raises(ValueError, match="a.npz"):
+    archive = ArrayArchive(path)
+    archive.spec("a" if damage == "no header" else "points", (100, 50))
+    archive.read("points")
+
+
+def test_a_missing_archive(tmp_path):
+  with pytest.raises(FileNotFoundError, match="No file at .*a.npz; fetch it again"):
+    ArrayArchive(tmp_path / "a.npz")
