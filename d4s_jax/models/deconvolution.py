@@ -6,7 +6,7 @@ from einops import rearrange
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from d4s_jax.layers.partitioning import partitioned
+from d4s_jax.layers.partitioning import constrain, partitioned
 
 
 class Deconvolution(nn.Module):
@@ -38,6 +38,9 @@ class Deconvolution(nn.Module):
         f"Stride {time} in time must be even, so that f tokens give 1 + {time}k frames."
       )
     tokens, channels = x.shape[1], x.shape[-1]
+    # Left to itself where tokens are cut, XLA made a gradient of the kernel that was wrong by its
+    # own size (jax 0.10.2, 8 CPU devices, fsdp 2 x ulysses 4).
+    x = constrain(x, "batch", *4 * (None,))
     # A cell is the product of one token, or of two where frames meet, with a [c, features] matrix.
     init = nn.initializers.normal(self.scale / channels**0.5)
     init = partitioned(init, None, None, None, "embed", "channels")

@@ -184,7 +184,7 @@ from d4s_jax.training.stages import stage
 from d4s_jax.training.step import make_step
 from tests.support import random_params, small_config
 
-MESHES, STEPS, STAGE = json.loads(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+MESHES, STEPS = json.loads(sys.argv[1]), int(sys.argv[2])
 config = small_config()
 config.clip.height = config.clip.width = 32
 config.model.ldrm.heads = config.model.backbone.transformer.heads = 4
@@ -198,8 +198,9 @@ batches = [
   )
   for n in range(STEPS)
 ]
-optimizer = optax.sgd(1e-4, momentum=0.9)
-chosen = stage(STAGE)
+# One step as large as the gradient, in which rounding of the parameters is nothing.
+optimizer = optax.sgd(1.0 if STEPS == 1 else 1e-4, momentum=0.9)
+chosen = stage("joint")
 objective = objectives.make_objective(system, chosen, objectives.Settings(**config.loss.to_dict()))
 step = make_step(objective, optimizer, seed=0, average_decay=0.9)
 options = {"xla_backend_optimization_level": 0}
@@ -224,24 +225,30 @@ start = {name: np.asarray(x) for name, x in state.create(params, chosen.trainabl
 one = sharding.make_mesh(devices=jax.devices()[:1])
 losses, norms, expected, _ = train(one)
 moved = max(float(np.abs(expected[n] - start[n]).max()) for n in expected)
+least = (1e-3 if STEPS == 1 else 0.1) * moved
 found = []
 for sizes in MESHES:
   theirs, others, parameters, text = train(sharding.make_mesh(**sizes))
   found.append({
     "loss": max(abs(a - b) / abs(b) for a, b in zip(theirs, losses)),
     "norm": max(abs(a - b) / abs(b) for a, b in zip(others, norms)),
-    "gap": max(float(np.abs(parameters[n] - expected[n]).max()) for n in expected) / moved,
+    # Of each parameter by itself: a wrong gradient of a small one is not to hide behind others.
+    "gap": max(float(np.abs(parameters[n] - expected[n]).max())
+               / max(float(np.abs(expected[n] - start[n]).max()), least) for n in expected),
     "kinds": [k for k in ("all-to-all", "collective-permute") if f" {k}" in text],
   })
 print(json.dumps(found))
 """
 
 
-def _compare(meshes, steps, stage="joint"):
-  for found, sizes in zip(run(MESHES, 8, json.dumps(meshes), steps, stage), meshes, strict=True):
-    # Sums in another order; the renderer's derivatives pass it on many times over.
-    assert found["loss"] < 1e-4 and found["norm"] < 1e-2, (sizes, found)
-    assert found["gap"] < 1e-2, (sizes, found)
+def _compare(meshes, steps):
+  for found, sizes in zip(run(MESHES, 8, json.dumps(meshes), steps), meshes, strict=True):
+    # Sums in another order; ten steps of a renderer's derivatives pass it on many times over.
+    near = 1e-3 if steps == 1 else 1e-2
+    assert found["loss"] < 0.1 * near and found["norm"] < near and found["gap"] < near, (
+      sizes,
+      found,
+    )
     assert ("all-to-all" in found["kinds"]) or "ulysses" not in sizes
     assert ("collective-permute" in found["kinds"]) or "ring" not in sizes
 
@@ -259,7 +266,7 @@ def test_ten_steps_on_five_meshes_are_those_of_one_device():
 
 
 def test_a_step_on_all_axes_is_that_of_one_device():
-  _compare([{"fsdp": 2, "ring": 2, "ulysses": 2}], steps=1, stage="diffusion")
+  _compare([{"fsdp": 2, "ring": 2, "ulysses": 2}], steps=1)
 
 
 def test_meshes_that_do_not_fit_are_refused():

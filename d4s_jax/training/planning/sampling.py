@@ -8,6 +8,7 @@ from typing import Any
 import jax
 
 from d4s_jax.config import Config
+from d4s_jax.layers.partitioning import laid_out
 from d4s_jax.models.system import System
 from d4s_jax.training import inference
 from d4s_jax.training.planning import flops
@@ -43,7 +44,8 @@ def plan_programs(topology: str, programs: Iterable[Any]) -> list[tuple[str, int
   plans = []
   for name, calls, function, arguments, within in programs:
     mesh = jax.tree.leaves(arguments[0])[0].sharding.mesh
-    with within():
+    # On one device, too, the mesh says what it is: attention asks.
+    with laid_out(mesh), within():
       memory = {"parameters": bytes_of(arguments[0])}
       lower = functools.partial(function.lower, *arguments)
       plan = measure(chip, mesh, 1, lower, memory)
