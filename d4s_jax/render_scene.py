@@ -45,7 +45,7 @@ def main(argv: list[str]) -> None:
     key = marking.key(_WATERMARK.value)
     drawing.check_video(output, _FPS.value)
     dynamic, metadata = scene.read_scene(_SCENE.value)
-    path = shot.camera_path(_TRAJECTORY.value, _FRAMES.value)
+    path = shot.camera_path(_TRAJECTORY.value, _FRAMES.value, in_scene=True)
     cameras = shot.through_scene(path, metadata.cameras[0], _HEIGHT.value, _WIDTH.value)
     drawn = drawing.draw(dynamic, cameras, path.times, "draw")
     images, depth = np.asarray(drawn.image), np.asarray(drawn.depth)

@@ -1,26 +1,34 @@
 """Shows a scene in the browser: plays it, and lets you fly through it.
 
-Example:
+Examples:
   python -m d4s_jax.view --scene=scenes/first
+  python -m d4s_jax.view --scene=scenes/first --stream
 
 Serves one page on this machine alone (127.0.0.1) until Ctrl-C. The page is the same that
 `d4s_jax.export --output=scene.html` writes; it needs WebGL2 and nothing of the server afterwards.
+With --stream the server draws, with the backend that `render` has here, and the page shows
+pictures: for scenes too large for the browser. What each stage takes is printed, and shown.
+
+In the page: drag to go around (F: to look around), right drag or two fingers to shift, wheel or
+pinch to go nearer; W A S D Q E fly, arrows turn; space plays; R rides along a path; T and K make a
+path of key frames, which "Save path" saves for --trajectory; 1 to 4 show colour, depth, opacity,
+motion; P takes a picture, V a video.
 """
 
 import contextlib
-import errno
-import http.server
 import pathlib
 import tempfile
 
+import numpy as np
 from absl import flags, logging
 
 from d4s_jax import errors
 from d4s_jax.formats import page, scene
+from d4s_jax.viewer import frames, server
 
 _SCENE = flags.DEFINE_string("scene", None, "Folder that generate wrote.", required=True)
 _PORT = flags.DEFINE_integer("port", 8000, "Where to serve; 0 takes any free one.")
-_HOST = "127.0.0.1"
+_STREAM = flags.DEFINE_boolean("stream", False, "Draw here, not in the browser.")
 
 
 def main(argv: list[str]) -> None:
@@ -31,48 +39,24 @@ def main(argv: list[str]) -> None:
     if not 0 <= _PORT.value < 2**16:
       raise ValueError(f"--port is {_PORT.value}; expected 0 to 65535.")
     dynamic, metadata = scene.read_scene(_SCENE.value)
-    with tempfile.TemporaryDirectory() as folder:
-      file = pathlib.Path(folder) / "scene.html"
-      page.write_page(file, dynamic, metadata)
-      contents = file.read_bytes()
-    with serve(contents, _PORT.value) as server:
-      print(f"Open http://{_HOST}:{server.server_port}/ in a browser; Ctrl-C ends.", flush=True)
+    if _STREAM.value:
+      about = page.describe(dynamic, metadata)
+      shown = (about[name] for name in ("focal", "aspect", "depths", "motionScale"))
+      painter = frames.Painter(dynamic, *shown)
+      for line in frames.measure(painter, metadata.cameras, np.asarray(metadata.times)):
+        print(line, flush=True)
+      contents = page.fill(about | {"stream": True}).encode()
+    else:
+      painter = None
+      with tempfile.TemporaryDirectory() as folder:
+        file = pathlib.Path(folder) / "scene.html"
+        page.write_page(file, dynamic, metadata)
+        contents = file.read_bytes()
+    with server.serve(contents, _PORT.value, painter) as serving:
+      address = f"http://{server.HOST}:{serving.server_port}/"
+      print(f"Open {address} in a browser; Ctrl-C ends.", flush=True)
       with contextlib.suppress(KeyboardInterrupt):
-        server.serve_forever()
-
-
-def serve(contents: bytes, port: int) -> http.server.ThreadingHTTPServer:
-  """A server of one page, on this machine alone.
-
-  Raises:
-    OSError: the port is taken.
-  """
-
-  class Page(http.server.BaseHTTPRequestHandler):
-    def do_GET(self):  # noqa: N802, the name is the library's
-      # A page elsewhere whose name was made to lead here must not read it (DNS rebinding).
-      if self.headers.get("Host", "").partition(":")[0] not in (_HOST, "localhost"):
-        self.send_error(403)
-        return
-      if self.path != "/":
-        self.send_error(404)
-        return
-      self.send_response(200)
-      self.send_header("Content-Type", "text/html; charset=utf-8")
-      self.send_header("Content-Length", str(len(contents)))
-      self.end_headers()
-      with contextlib.suppress(ConnectionError):  # the reader has gone
-        self.wfile.write(contents)
-
-    def log_message(self, format, *args):  # noqa: A002, the name is the library's
-      del format, args
-
-  try:
-    return http.server.ThreadingHTTPServer((_HOST, port), Page)
-  except OSError as error:
-    if error.errno != errno.EADDRINUSE:
-      raise
-    raise OSError(f"Port {port} is taken; name another with --port, or 0 for any.") from error
+        serving.serve_forever()
 
 
 if __name__ == "__main__":

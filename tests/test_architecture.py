@@ -15,7 +15,7 @@ TIERS = [
   "models render losses formats watermark",
   "data",
   "training pipeline weights curation",
-  "evaluation serving",
+  "evaluation serving viewer",
   "train generate render_scene export view cameras convert plan evaluate curate serve __main__",
 ]
 TIER = {name: tier for tier, names in enumerate(TIERS) for name in names.split()}

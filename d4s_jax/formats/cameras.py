@@ -2,7 +2,9 @@
 
 {"version": 1, "height": 480, "width": 640, "frames": [{"world_from_camera": 4x4 rows,
 "intrinsics": 3x3 rows in pixels of that size, or "fov": horizontal field of view in degrees,
-"time": ...}, ...]}. Intrinsics (or fov) and time are given for all frames or for none.
+"time": ...}, ...]}. Intrinsics (or fov) and time are given for all frames or for none. With
+"world": "scene", as the viewer saves it, the path belongs where it is in a scene that there is
+already; else its first camera is what counts as the origin.
 """
 
 import dataclasses
@@ -36,11 +38,13 @@ class CameraPath:
     times: strictly rising from 0 to 1; a single frame has time 0.
     intrinsics: fx and cx divided by the image's width, fy and cy by its height; None if the file
       does not tell.
+    in_scene: the file says that its world is that of a scene.
   """
 
   world_from_camera: Float[np.ndarray, "f 4 4"]
   times: Float[np.ndarray, "f"]
   intrinsics: Float[np.ndarray, "f 3 3"] | None = None
+  in_scene: bool = False
 
   def resample(self, frames: int) -> "CameraPath":
     """The same way in `frames` poses, evenly spaced in time."""
@@ -73,6 +77,7 @@ class Frames:
   intrinsics: Float[np.ndarray, "f 3 3"] | None
   height: int
   width: int
+  in_scene: bool = False
 
 
 def encode(cameras: Cameras, times: Float[AnyArray, "f"] | None = None) -> dict[str, Any]:
@@ -95,8 +100,10 @@ def decode(value: Any, where: str) -> Frames:
   Raises:
     ValueError: the first thing that is malformed, by the name of its field.
   """
-  top = checked.fields(value, where, ("version", "height", "width", "frames"))
+  top = checked.fields(value, where, ("version", "height", "width", "frames"), ("world",))
   check_version(top["version"], VERSION, where)
+  if top.get("world", "scene") != "scene":
+    raise ValueError(f"{where}: world: {top['world']!r:.60}; expected 'scene', or no such field.")
   height = checked.integer(top["height"], f"{where}: height", 1, MAX_SIDE)
   width = checked.integer(top["width"], f"{where}: width", 1, MAX_SIDE)
   matrices, intrinsics, times = [], [], []
@@ -120,6 +127,7 @@ def decode(value: Any, where: str) -> Frames:
     np.stack(intrinsics) if intrinsics else None,
     height,
     width,
+    "world" in top,
   )
 
 

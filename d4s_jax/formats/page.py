@@ -49,43 +49,55 @@ def write_page(path: str | os.PathLike, dynamic: DynamicGaussians, metadata: Sce
     raise ValueError(
       f"{arrays['harmonics'].shape[1]} harmonics a Gaussian; a page shows 1 or 4 (degree 0 or 1)."
     )
-  times, deformation = arrays.pop("times"), arrays.pop("deformation")[:, seen]
+  description = describe(dynamic, metadata)
+  del arrays["times"]
+  deformation = arrays.pop("deformation")[:, seen]
   arrays = {name: x[seen] for name, x in arrays.items()}
-
-  description, poses = _cameras(metadata), np.asarray(metadata.cameras.world_from_camera)
-  depths = (arrays["means"] - poses[0, :3, 3]) @ poses[0, :3, 2]
-  near, pivot, far = (
-    np.quantile(depths[depths > 0], (0.02, 0.5, 0.98))
-    if (depths > 0).any()
-    else (*(1.0, 2.0, 4.0),)
-  )
-  moved = np.linalg.norm(deformation[..., :3] - deformation[:1, :, :3], axis=-1)
-  values, steps = _rounded(deformation, pivot)
+  values, steps = _rounded(deformation, description["pivot"])
   blobs: dict[str, tuple[str, np.ndarray]] = {name: ("f4", x) for name, x in arrays.items()}
   blobs["deformation"] = ("u1", _steps(values))
   packed, where = b"", {}
   for name, (kind, array) in blobs.items():
     where[name] = [kind, len(packed), array.size]
     packed += array.astype(f"<{kind}").tobytes()
-  description |= {
+  data = base64.b64encode(gzip.compress(packed, 6, mtime=0)).decode()
+  page = fill(description | {"steps": steps, "arrays": where}, data)
+  with atomic.replacing(pathlib.Path(path)) as temporary:
+    temporary.write_text(page)
+
+
+def describe(dynamic: DynamicGaussians, metadata: SceneMetadata) -> dict[str, Any]:
+  """What the page knows of a scene besides its Gaussians."""
+  means, opacities = np.asarray(dynamic.means), np.asarray(dynamic.opacities)
+  seen = opacities > 0
+  means, deformation = means[seen], np.asarray(dynamic.deformation)[:, seen]
+  times = np.asarray(dynamic.times)
+  first = np.asarray(metadata.cameras.world_from_camera)[0]
+  depths = (means - first[:3, 3]) @ first[:3, 2]
+  ahead = depths[depths > 0]
+  near, pivot, far = np.quantile(ahead, (0.02, 0.5, 0.98)) if len(ahead) else (1.0, 2.0, 4.0)
+  moved = np.linalg.norm(deformation[..., :3] - deformation[:1, :, :3], axis=-1)
+  return _cameras(metadata) | {
     "title": metadata.prompt,
     "count": int(seen.sum()),
-    "degree": round(arrays["harmonics"].shape[1] ** 0.5) - 1,
+    "degree": round(np.asarray(dynamic.harmonics).shape[1] ** 0.5) - 1,
     "times": times.tolist(),
-    "steps": steps,
     "scaleRange": LOG_SCALE_RANGE,
     "depths": [max(float(near), 0.01), max(float(far), 0.02)],
     "pivot": float(pivot),
     "motionScale": max(float(np.quantile(moved, 0.99)), 0.01),
     "seconds": max(len(times) - 1, 1) / _FPS,
-    "arrays": where,
   }
+
+
+def fill(description: dict[str, Any], data: str = "") -> str:
+  """The text of the page; a description with "stream" asks its server for pictures."""
   # No "<" may stand in a script element: "</script>" would end it.
   text = json.dumps(description).replace("<", "\\u003c")
-  data = base64.b64encode(gzip.compress(packed, 6, mtime=0)).decode()
-  page = _TEMPLATE.read_text().replace("/*DESCRIPTION*/", text).replace("/*ARRAYS*/", data)
-  with atomic.replacing(pathlib.Path(path)) as temporary:
-    temporary.write_text(page)
+  template = _TEMPLATE.read_text()
+  if description.get("stream"):
+    template = template.replace("default-src 'none';", "default-src 'none'; connect-src 'self';")
+  return template.replace("/*DESCRIPTION*/", text).replace("/*ARRAYS*/", data)
 
 
 def _cameras(metadata: SceneMetadata) -> dict[str, Any]:
@@ -96,6 +108,8 @@ def _cameras(metadata: SceneMetadata) -> dict[str, Any]:
     "cameras": [
       {"turn": pose[:3, :3].ravel().tolist(), "eye": pose[:3, 3].tolist()} for pose in poses
     ],
+    "cameraTimes": np.asarray(metadata.times).tolist(),
+    "view": cameras.width / cameras.height,
     "focal": float(lens[1, 1] / cameras.height),
     "aspect": float(lens[0, 0] / lens[1, 1]),
     "height": cameras.height,

@@ -39,7 +39,7 @@ def meshes(
   Raises:
     ValueError: nothing is opaque enough to have a surface, or scikit-image is not installed.
   """
-  cameras = _cameras(dynamic, metadata)
+  cameras = view_cameras(dynamic, metadata)
   count = len(cameras.intrinsics)
   for time in times:
     drawn = draw(dynamic, cameras, np.full(count, time, np.float32), "")
@@ -98,8 +98,8 @@ def surface(
   )
 
 
-def _cameras(dynamic: DynamicGaussians, metadata: SceneMetadata) -> Cameras:
-  """Those of the path, and some beside its middle one, in NumPy."""
+def view_cameras(dynamic: DynamicGaussians, metadata: SceneMetadata) -> Cameras:
+  """What looks at the surface: cameras of the path, and some beside its middle one, in NumPy."""
   cameras = shot.enlarged(metadata.cameras)
   count = len(cameras.intrinsics)
   chosen = np.unique(np.linspace(0, count - 1, _VIEWS).round().astype(int))

@@ -45,16 +45,17 @@ def check_pixels(frames: int, height: int, width: int) -> None:
     )
 
 
-def camera_path(source: str, frames: int | None = None) -> CameraPath:
+def camera_path(source: str, frames: int | None = None, in_scene: bool = False) -> CameraPath:
   """The camera path that a user asks for, its frames evenly spaced in time.
 
   Args:
     source: a name in `geometry.trajectories.TRAJECTORIES`, with parameters or without
       ("orbit:degrees=90,radius=3"), or a file that `formats.trajectories` reads.
     frames: how many; None for those of the file, or FRAMES of a named path.
+    in_scene: leave a file's path where it is, if it says that it belongs to a scene.
 
   Returns:
-    The path; its first camera is the world origin.
+    The path; its first camera is the world origin else.
 
   Raises:
     ValueError: `source` is neither a name nor a file, the file is malformed, or a number makes no
@@ -63,8 +64,10 @@ def camera_path(source: str, frames: int | None = None) -> CameraPath:
   if frames is not None and not 1 <= frames <= _MOST_FRAMES:
     raise ValueError(f"A camera path of {frames} frames; expected 1 to {_MOST_FRAMES}.")
   if pathlib.Path(source).exists():
-    path = read_trajectory(source)
-    return path.resample(len(path.times) if frames is None else frames)
+    path = read_trajectory(source, in_scene)
+    # Key frames of the viewer are few.
+    own = max(len(path.times), FRAMES if path.in_scene else 1)
+    return path.resample(own if frames is None else frames)
   name, parameters = trajectories.parse(source)
   frames = FRAMES if frames is None else frames
   named = trajectories.trajectory(name, frames, **parameters)

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import subprocess
 
 import jax
@@ -15,12 +14,9 @@ from d4s_jax.geometry import trajectories
 from d4s_jax.geometry.cameras import intrinsics_from_fov
 from d4s_jax.pipeline.drawing import draw
 from d4s_jax.types import Cameras, DynamicGaussians
+from tests.browser import BROWSER, FLAGS, needs_browser
 
 SIDE, COUNT, FRAMES = 96, 300, 5
-BROWSER = next(
-  filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), ""
-)
-needs_browser = pytest.mark.skipif(not BROWSER, reason="no Chromium is installed")
 COLOUR, DEPTH, OPACITY, MOTION = range(4)
 
 
@@ -75,8 +71,7 @@ def pictures(folder, html, shots):
   file = folder / "probe.html"
   file.write_text(html.replace("</body>", probe))
   command = [
-    *(BROWSER, "--headless", "--no-sandbox", "--no-first-run", "--disable-background-networking"),
-    *("--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"),
+    *(BROWSER, *FLAGS),
     *(f"--user-data-dir={folder / 'profile'}", "--virtual-time-budget=60000", "--dump-dom"),
   ]
   done = subprocess.run(

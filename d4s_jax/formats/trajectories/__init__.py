@@ -61,11 +61,16 @@ def _read_ours(value: Any, name: str) -> Shots:
   if intrinsics is not None:
     intrinsics = intrinsics / np.array([[frames.width], [frames.height], [1.0]])
   kind = "d4s_jax JSON (world_from_camera, OpenCV axes)"
-  return Shots(kind, frames.world_from_camera, frames.times, None, intrinsics, size)
+  pose, times = frames.world_from_camera, frames.times
+  return Shots(kind, pose, times, None, intrinsics, size, in_scene=frames.in_scene)
 
 
-def read_trajectory(path: str | os.PathLike) -> CameraPath:
+def read_trajectory(path: str | os.PathLike, in_scene: bool = False) -> CameraPath:
   """Reads a camera path and makes its first camera the world origin.
+
+  Args:
+    path: the file, or the folder of a COLMAP model.
+    in_scene: leave the path where it is if it says that it belongs to a scene.
 
   Raises:
     FileNotFoundError: there is no such file.
@@ -73,10 +78,13 @@ def read_trajectory(path: str | os.PathLike) -> CameraPath:
   """
   shots, name = read(path), pathlib.Path(path).name
   matrices, intrinsics = shots.world_from_camera, shots.intrinsics
+  if not (in_scene and shots.in_scene):
+    matrices = poses.relative_to(matrices, matrices[0])
   return CameraPath(
-    poses.relative_to(matrices, matrices[0]).astype(np.float32),
+    matrices.astype(np.float32),
     unit_times(shots.times, len(matrices), name),
     None if intrinsics is None else intrinsics.astype(np.float32),
+    shots.in_scene,
   )
 
 

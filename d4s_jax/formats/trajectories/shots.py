@@ -23,6 +23,7 @@ class Shots:
       none.
     size: height and width of the images, pixels; None if it tells none.
     notes: what was done or left out in reading.
+    in_scene: the file says that its world is that of a scene.
   """
 
   format: str
@@ -32,6 +33,7 @@ class Shots:
   intrinsics: Float[np.ndarray, "f 3 3"] | None = None
   size: tuple[int, int] | None = None
   notes: tuple[str, ...] = ()
+  in_scene: bool = False
 
 
 def lens(fx, fy, cx, cy, height, width) -> Float[np.ndarray, "*f 3 3"]:

@@ -1,0 +1,152 @@
+"""Pictures of a scene, one after another, drawn by any backend; each stage is timed."""
+
+import io
+import time
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+from PIL import Image
+
+from d4s_jax.formats import images
+from d4s_jax.formats.video import colorize_depth
+from d4s_jax.geometry import harmonics
+from d4s_jax.geometry.deformation import at
+from d4s_jax.render import render
+from d4s_jax.types import Cameras, DynamicGaussians, Gaussians, Rendering
+
+MODES = ("colour", "depth", "opacity", "motion")
+# What the paper reports for drawing one frame, on its GPU.
+PAPER = 6.7
+# Sizes are rounded up to multiples, since each is compiled once; the browser scales.
+_STEP, _LARGEST = 64, 1280
+_QUALITY = 85
+
+
+class Painter:
+  """Draws one scene; the first picture of each size takes as long as compiling does.
+
+  Args:
+    dynamic: the scene.
+    focal: of the lens, over the height of the picture.
+    aspect: of its focal lengths, x over y.
+    depths: metres, of what is shown nearest and farthest in the mode "depth".
+    motion: metres that is shown as the brightest motion.
+  """
+
+  def __init__(
+    self,
+    dynamic: DynamicGaussians,
+    focal: float,
+    aspect: float,
+    depths: tuple[float, float],
+    motion: float,
+  ):
+    self._dynamic = jax.device_put(dynamic)
+    self._start = _at(self._dynamic, jnp.asarray(np.float32(dynamic.times[0]))).means
+    self._focal, self._aspect, self._depths, self._motion = focal, aspect, depths, motion
+
+  def draw(
+    self, clip_time: float, pose: Float[np.ndarray, "4 4"], height: int, width: int, mode: str
+  ) -> tuple[bytes, dict[str, float]]:
+    """A JPEG, and milliseconds by stage: deform, render, copy (to bytes), encode.
+
+    Args:
+      clip_time: from 0 to 1.
+      pose: world_from_camera.
+      height: wished, pixels; the picture has its aspect and about its size.
+      width: likewise.
+      mode: one of MODES.
+    """
+    clock = _Clock()
+    gaussians = _at(self._dynamic, jnp.asarray(np.float32(clip_time)))
+    if mode == "motion":
+      gaussians = _colour_motion(gaussians, self._start, jnp.asarray(np.float32(self._motion)))
+    jax.block_until_ready(gaussians)
+    clock.stage("deform")
+    rendering = _render(gaussians, self._camera(pose, height, width))
+    jax.block_until_ready(rendering)
+    clock.stage("render")
+    pixels = images.to_bytes(np.clip(self._shown(rendering, mode), 0, 1))
+    clock.stage("copy")
+    contents = io.BytesIO()
+    Image.fromarray(pixels).save(contents, "JPEG", quality=_QUALITY)
+    clock.stage("encode")
+    return contents.getvalue(), clock.stages
+
+  def _camera(self, pose: np.ndarray, height: int, width: int) -> Cameras:
+    """The lens of the scene on a picture of the wished aspect, in a size that is a multiple."""
+    rows = min(-(-height // _STEP) * _STEP, _LARGEST)
+    columns = min(-(-round(rows * width / height) // _STEP) * _STEP, _LARGEST)
+    y = self._focal * rows
+    # Of the wished picture, so that what is stretched back by the browser is as wished.
+    x = self._focal * self._aspect * columns * height / width
+    lens = np.array([[x, 0, columns / 2], [0, y, rows / 2], [0, 0, 1]], np.float32)
+    return Cameras(
+      world_from_camera=jnp.asarray(pose[None], jnp.float32),
+      intrinsics=jnp.asarray(lens[None]),
+      height=rows,
+      width=columns,
+    )
+
+  def _shown(self, rendering: Rendering, mode: str) -> np.ndarray:
+    if mode == "opacity":
+      return np.repeat(np.asarray(rendering.alpha)[0, ..., None], 3, axis=-1)
+    if mode == "depth":
+      return colorize_depth(np.asarray(rendering.depth)[0], *self._depths)
+    return np.asarray(rendering.image)[0]
+
+
+def measure(painter: Painter, path: Cameras, times: np.ndarray, frames: int = 20) -> Iterator[str]:
+  """Lines that tell the median milliseconds of each stage along a path, beside the paper's."""
+  poses, found = np.asarray(path.world_from_camera), []
+  height, width = _fitting(path.height, path.width)
+  for index in range(frames + 1):
+    k = index % len(poses)
+    _, stages = painter.draw(float(times[k]), poses[k], height, width, "colour")
+    found.append(stages)
+  # The first one was compiled.
+  medians = {name: float(np.median([x[name] for x in found[1:]])) for name in found[0]}
+  stages = ", ".join(f"{name} {value:.1f}" for name, value in medians.items())
+  total = sum(medians.values())
+  yield f"{width} x {height} pixels on {jax.devices()[0].platform}: {stages}; {total:.1f} ms in all"
+  drawn = medians["deform"] + medians["render"]
+  yield f"deform and render {drawn:.1f} ms; the paper reports {PAPER} ms, on its GPU"
+
+
+def _fitting(height: int, width: int) -> tuple[int, int]:
+  """A usual size of the page with the path's aspect."""
+  return 512, max(1, round(512 * width / height))
+
+
+class _Clock:
+  """Milliseconds between stages."""
+
+  def __init__(self):
+    self.stages: dict[str, float] = {}
+    self._last = time.perf_counter()
+
+  def stage(self, name: str) -> None:
+    now = time.perf_counter()
+    self.stages[name] = 1000 * (now - self._last)
+    self._last = now
+
+
+@jax.jit
+def _at(dynamic: DynamicGaussians, clip_time: Float[Array, ""]) -> Gaussians:
+  return at(dynamic, clip_time[None])
+
+
+@jax.jit
+def _render(gaussians: Gaussians, cameras: Cameras) -> Rendering:
+  return render(gaussians, cameras)
+
+
+@jax.jit
+def _colour_motion(gaussians: Gaussians, start: Float[Array, "1 n 3"], most: Float[Array, ""]):
+  """Displacement since the start as colour, as the page shows it: grey is none."""
+  shown = jnp.clip(0.5 + 0.5 * (gaussians.means - start) / most, 0, 1)
+  flat = ((shown - 0.5) / harmonics.C0)[..., None, :]
+  return Gaussians(**(vars(gaussians) | {"harmonics": flat}))

@@ -1,0 +1,196 @@
+"""The page in a real browser, by pointer, keys, touch and files; memory; key frames."""
+
+import json
+import time
+
+import numpy as np
+import pytest
+
+from d4s_jax.formats import page, trajectories
+from d4s_jax.geometry import poses
+from d4s_jax.pipeline import shot
+from tests.browser import needs_browser, open_tab
+from tests.formats.test_page import make
+
+pytestmark = needs_browser
+
+
+@pytest.fixture(scope="module")
+def tab(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("viewer")
+  dynamic, metadata = make()
+  page.write_page(folder / "scene.html", dynamic, metadata)
+  with open_tab((folder / "scene.html").as_uri(), folder) as found:
+    found.wait("window.ready && window.first")
+    found.folder = folder
+    yield found
+
+
+@pytest.fixture(autouse=True)
+def home(tab):
+  """Every test begins at the first camera, at time 0, as Colour, standing."""
+  state = tab.run("probe()")
+  for name in ("ride", "fly", "edit"):
+    if state[name]:
+      tab.run(f"document.getElementById('{name}').click()")
+  if state["playing"]:
+    tab.run("document.getElementById('play').click()")
+  tab.run("document.getElementById('home').click()")
+  slide(tab, 0)
+
+
+def slide(tab, value):
+  script = f"""(() => {{ const slider = document.getElementById("time"); slider.value = {value};
+    slider.dispatchEvent(new Event("input")); }})()"""
+  tab.run(script)
+
+
+def looked(tab):
+  """Where the camera is, once what was pressed has been drawn."""
+  tab.run("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+  state = tab.run("probe()")
+  return np.array(state["eye"]), np.reshape(state["turn"], (3, 3)), state
+
+
+def test_the_first_frame_comes_soon_and_says_what_it_is(tab):
+  # Two seconds on a machine that has nothing else to do: tests/benchmarks/export.py prints it.
+  assert tab.run("window.first") < 15_000
+  said = tab.run("document.getElementById('about').textContent")
+  assert "270 Gaussians" in said and "ms a frame" in said
+
+
+def test_a_drag_goes_around_and_flying_it_looks_around(tab):
+  start, _, _ = looked(tab)
+  pivot = tab.run("description.pivot")
+  tab.drag((100, 80), (160, 80))
+  eye, turn, _ = looked(tab)
+  assert np.linalg.norm(eye - start) > 0.1
+  # It still looks at the same point.
+  np.testing.assert_allclose(eye + pivot * turn[:, 2], start + [0, 0, pivot], atol=1e-3)
+  tab.run("document.getElementById('home').click()")
+  tab.key("KeyF", "f")
+  tab.drag((100, 80), (160, 80))
+  eye, turn, _ = looked(tab)
+  np.testing.assert_allclose(eye, start, atol=1e-6)
+  assert abs(turn[0, 2]) > 0.1
+
+
+def test_a_right_drag_shifts_and_the_wheel_goes_nearer(tab):
+  tab.drag((100, 80), (140, 80), button="right")
+  eye, turn, _ = looked(tab)
+  assert eye[0] < -0.1 and abs(eye[2]) < 1e-6
+  np.testing.assert_allclose(turn, np.eye(3), atol=1e-6)
+  tab.call("Input.dispatchMouseEvent", type="mouseWheel", x=100, y=80, deltaX=0, deltaY=-120)
+  tab.wait("probe().eye[2] > 0.1")
+
+
+def test_keys_fly_turn_play_and_choose(tab):
+  tab.key("KeyW", "w", 0.3)
+  assert looked(tab)[0][2] > 0.005
+  tab.key("ArrowRight", "ArrowRight", 0.3)
+  assert looked(tab)[1][0, 2] > 0.005
+  tab.key("Digit4", "4")
+  assert looked(tab)[2]["mode"] == 3
+  tab.key("Digit1", "1")
+  tab.key("Space", " ")
+  tab.wait("probe().playing && probe().time > 0.1")
+  tab.key("Space", " ")
+  assert not looked(tab)[2]["playing"]
+
+
+def test_fingers_go_around_and_pinch(tab):
+  start, _, _ = looked(tab)
+  tab.touch("touchStart", (100, 80))
+  tab.touch("touchMove", (130, 80))
+  tab.touch("touchMove", (160, 80))
+  tab.touch("touchEnd")
+  assert np.linalg.norm(looked(tab)[0] - start) > 0.1
+  tab.run("document.getElementById('home').click()")
+  tab.touch("touchStart", (140, 80), (180, 80))
+  for spread in (30, 45, 60):
+    tab.touch("touchMove", (160 - spread, 80), (160 + spread, 80))
+  tab.touch("touchEnd")
+  assert looked(tab)[0][2] > 0.2
+
+
+def test_the_ride_is_the_path_of_the_scene(tab):
+  _, metadata = make()
+  tab.key("KeyR", "r")
+  slide(tab, 0.6)
+  tab.wait("Math.abs(probe().time - 0.6) < 1e-6")
+  time.sleep(0.2)
+  eye, turn, _ = looked(tab)
+  want = poses.interpolate(metadata.cameras.world_from_camera, metadata.times, np.float32([0.6]))[0]
+  np.testing.assert_allclose(eye, want[:3, 3], atol=1e-5)
+  np.testing.assert_allclose(turn, want[:3, :3], atol=1e-5)
+
+
+def test_key_frames_are_saved_and_render_scene_goes_the_same_way(tab):
+  for moment, move in ((0.2, "KeyW"), (0.5, "KeyD"), (0.9, "KeyE")):
+    slide(tab, moment)
+    tab.key(move, move[-1].lower(), 0.25)
+    tab.drag((100, 80), (130, 90))
+    tab.key("KeyK", "k")
+  assert looked(tab)[2]["keys"] == 3
+  assert tab.run("document.querySelectorAll('#marks button').length") == 3
+  slide(tab, 0.5)
+  tab.key("KeyX", "x")
+  tab.key("KeyK", "k")
+  assert looked(tab)[2]["keys"] == 3
+  tab.run("document.getElementById('store').click()")
+  file = tab.folder / "path.json"
+  for _ in range(100):
+    if file.exists():
+      break
+    time.sleep(0.05)
+  found = trajectories.read_trajectory(file, in_scene=True)
+  assert len(found.times) == 5  # With the ends, where it stands still.
+  path = shot.camera_path(str(file), 11, in_scene=True)
+  for moment, pose in zip(path.times, path.world_from_camera):
+    here = tab.run(f"rideAt({moment})")
+    np.testing.assert_allclose(here["eye"], pose[:3, 3], atol=2e-5)
+    np.testing.assert_allclose(np.reshape(here["turn"], (3, 3)), pose[:3, :3], atol=2e-5)
+  # And back into the page.
+  text = json.dumps(file.read_text())
+  tab.run(f"readPath({text})")
+  assert looked(tab)[2]["keys"] == 5 and looked(tab)[2]["ride"]
+  assert "no pose" in tab.run("""(() => { try { readPath('{"frames": [{"world_from_camera":' +
+    '[[1],[1],[1],[1]]}]}'); } catch (error) { return error.message; } })()""")
+
+
+def test_pictures_and_videos_are_saved(tab):
+  tab.key("KeyP", "p")
+  tab.key("KeyV", "v")
+  tab.run("new Promise((done) => setTimeout(done, 3000))")
+  tab.key("KeyV", "v")
+  for _ in range(100):
+    names = {file.name: file.stat().st_size for file in tab.folder.iterdir()}
+    if "scene.png" in names and ("scene.webm" in names or "scene.mp4" in names):
+      break
+    time.sleep(0.05)
+  assert names["scene.png"] > 1000
+  assert names.get("scene.webm", names.get("scene.mp4")) > 1000
+
+
+def grown(tab, seconds: float) -> float:
+  """Bytes by which memory grows while the scene plays and the camera turns."""
+  tab.key("Space", " ")
+  before = tab.memory()
+  end = time.monotonic() + seconds
+  while time.monotonic() < end:
+    tab.drag((100, 80), (130, 80))
+    tab.drag((130, 80), (100, 80))
+  after = tab.memory()
+  tab.key("Space", " ")
+  return after - before
+
+
+def test_memory_stays_flat(tab):
+  grown(tab, 1)
+  assert grown(tab, 3) < 300_000
+
+
+@pytest.mark.slow
+def test_memory_stays_flat_over_minutes(tab):
+  grown(tab, 5)
+  assert grown(tab, 180) < 500_000

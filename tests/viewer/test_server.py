@@ -1,0 +1,132 @@
+"""Pictures that the server draws, and the page that shows them."""
+
+import io
+import json
+import threading
+import urllib.error
+import urllib.parse
+import urllib.request
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from d4s_jax.formats import page
+from d4s_jax.pipeline.drawing import draw
+from d4s_jax.viewer import frames, server
+from tests.browser import needs_browser, open_tab
+from tests.formats.test_page import SIDE, make
+
+
+@pytest.fixture(scope="module")
+def place():
+  """A served scene: its address, the scene."""
+  dynamic, metadata = make()
+  about = page.describe(dynamic, metadata)
+  names = ("focal", "aspect", "depths", "motionScale")
+  painter = frames.Painter(dynamic, *(about[name] for name in names))
+  contents = page.fill(about | {"stream": True}).encode()
+  with server.serve(contents, 0, painter) as serving:
+    thread = threading.Thread(target=serving.serve_forever)
+    thread.start()
+    yield f"http://{server.HOST}:{serving.server_port}/", dynamic, metadata
+    serving.shutdown()
+    thread.join()
+
+
+def question(pose, **change):
+  asked = {"time": 0.6, "turn": pose[:3, :3].ravel().tolist(), "eye": pose[:3, 3].tolist()}
+  asked |= {"width": 2 * SIDE, "height": 2 * SIDE, "mode": 0} | change
+  return "frame?" + urllib.parse.quote(json.dumps(asked))
+
+
+def fetch(address):
+  with urllib.request.urlopen(address, timeout=60) as answer:
+    return answer.read(), answer.headers
+
+
+def test_a_picture_is_the_renderers_and_its_stages_are_timed(place):
+  address, dynamic, metadata = place
+  pose = np.asarray(metadata.cameras.world_from_camera)[4]
+  contents, headers = fetch(address + question(pose))
+  with Image.open(io.BytesIO(contents)) as image:
+    found = np.asarray(image, np.float32)
+  from d4s_jax.geometry import cameras as pinhole
+
+  view = pinhole.resize(metadata.cameras[np.array([4])], 2 * SIDE, 2 * SIDE)
+  want = 255 * np.clip(draw(dynamic, view, np.float32([0.6]), "draw").image[0], 0, 1)
+  assert found.shape == want.shape
+  # JPEG's own loss.
+  assert np.abs(found - want).mean() < 4
+  stages = dict(part.split(";dur=") for part in headers["Server-Timing"].split(", "))
+  assert list(stages) == ["deform", "render", "copy", "encode"]
+  assert all(float(x) > 0 for x in stages.values())
+
+
+def test_the_modes_differ(place):
+  address, _, metadata = place
+  pose = np.asarray(metadata.cameras.world_from_camera)[0]
+  pictures = []
+  for mode in range(4):
+    with Image.open(io.BytesIO(fetch(address + question(pose, mode=mode))[0])) as image:
+      pictures.append(np.asarray(image, np.float32))
+  grey = pictures[frames.MODES.index("opacity")]
+  assert np.ptp(grey, axis=-1).max() < 8
+  for a in range(4):
+    for b in range(a):
+      assert np.abs(pictures[a] - pictures[b]).mean() > 3
+
+
+BAD = {
+  "time": ({"time": 2}, "frame: time: 2; expected a finite number from 0 to 1"),
+  "mode": ({"mode": 9}, "frame: mode"),
+  "size": ({"width": 10**6}, "frame: width"),
+  "more": ({"path": "/etc/passwd"}, "unknown 'path'"),
+  "scale": ({"turn": [2, 0, 0, 0, 1, 0, 0, 0, 1]}, "not a rotation"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_questions_are_answered_with_what_is_wrong(place, name):
+  change, message = BAD[name]
+  with pytest.raises(urllib.error.HTTPError, match="400") as error:
+    fetch(place[0] + question(np.eye(4), **change))
+  assert message in error.value.read().decode()
+
+
+def test_others_are_kept_out(place):
+  for path in ("frame?%7B", "frame?" + "x" * 5000):
+    with pytest.raises(urllib.error.HTTPError, match="400"):
+      fetch(place[0] + path)
+  with pytest.raises(urllib.error.HTTPError, match="404"):
+    fetch(place[0] + "../etc/passwd")
+  foreign = urllib.request.Request(place[0] + question(np.eye(4)), headers={"Host": "evil.example"})
+  with pytest.raises(urllib.error.HTTPError, match="403"):
+    urllib.request.urlopen(foreign, timeout=10)
+
+
+def test_the_stages_are_told_beside_the_papers(place):
+  _, dynamic, metadata = place
+  about = page.describe(dynamic, metadata)
+  names = ("focal", "aspect", "depths", "motionScale")
+  painter = frames.Painter(dynamic, *(about[name] for name in names))
+  lines = [*frames.measure(painter, metadata.cameras, metadata.times, frames=2)]
+  assert "512 x 512 pixels on cpu: deform " in lines[0] and "encode" in lines[0]
+  assert "the paper reports 6.7 ms" in lines[1]
+
+
+@needs_browser
+def test_the_page_shows_what_the_server_draws(place, tmp_path):
+  address, *_ = place
+  with open_tab(address, tmp_path) as tab:
+    tab.wait("window.ready && probe().frames > 0")
+    said = tab.run("document.getElementById('about').textContent")
+    for stage in ("deform", "render", "encode", "transfer", "show"):
+      assert stage in said
+    light = """(() => { const c = document.getElementById("canvas");
+      const d = c.getContext("2d").getImageData(0, 0, c.width, c.height).data;
+      return d.filter((x, i) => i % 4 < 3).reduce((a, b) => a + b, 0) / d.length; })()"""
+    assert tab.run(light) > 5
+    before = tab.run("probe().frames")
+    tab.drag((100, 80), (160, 80))
+    tab.wait(f"probe().frames > {before}")
