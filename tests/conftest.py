@@ -21,7 +21,16 @@ hypothesis.settings.load_profile("tests")
 
 # Shapes and types are checked at every call into these packages. Not into `render`: JAX fills its
 # pytrees with placeholders.
-_CHECKED = ("curation", "diffusion", "geometry", "layers", "losses", "models", "watermark")
+_CHECKED = (
+  "curation",
+  "data.datasets",
+  "diffusion",
+  "geometry",
+  "layers",
+  "losses",
+  "models",
+  "watermark",
+)
 jaxtyping.install_import_hook([f"d4s_jax.{name}" for name in _CHECKED], "tests.typechecker.checked")
 
 

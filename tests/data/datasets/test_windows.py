@@ -5,6 +5,7 @@ import pickle
 import numpy as np
 import pytest
 
+from d4s_jax.data.datasets.scene import Dataset
 from d4s_jax.data.datasets.windows import Windows, split_names
 from d4s_jax.data.source import Mixture, open_source
 from d4s_jax.geometry import cameras as camera_geometry
@@ -99,31 +100,32 @@ def test_instances_are_numbered_from_one(kitti):
   assert all(clip.instances.dtype == np.int32 for clip in clips)
 
 
-def test_splits_are_the_datasets_own_or_every_tenth_place(kitti):
+def test_splits_are_the_datasets_own_or_every_tenth_place(kitti, tmp_path):
   names = {
     split: Windows("virtual_kitti", str(kitti.root), split, **SIZE)._names
     for split in ("train", "heldout")
   }
   assert names == {"train": ["Scene01/clone"], "heldout": ["Scene20/clone"]}
 
-  class Places:
-    root = "places"
-    names = [f"{place:02d}/{part}" for place in range(25) for part in "ab"]
+  class Places(Dataset):
+    def _find(self):
+      return [f"{place:02d}/{part}" for place in range(25) for part in "ab"]
+
+    def open(self, name):
+      raise AssertionError(name)
 
     def group(self, name):
       return name[:2]
 
-    def official(self, name):
-      return None
-
-  held = split_names(Places(), "heldout")
+  places = Places(tmp_path)
+  held = split_names(places, "heldout")
   assert held == ["09/a", "09/b", "19/a", "19/b"]
-  assert sorted(held + split_names(Places(), "train")) == Places.names
-  Places.names = Places.names[:6]
-  assert split_names(Places(), "heldout") == ["02/a", "02/b"]
-  Places.names = Places.names[:2]
-  with pytest.raises(ValueError, match="places has no scenes of the split 'heldout' among 2"):
-    split_names(Places(), "heldout")
+  assert sorted(held + split_names(places, "train")) == places.names
+  places.names = places.names[:6]
+  assert split_names(places, "heldout") == ["02/a", "02/b"]
+  places.names = places.names[:2]
+  with pytest.raises(ValueError, match="has no scenes of the split 'heldout' among 2"):
+    split_names(places, "heldout")
 
 
 def test_training_opens_it_by_name(odyssey, kitti):
