@@ -19,7 +19,8 @@ def check(host: str, token: str | None, variable: str) -> bool:
     variable: of the environment, that it comes from.
 
   Raises:
-    ValueError: it isn't, and there is no token, or one that is easily guessed.
+    ValueError: it isn't, and there is no token; or there is one that is easily guessed, or that no
+      header can carry.
   """
   local = host in _LOCAL
   if token is None and not local or token is not None and len(token) < _SHORTEST:
@@ -27,6 +28,8 @@ def check(host: str, token: str | None, variable: str) -> bool:
       f"{variable} is {'not set' if token is None else 'too short'}; expected {_SHORTEST}"
       f" characters or more, which every request to {host} must bring."
     )
+  if token is not None and not (token.isascii() and token.isprintable()):
+    raise ValueError(f"{variable} holds more than letters, digits and signs of ASCII.")
   return local
 
 

@@ -44,7 +44,7 @@ class Guard:
       await _refuse(403, "Pages of other places may not use this.", scope, receive, send)
     elif self._token is not None and not self._known(headers):
       await self._greet(scope, receive, send)
-    elif int(headers.get("content-length", 0) or 0) > self._most:
+    elif int(headers.get("content-length", "0")) > self._most:  # digits: uvicorn sees to that
       await _refuse(413, self._large, scope, receive, send)
     else:
       await self._app(scope, self._counted(receive), send)

@@ -216,10 +216,12 @@ class Jobs:
       return {"state": DONE, "what": "done", "done": 0, "total": 0, "files": files}
     except _Stopped:
       ended = {"state": CANCELLED, "what": "cancelled"}
-    except (ValueError, OSError) as error:
-      ended = {"state": FAILED, "what": " ".join(str(error).split())}
-    except Exception:
-      # Of our own doing: its text is for the log, not for strangers.
+    except ValueError as error:
+      text = " ".join(str(error).split()).replace(str(job.folder), "the result")
+      ended = {"state": FAILED, "what": text}
+    # Whatever it is, the next job must be made.
+    except BaseException:
+      # Of our own doing, or the disk's: its text is for the log, not for strangers.
       traceback.print_exc(file=sys.stderr)
       ended = {"state": FAILED, "what": "an error of the server's; its log has the reason"}
     shutil.rmtree(job.folder, ignore_errors=True)

@@ -4,8 +4,8 @@ The pattern is periodic, with a tile of half the frame's height: waves of all di
 periods a frame, whose phases the key draws. It is added to brightness. What looks for it makes
 every picture 256 pixels high, divides what is left after smoothing by its local size, adds all
 frames up, folds the sum to one tile for each scale that a crop may have led to, and correlates it
-with the pattern at all shifts by Fourier transforms. So neither a resize, nor a crop, nor a cut in
-time hides it, and every frame adds evidence.
+with the pattern at all shifts by Fourier transforms. So neither a resize, nor a crop, nor a mirror,
+nor a cut in time hides it, and every frame adds evidence.
 
 Why no library: at this strength (46 dB) `blind-watermark` 0.4.4 lost its bits to H.264 at CRF 23,
 to JPEG at quality 50 and to any crop, and was last released in 2023; `invisible-watermark`,
@@ -13,6 +13,7 @@ TrustMark and VideoSeal need PyTorch at run time. Nor do their decoders bound th
 positives.
 """
 
+import itertools
 import math
 from collections.abc import Iterable
 
@@ -77,14 +78,15 @@ def detect(frames: Iterable[Float[np.ndarray, "h w 3"]], key: str) -> Evidence:
   values = _spectrum(total, 1.0)
   whole = float(score(values, turned))
   found = [Evidence(whole, log10_bound(whole, 2), "the whole picture")]
-  places = 2 * len(_SCALES) * _TILE**2
-  for scale in _SCALES:
-    values = _spectrum(total, scale)
+  sides = {"": total, ", mirrored": total[:, ::-1]}
+  places = 2 * len(sides) * len(_SCALES) * _TILE**2
+  for (side, seen), scale in itertools.product(sides.items(), _SCALES):
+    values = _spectrum(seen, scale)
     shifts = np.zeros((_TILE, _TILE), complex)
     shifts[_ROWS, _COLUMNS] = values * np.exp(-1j * turned)
     size = math.sqrt(np.sum(np.abs(values) ** 2) / 2)
     best = float(np.fft.ifft2(shifts).real.max()) * _TILE**2 / size if size > 0 else 0.0
-    where = f"a part, {1 / scale:.0%} of the height that was marked"
+    where = f"a part, {1 / scale:.0%} of the height that was marked{side}"
     found.append(Evidence(best, log10_bound(best, places), where))
   return min(found, key=lambda one: (one.log10_false, -one.score))
 

@@ -1,19 +1,22 @@
 """From a photograph to videos, through the commands and the files between them."""
 
+import datetime
 import shutil
 
 import numpy as np
 import pytest
 
 import d4s_jax
+from d4s_jax.formats import provenance
 from d4s_jax.formats.cameras import write_trajectory
 from d4s_jax.formats.images import read_image, write_image
 from d4s_jax.formats.scene import read_scene
 from d4s_jax.formats.video import read_video
 from d4s_jax.geometry.trajectories import trajectory
 from d4s_jax.models.system import System
-from d4s_jax.pipeline import PROMPT
+from d4s_jax.pipeline import PROMPT, detection
 from d4s_jax.types import Cameras
+from d4s_jax.watermark import keys
 from tests.support import random_params, run_command, small_config, write_run
 
 FRAMES, SIDE = 5, 16
@@ -67,6 +70,20 @@ def test_a_photograph_becomes_a_scene_folder(place):
   assert metadata.package_version == d4s_jax.__version__
   assert (metadata.seed, metadata.checkpoint) == (5, "run, step 7")
   assert len(metadata.config_hash) == 64
+
+
+def test_what_is_generated_is_marked_unless_asked_otherwise(place):
+  generate(place, "bare", "--trajectory=spiral", "--seed=5", "--nowatermark")
+  for name in ("", "video.mp4", "depth.mp4"):
+    assert detection.detect(place / "scene" / name, keys.PUBLIC).log10_false < -6
+    assert detection.detect(place / "bare" / name, keys.PUBLIC).log10_false > -3
+  said = provenance.read(place / "scene" / "video.mp4")
+  assert said == provenance.read(place / "scene") == provenance.read(place / "scene/preview.png")
+  assert said["model"] == "run, step 7" and len(said["checkpoint_hash"]) == 64
+  made = datetime.datetime.fromisoformat(said["date"])
+  assert abs((datetime.datetime.now(datetime.UTC) - made).total_seconds()) < 3600
+  # The same weights have the same hash.
+  assert provenance.read(place / "bare")["checkpoint_hash"] == said["checkpoint_hash"]
 
 
 def test_without_a_checkpoint_the_shipped_weights_serve(place, tmp_path):

@@ -30,7 +30,12 @@ def take(image: pathlib.Path, trajectory, prompt, seed, fov):
 
 def make(order, folder: pathlib.Path):
   """Writes the order; some prompts do bad things."""
-  for name, error in (("bad", ValueError("bad\nweather")), ("bug", KeyError("private"))):
+  for name, error in (
+    ("bad", ValueError(f"bad\nweather in {folder}/scene")),
+    ("bug", KeyError("private")),
+    ("exit", SystemExit("private")),
+    ("disk", OSError(28, "full", "/private")),
+  ):
     if order["prompt"] == name:
       raise error
   with progress.bar("work", 3, "step") as bar:
@@ -158,10 +163,12 @@ def test_a_path_on_the_server_is_no_trajectory(address, picture):
 
 
 def test_failures_stay_with_their_job(address, picture):
-  named = [order(address, picture, prompt=x).json()["id"] for x in ("bad", "bug", "fine")]
-  bad, bug, fine = (ended(address, identity) for identity in named)
-  assert (bad["state"], bad["what"]) == ("failed", "bad weather")
-  assert bug["state"] == "failed" and "private" not in bug["what"]
+  prompts = ("bad", "bug", "exit", "disk", "fine")
+  named = [order(address, picture, prompt=x).json()["id"] for x in prompts]
+  bad, *others, fine = (ended(address, identity) for identity in named)
+  assert (bad["state"], bad["what"]) == ("failed", "bad weather in the result/scene")
+  for other in others:
+    assert other["state"] == "failed" and "private" not in other["what"]
   assert fine["state"] == "done"
   assert bad["files"] == {} and bad["viewer"] is None
 

@@ -118,6 +118,7 @@ def test_the_page_speaks_with_its_server(address, tmp_path):
 TOKENS = {
   "none": ("", "is not set"),
   "short": ("abc", "is too short"),
+  "no ASCII": (20 * "\u00e9", "holds more than letters"),
 }
 
 
