@@ -18,7 +18,7 @@ import pathlib
 
 from absl import flags, logging
 
-from d4s_jax import errors
+from d4s_jax import captioning, errors
 from d4s_jax.pipeline import PROMPT, Pipeline, marking, orders, progress, results
 from d4s_jax.training import compilation, inference
 
@@ -27,7 +27,7 @@ _TRAJECTORY = flags.DEFINE_string(
   "trajectory", None, "A name, with parameters or without, or a file of cameras.", required=True
 )
 _OUTPUT = flags.DEFINE_string("output", None, "Folder; a new one for a video.", required=True)
-_PROMPT = flags.DEFINE_string("prompt", PROMPT, "What is seen, and what happens.")
+_PROMPT = flags.DEFINE_string("prompt", PROMPT, "What is seen, and what happens; auto asks.")
 _NEGATIVE = flags.DEFINE_string("negative_prompt", None, "What to avoid; else the checkpoint's.")
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "shipped", "A run or converted weights.")
 _RESULT = flags.DEFINE_enum("result", None, results.RESULTS, "Else what the checkpoint can make.")
@@ -61,8 +61,9 @@ def main(argv: list[str]) -> None:
     )
     trained.system.check_size(frames, height, width)
     key = marking.key(_WATERMARK.value)
+    words = captioning.prompt(_PROMPT.value, _IMAGE.value)
     order = orders.take(
-      *(_IMAGE.value, _TRAJECTORY.value, _PROMPT.value, _SEED.value, (frames, height, width)),
+      *(_IMAGE.value, _TRAJECTORY.value, words, _SEED.value, (frames, height, width)),
       _FOV.value,
     )
     flagged = (_STEPS, _GUIDANCE, _SCALE, _SOLVER, _NEGATIVE, _REUSE)

@@ -13,7 +13,7 @@ TIERS = [
   "types errors packaged",
   "geometry layers diffusion config",
   "models render losses formats watermark",
-  "data",
+  "data captioning",
   "training pipeline weights curation",
   "evaluation serving viewer",
   "train generate render_scene export view cameras convert plan evaluate curate serve __main__",

@@ -22,6 +22,8 @@ _PIXEL = 0.3
 # as a share of the camera's height over it; fewer points are no ground.
 _TILT, _THICKNESS, _GROUND = 30.0, 0.03, 20
 _PLANES, _POINTS_A_FRAME = 500, 50
+# Of points that are triangulated: frames, pixels off, degrees between rays.
+_LEAST_VIEWS, _MOST_OFF, _LEAST_ANGLE = 3, 2.0, 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +79,41 @@ def from_depth_maps(
       good &= np.abs(np.log(beside / here)) < _EDGE
   frame, point, here = frame[good], point[good], here[good]
   return Anchors(z[frame, point], here, np.ones(len(here)), frame)
+
+
+def triangulate(
+  pixels: Float[np.ndarray, "f n 2"], visible: Bool[np.ndarray, "f n"], cameras: Cameras
+) -> tuple[Float[np.ndarray, "m 3"], Bool[np.ndarray, "m f"]]:
+  """Points of tracked pixels, by known poses: for clips that come with poses but without points.
+
+  Points that are seen in fewer than three frames, under an angle of less than a degree, or further
+  than two pixels from where they are projected to, are left out.
+
+  Returns:
+    The points in the world of the poses, and in which frames each was seen.
+  """
+  lens = np.asarray(cameras.intrinsics, np.float64)
+  poses = np.asarray(cameras.world_from_camera, np.float64)
+  local = np.concatenate([pixels, np.ones((*pixels.shape[:2], 1))], axis=-1)
+  rays = np.einsum("fij,fnj->fni", poses[:, :3, :3] @ np.linalg.inv(lens), local)
+  rays = rays / np.linalg.norm(rays, axis=-1, keepdims=True)
+  weight = visible.astype(np.float64)
+  # The point nearest to all rays: the sum of (1 - r r^T)(x - c) is zero.
+  across = np.eye(3) - rays[..., :, None] * rays[..., None, :]
+  matrix = np.einsum("fn,fnij->nij", weight, across)
+  vector = np.einsum("fn,fnij,fj->ni", weight, across, poses[:, :3, 3])
+  sound = (visible.sum(axis=0) >= _LEAST_VIEWS) & (np.abs(np.linalg.det(matrix)) > 1e-12)
+  points = np.zeros(vector.shape)
+  points[sound] = np.linalg.solve(matrix[sound], vector[sound, :, None])[..., 0]
+  over = np.broadcast_to(points, (len(poses), *points.shape))
+  back, z = camera_geometry.project(over, cameras)
+  off = np.where(visible, np.linalg.norm(back - pixels, axis=-1), 0).max(axis=0)
+  behind = np.any(visible & (z <= 0), axis=0)
+  # The widest angle between the first ray of a point and the others.
+  first = rays[np.argmax(visible, axis=0), np.arange(pixels.shape[1])]
+  cosine = np.where(visible, np.einsum("fni,ni->fn", rays, first), 1).min(axis=0)
+  good = sound & (off < _MOST_OFF) & ~behind & (cosine < np.cos(np.radians(_LEAST_ANGLE)))
+  return points[good], visible.T[good]
 
 
 def from_stereo(

@@ -11,7 +11,7 @@ import json
 import math
 import struct
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -69,11 +69,11 @@ class Record:
   times: Float[np.ndarray, "k"]
   height: int
   width: int
-  images: Sequence[bytes]
+  images: list[bytes]
   world_from_camera: Float[np.ndarray, "k 4 4"] | None = None
   intrinsics: Float[np.ndarray, "k 3 3"] | None = None
-  depth: Sequence[bytes] | None = None
-  instances: Sequence[bytes] | None = None
+  depth: list[bytes] | None = None
+  instances: list[bytes] | None = None
   tracks: Tracks | None = None
 
   def __len__(self) -> int:

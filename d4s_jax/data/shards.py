@@ -126,7 +126,9 @@ def split(entries: Sequence[Entry], wanted: str) -> list[Entry]:
   numbers = {x.group: _number(x.group) for x in entries if not x.split}
   heldout = {group for group, number in numbers.items() if number % _HELD_OUT == 0}
   told = any(x.split == "heldout" for x in entries)
-  if len(numbers) > 1 and not heldout and not told:
+  if len(numbers) < 2:
+    heldout = set()
+  elif not heldout and not told:
     heldout = {min(numbers, key=lambda group: numbers[group])}
   return [
     x for x in entries if (x.split or ("heldout" if x.group in heldout else "train")) == wanted

@@ -1,0 +1,207 @@
+"""A curation run on Ray: whole on this machine, or on the cluster that RAY_ADDRESS names.
+
+Units are taken some at a time. First they are split into clips, then each clip is read, shown to
+the plug-ins and assessed by whatever worker is free; decisions come back in order and go to the
+ledger. A worker that dies takes nothing with it but the clip at hand, which another reads again.
+"""
+
+import collections
+import contextlib
+import importlib
+import logging
+import os
+import pathlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import filelock
+
+from d4s_jax.curation import estimates, work
+from d4s_jax.curation.ledger import Ledger
+from d4s_jax.curation.report import write_report
+from d4s_jax.curation.settings import Settings
+from d4s_jax.curation.units import Span, Unit, find
+
+# Clips under way for each core: one that is read and one that waits for its turn in the order.
+_AHEAD = 3
+# Units that are split before their clips are read: what the driver holds in memory.
+_WAVE = 500
+# Bytes of this machine's memory for what passes between workers.
+_STORE = 2 << 30
+
+Bar = Callable[[str, int], Any]
+
+
+def run(
+  dataset: str,
+  source: pathlib.Path,
+  output: pathlib.Path,
+  settings: Settings,
+  bar: Bar,
+  *,
+  batch: int = 4,
+  gpus: float = 0,
+  workers: int = 1,
+) -> str:
+  """Curates a dataset or a folder of videos; goes on where an earlier run ended.
+
+  Args:
+    dataset: of `data.datasets`, or "videos".
+    source: its folder, which all workers see.
+    output: folder for shards, manifest and report, which all workers see.
+    settings: what results depend on.
+    bar: makes a progress bar of a caption and a total, a context with `update(n)`.
+    batch: clips that a plug-in is given at once.
+    gpus: of each worker of plug-ins.
+    workers: of plug-ins.
+
+  Returns:
+    What was found, in a few lines.
+
+  Raises:
+    ValueError, OSError: something of this can't be used.
+  """
+  settings.check()
+  source, output = source.absolute(), output.absolute()
+  units, problems = find(dataset, source)
+  output.mkdir(parents=True, exist_ok=True)
+  lock = filelock.FileLock(str(output.with_name(f".{output.name}.lock")))
+  try:
+    lock.acquire(timeout=0)
+  except filelock.Timeout:
+    raise ValueError(f"Another process curates into {output}; wait for it, or end it.") from None
+  with lock:
+    told = {"dataset": dataset, "source": str(source), **settings.to_json()}
+    ledger = Ledger(output, told)
+    attempts = output / "attempts"
+    attempts.mkdir(exist_ok=True)
+    left = [unit for unit in units if not ledger.done(unit.name)]
+    if left:
+      with _engine() as engine, bar(f"Curating {dataset}", len(units)) as shown:
+        shown.update(len(units) - len(left))
+        flow = _Flow(engine, settings, attempts, batch, gpus, workers)
+        for start in range(0, len(left), _WAVE):
+          _wave(flow, left[start : start + _WAVE], ledger, shown)
+        ledger.commit()
+    return write_report(output, settings, problems)
+
+
+def _wave(flow: "_Flow", units: list[Unit], ledger: Ledger, shown: Any) -> None:
+  """Curates some units; `shown` moves on by the share of each unit's clips that are done."""
+  spans, last = [], {}
+  for row in flow.split(units):
+    ledger_new = [span for span in row["spans"] if span.name not in ledger.clips]
+    ledger.add_unit(row["unit"], len(row["spans"]), row["problems"], row["failed"])
+    spans += ledger_new
+    if ledger_new:
+      last[ledger_new[-1].name] = row["unit"]
+    else:
+      shown.update(1)
+  for decision in flow.assess(spans):
+    ledger.add(decision["told"], decision["record"])
+    if decision["told"]["clip"] in last:
+      shown.update(1)
+
+
+class _Flow:
+  """The work, spread over the engine's workers; results come in the order of what is asked."""
+
+  def __init__(
+    self,
+    engine: Any,
+    settings: Settings,
+    attempts: pathlib.Path,
+    batch: int,
+    gpus: float,
+    workers: int,
+  ):
+    self._engine = engine
+    # Once in the engine's store, instead of with every call.
+    self._common = (engine.put(settings), engine.put(attempts))
+    # Whatever kills a worker, another one does its clip again.
+    again = engine.remote(max_retries=-1)
+    self._split, self._read = again(work.split), again(work.read)
+    self._assess = again(work.assess)
+    self._batch, self._plugins = batch, []
+    if settings.plugins:
+      # Actors: weights are loaded once. They share the cores with the readers.
+      lasting = engine.remote(
+        max_restarts=-1, max_task_retries=-1, num_gpus=gpus, num_cpus=0 if gpus else 0.1
+      )
+      self._plugins = [lasting(estimates.Estimators).remote(settings) for _ in range(workers)]
+
+  def split(self, units: list[Unit]) -> Iterator[work.Row]:
+    """The clips of units."""
+    return self._ordered(units, lambda unit, number: [self._split.remote(unit, *self._common)], 1)
+
+  def assess(self, spans: list[Span]) -> Iterator[work.Row]:
+    """Decisions about clips."""
+    size = self._batch if self._plugins else 1
+    batches = [spans[start : start + size] for start in range(0, len(spans), size)]
+    return self._ordered(batches, self._assessed, size)
+
+  def _assessed(self, spans: list[Span], number: int) -> list[Any]:
+    rows = [self._read.remote(span, *self._common) for span in spans]
+    if self._plugins:
+      actor = self._plugins[number % len(self._plugins)]
+      rows = actor.estimate.options(num_returns=len(rows)).remote(*rows)
+      rows = rows if isinstance(rows, list) else [rows]
+    return [self._assess.remote(row, self._common[0]) for row in rows]
+
+  def _ordered(self, things: list[Any], start: Callable[[Any, int], list[Any]], size: int):
+    """Results in order, while as many are under way as keep all workers busy, and no more."""
+    ahead = max(4, _AHEAD * int(self._engine.cluster_resources().get("CPU", 1))) // size + 1
+    under_way: collections.deque[list[Any]] = collections.deque()
+    try:
+      for number, thing in enumerate(things):
+        under_way.append(start(thing, number))
+        if len(under_way) > ahead:
+          yield from self._engine.get(under_way.popleft())
+      while under_way:
+        yield from self._engine.get(under_way.popleft())
+    except Exception as error:
+      cause = _cause(error)
+      if isinstance(cause, ValueError | OSError):
+        raise cause from error
+      raise
+
+
+def _cause(error: BaseException) -> BaseException:
+  """The error of our own code that the engine wrapped."""
+  while (inner := getattr(error, "cause", None) or error.__cause__) is not None:
+    error = inner
+  return error
+
+
+@contextlib.contextmanager
+def _engine() -> Iterator[Any]:
+  """Ray, on this machine unless RAY_ADDRESS names a cluster.
+
+  Raises:
+    ValueError: it isn't installed.
+    ConnectionError: there is no such cluster.
+  """
+  # Nothing is reported to anybody, and nothing listens beyond this machine.
+  os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+  os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+  # Else workers give way to everything, and come to nothing on a machine that is busy.
+  os.environ.setdefault("RAY_worker_niceness", "0")
+  try:
+    ray: Any = importlib.import_module("ray")
+  except ImportError:
+    raise ValueError("Curation needs Ray; pip install -e '.[curation]' brings it.") from None
+  if ray.is_initialized():
+    raise ValueError("Ray runs in this process already; curate in a process of its own.")
+  address = os.environ.get("RAY_ADDRESS")
+  quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+  if not address:
+    quiet |= {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+    quiet |= {"object_store_memory": _STORE}
+  try:
+    ray.init(**quiet)
+  except (ConnectionError, RuntimeError) as error:
+    raise ConnectionError(f"Ray can't be started ({error}); is RAY_ADDRESS right?") from error
+  try:
+    yield ray
+  finally:
+    ray.shutdown()

@@ -1,0 +1,292 @@
+"""What curation reads: scenes of a dataset, or plain video files, and the clips they are cut into.
+
+A unit is one scene or one file. Everything here is found again from names and numbers alone, so
+that any worker can do any part at any time.
+"""
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol, runtime_checkable
+
+import av
+import numpy as np
+from av.error import FFmpegError
+from jaxtyping import Float, Int
+
+from d4s_jax.data.datasets import registry
+from d4s_jax.formats.images import MAX_PIXELS
+from d4s_jax.types import Cameras, Tracks
+
+VIDEOS = "videos"
+_SUFFIXES = (".mp4", ".mkv", ".mov", ".webm", ".avi", ".m4v")
+# Of the pictures that cuts are looked for in.
+_SMALL = (32, 18)
+# Mean difference of neighbouring frames, of 255, that is a cut; and a smaller one that is a cut
+# where it is so many times what is usual around it.
+_CUT, _MAYBE, _TIMES, _AROUND = 30.0, 10.0, 6.0, 8
+# Datasets that are no video jump: as far as so many usual steps, or by so many degrees.
+_JUMP, _TURN = 8.0, 45.0
+
+
+@runtime_checkable
+class View(Protocol):
+  """Frames of one camera; see `data.datasets.scene.View`. A plain video has no cameras."""
+
+  name: str
+  times: Float[np.ndarray, "f"]
+  cameras: Cameras | None
+  image: Callable[[int], Float[np.ndarray, "h w 3"]]
+  depth: Callable[[int], Float[np.ndarray, "h w"]] | None
+  instances: Callable[[int], Int[np.ndarray, "h w"]] | None
+  tracks: Callable[[Int[np.ndarray, "g"]], Tracks] | None
+
+  def __len__(self) -> int: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Unit:
+  """A scene of a dataset or a video file: the dataset's name, its folder, the scene's name."""
+
+  dataset: str
+  root: str
+  scene: str
+
+  @property
+  def name(self) -> str:
+    """Unique over datasets."""
+    return f"{self.dataset}/{self.scene}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Span:
+  """A clip: a part of a unit's first view.
+
+  Attributes:
+    unit: where it is.
+    first: number of its first frame.
+    last: of its last frame.
+    stamps: presentation times of its frames in a video file's own unit; empty for a dataset.
+  """
+
+  unit: Unit
+  first: int
+  last: int
+  stamps: tuple[int, ...] = ()
+
+  @property
+  def name(self) -> str:
+    """Unique over datasets."""
+    return f"{self.unit.name}/{self.first}-{self.last}"
+
+
+def find(dataset: str, root: pathlib.Path) -> tuple[list[Unit], list[str]]:
+  """All units, in order of their names, and what is broken beside them.
+
+  Raises:
+    ValueError: the dataset is unknown, or there is nothing.
+    OSError: there is no such folder.
+  """
+  if dataset != VIDEOS:
+    opened = registry.open_dataset(dataset, root)
+    return [Unit(dataset, str(root), name) for name in opened.names], list(opened.problems)
+  if not root.is_dir():
+    raise NotADirectoryError(f"No folder at {root}; expected one with videos.")
+  top = root.resolve()
+  names, problems = [], []
+  for path in sorted(root.rglob("*")):
+    if path.suffix.lower() not in _SUFFIXES or not path.is_file():
+      continue
+    if not path.resolve().is_relative_to(top):
+      problems.append(f"{path} is a link that leads out of {root}; it is left out. Copy the file.")
+      continue
+    name = path.relative_to(root).as_posix()
+    try:
+      name.encode()
+    except UnicodeEncodeError:
+      problems.append(f"{path!s:.200}: a name that is no text; it is left out. Rename the file.")
+      continue
+    names.append(name)
+  if not names:
+    raise ValueError(f"{root} has no videos ({', '.join(_SUFFIXES)}); check the path.")
+  return [Unit(VIDEOS, str(root), name) for name in names], problems
+
+
+def spans(unit: Unit, longest: int, shortest: int) -> tuple[list[Span], list[str]]:
+  """The clips of a unit: shots, cut into pieces of at most `longest` frames.
+
+  Returns:
+    The clips, and sentences about frames that could not be used.
+
+  Raises:
+    ValueError, OSError: the unit can't be read.
+  """
+  if unit.dataset == VIDEOS:
+    stamps, cuts, problems = _scan(pathlib.Path(unit.root) / unit.scene)
+    pieces = _pieces(cuts, longest, shortest)
+    return [Span(unit, a, b, tuple(stamps[a : b + 1])) for a, b in pieces], problems
+  scene = _scene(unit)
+  view = scene.views[0]
+  assert view.cameras is not None
+  cuts = _jumps(np.asarray(view.cameras.world_from_camera))
+  return [Span(unit, a, b) for a, b in _pieces(cuts, longest, shortest)], list(scene.problems)
+
+
+def _pieces(cut: np.ndarray, longest: int, shortest: int) -> Iterator[tuple[int, int]]:
+  """First and last frames; `cut` says of each frame whether a shot begins with it."""
+  starts = np.flatnonzero(np.append(True, cut[1:]))
+  ends = np.append(starts[1:], len(cut)) - 1
+  for start, end in zip(starts, ends):
+    # Pieces of a shot are of nearly the same length: a short rest would be thrown away.
+    count = -(-(end - start + 1) // longest)
+    bounds = np.linspace(start, end + 1, count + 1).astype(int)
+    for first, last in zip(bounds[:-1], bounds[1:] - 1):
+      if last - first + 1 >= shortest:
+        yield int(first), int(last)
+
+
+def _scan(path: pathlib.Path) -> tuple[list[int], np.ndarray, list[str]]:
+  """Presentation times of a video's frames, which of them begin a shot, and what is wrong."""
+  stamps: list[int] = []
+  change: list[float] = []
+  problems: list[str] = []
+  before, dropped = None, 0
+  try:
+    with av.open(str(path)) as container:
+      stream = container.streams.video[0]
+      if stream.width * stream.height > MAX_PIXELS or min(stream.width, stream.height) < 1:
+        raise ValueError(f"{path} has frames of {stream.width} x {stream.height} pixels.")
+      stream.thread_type = "SLICE"
+      try:
+        for frame in container.decode(stream):
+          if frame.pts is None or stamps and frame.pts <= stamps[-1]:
+            dropped += 1
+            continue
+          small = frame.reformat(*_SMALL, format="rgb24", interpolation="AREA").to_ndarray()
+          small = small.astype(np.int16)
+          change.append(255.0 if before is None else float(np.abs(small - before).mean()))
+          stamps.append(frame.pts)
+          before = small
+      except FFmpegError as error:
+        problems.append(
+          f"{path} can't be read beyond frame {len(stamps)} ({error}); what is before is used."
+          " Fetch the file again."
+        )
+  except (FFmpegError, IndexError) as error:
+    raise ValueError(
+      f"{path} cannot be read as a video ({error}). Fetch the file again, or remove it."
+    ) from error
+  if not stamps:
+    raise ValueError(f"{path} has no frames that can be read. Fetch the file again, or remove it.")
+  if dropped:
+    problems.append(
+      f"{path}: {dropped} frames whose times don't rise are left out. Remux the file to keep them."
+    )
+  level = np.asarray(change)
+  usual = np.array(
+    [np.median(level[max(0, i - _AROUND) : i + _AROUND + 1]) for i in range(len(level))]
+  )
+  return stamps, (level > _CUT) | ((level > _MAYBE) & (level > _TIMES * usual)), problems
+
+
+def _jumps(world_from_camera: Float[np.ndarray, "f 4 4"]) -> np.ndarray:
+  """Where a camera jumps: sets of pictures come as if they were one video."""
+  step = np.linalg.norm(np.diff(world_from_camera[:, :3, 3], axis=0), axis=1)
+  rotation = world_from_camera[:, :3, :3]
+  trace = np.einsum("fij,fij->f", rotation[1:], rotation[:-1])
+  turn = np.degrees(np.arccos(np.clip((trace - 1) / 2, -1, 1)))
+  usual = np.median(step[step > 0]) if (step > 0).any() else 1.0
+  return np.append(False, (step > _JUMP * usual) | (turn > _TURN))
+
+
+@functools.lru_cache(maxsize=4)
+def _dataset(name: str, root: str) -> Any:
+  return registry.open_dataset(name, root)
+
+
+@functools.lru_cache(maxsize=2)
+def _scene(unit: Unit) -> Any:
+  return _dataset(unit.dataset, unit.root).open(unit.scene)
+
+
+@dataclasses.dataclass(frozen=True)
+class Opened:
+  """A clip that is ready to be read: its views, and the frames of each within its time."""
+
+  views: tuple[View, ...]
+  frames: tuple[Int[np.ndarray, "g"], ...]
+  metric: bool
+  dynamic: bool | None
+  group: str
+  split: str
+
+
+def open_span(span: Span) -> Opened:
+  """Opens a clip; raises ValueError or OSError if it can't be."""
+  if span.unit.dataset == VIDEOS:
+    view = Video(pathlib.Path(span.unit.root) / span.unit.scene, span.stamps)
+    whole = (np.arange(len(view)),)
+    return Opened((view,), whole, metric=False, dynamic=None, group=span.unit.name, split="")
+  scene, dataset = _scene(span.unit), _dataset(span.unit.dataset, span.unit.root)
+  main = scene.views[0]
+  mine = np.arange(span.first, span.last + 1)
+  first, last = main.times[span.first], main.times[span.last]
+  size = (main.cameras.height, main.cameras.width)
+  views, frames = [main], [mine]
+  for view in scene.views[1:]:
+    here = np.flatnonzero((view.times >= first) & (view.times <= last))
+    # A record has pictures of one size.
+    if len(here) and (view.cameras.height, view.cameras.width) == size:
+      views.append(view)
+      frames.append(here)
+  group = f"{span.unit.dataset}/{dataset.group(span.unit.scene)}"
+  split = dataset.official(span.unit.scene) or ""
+  return Opened(tuple(views), tuple(frames), scene.metric, scene.dynamic, group, split)
+
+
+class Video:
+  """Frames of a video file by their presentation times, read forwards."""
+
+  def __init__(self, path: pathlib.Path, stamps: tuple[int, ...]):
+    self.name = "video"
+    self.cameras: Cameras | None = None
+    self.depth: Callable[[int], Any] | None = None
+    self.instances: Callable[[int], Any] | None = None
+    self.tracks: Callable[[Any], Tracks] | None = None
+    self._path, self._stamps = path, stamps
+    with self._open() as container:
+      base = container.streams.video[0].time_base
+    self.times = np.array(stamps, np.float64) * float(base or 1)
+    self._frames: Iterator[Any] | None = None
+    self._next = 0
+
+  def __len__(self) -> int:
+    return len(self._stamps)
+
+  def _open(self) -> Any:
+    try:
+      return av.open(str(self._path))
+    except FFmpegError as error:
+      raise ValueError(f"{self._path} cannot be read as a video ({error}).") from error
+
+  def image(self, index: int) -> Float[np.ndarray, "h w 3"]:
+    """RGB in [0, 1]; cheap for the frame after the last one."""
+    if self._frames is None or index < self._next:
+      self._frames = self._decoded(self._stamps[index])
+    wanted = self._stamps[index]
+    try:
+      for frame in self._frames:
+        if frame.pts == wanted:
+          self._next = index + 1
+          return frame.to_ndarray(format="rgb24").astype(np.float32) / 255
+    except FFmpegError as error:
+      raise ValueError(f"{self._path}, frame at {wanted}: {error}. Fetch it again.") from error
+    raise ValueError(f"{self._path} has no frame at {wanted} any more. Fetch it again.")
+
+  def _decoded(self, stamp: int) -> Iterator[Any]:
+    with self._open() as container:
+      stream = container.streams.video[0]
+      stream.thread_type = "SLICE"
+      container.seek(stamp, stream=stream, backward=True)
+      yield from container.decode(stream)

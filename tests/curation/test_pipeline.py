@@ -1,0 +1,149 @@
+"""Whole runs on Ray: as a user gives the command, killed at random, with deadly files."""
+
+import json
+import os
+import pathlib
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+from d4s_jax.data.shards import MANIFEST
+from d4s_jax.data.source import open_source
+from tests.curation.footage import write_films
+
+ROOT = pathlib.Path(__file__).parents[2]
+SETTINGS = ["--set=shard=2", "--set=side=64", "--set=shortest=9"]
+
+
+def start(source, output, *more, **environment):
+  command = [sys.executable, "-m", "d4s_jax.curate", "--dataset=videos", f"--source={source}"]
+  path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+  return subprocess.Popen(
+    [*command, f"--output={output}", *SETTINGS, *more],
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    text=True,
+    env={**os.environ, "PYTHONPATH": path, **environment},
+    start_new_session=True,
+  )
+
+
+def finish(process, status=0):
+  told, _ = process.communicate(timeout=500)
+  assert process.returncode == status, told
+  return told
+
+
+def results(output):
+  return {
+    path.name: path.read_bytes()
+    for path in output.iterdir()
+    if path.is_file() and path.name.startswith(("shard", MANIFEST))
+  }
+
+
+def test_a_folder_of_videos_becomes_shards_that_training_reads(tmp_path):
+  """With one file that is no video; the rest goes on, and the same command again is quick."""
+  write_films(tmp_path / "films", 1)
+  (tmp_path / "films" / "text.mp4").write_text("no video")
+  told = finish(start(tmp_path / "films", tmp_path / "out"))
+  assert "2 of 2 clips of 2 scenes or files were kept, 1 quarantined" in told
+  report = (tmp_path / "out" / "report.md").read_text()
+  assert re.search("text.mp4 cannot be read as a video.*Fetch the file again", report)
+  assert (tmp_path / "out" / "histograms.png").is_file()
+  assert (tmp_path / "out" / "samples.png").is_file()
+  assert not list((tmp_path / "out" / "attempts").iterdir())
+  size = {"frames": 9, "height": 32, "width": 32}
+  clips = open_source(f"shards:{tmp_path}/out", posed=False, length=9, views=2, **size)
+  assert clips.read(0).source.images.shape == (9, 32, 32, 3)
+  before = results(tmp_path / "out")
+  assert "2 of 2 clips" in finish(start(tmp_path / "films", tmp_path / "out"))
+  assert results(tmp_path / "out") == before
+
+
+def _workers(driver):
+  """Processes of this run that work on clips, and nobody else's."""
+  try:
+    family = psutil.Process(driver.pid).children(recursive=True)
+    return [one for one in family if one.name().startswith("ray::") or "ray::" in _line(one)]
+  except psutil.Error:
+    return []
+
+
+def _line(process):
+  try:
+    return " ".join(process.cmdline())
+  except psutil.Error:
+    return ""
+
+
+def _kill_all(driver):
+  """Driver and whatever it started, as when a machine goes down."""
+  try:
+    family = [psutil.Process(driver.pid), *psutil.Process(driver.pid).children(recursive=True)]
+  except psutil.Error:
+    return
+  for one in family:
+    try:
+      one.kill()
+    except psutil.Error:
+      pass
+  driver.wait()
+  driver.stdout.close()
+
+
+@pytest.mark.slow
+def test_random_kills_of_workers_and_drivers_change_nothing(tmp_path):
+  """Workers are killed every second, the driver three times: shards and manifest are the same."""
+  write_films(tmp_path / "films", 6, 3)
+  finish(start(tmp_path / "films", tmp_path / "whole"))
+  expected = results(tmp_path / "whole")
+  assert len(expected) == 10
+  rng = random.Random(0)
+  killed = 0
+  for attempt in range(4):
+    run = start(tmp_path / "films", tmp_path / "killed")
+    end = time.time() + (rng.uniform(15, 40) if attempt < 3 else 200)
+    while run.poll() is None and time.time() < end:
+      time.sleep(rng.uniform(0.5, 1.5))
+      workers = _workers(run)
+      if workers and killed < 12:
+        try:
+          rng.choice(workers).send_signal(signal.SIGKILL)
+          killed += 1
+        except psutil.Error:
+          pass
+    if attempt < 3:
+      _kill_all(run)
+    else:
+      finish(run)
+  assert killed > 2
+  names = [json.loads(x).get("clip") for x in (tmp_path / "killed" / MANIFEST).open()]
+  assert len([x for x in names if x]) == len({x for x in names if x}) == 18
+  assert results(tmp_path / "killed") == expected
+
+
+@pytest.mark.slow
+def test_a_clip_that_kills_its_reader_is_quarantined(tmp_path):
+  """A captioner stands for a decoder with a bug: it ends the process on one of the clips."""
+  write_films(tmp_path / "films", 2, 1)
+  poison = tmp_path / "sitecustomize.py"
+  poison.write_text(
+    "import os, sys\n"
+    "import d4s_jax.curation.units as units\n"
+    "whole = units.Video.image\n"
+    "def image(self, index):\n"
+    "  if 'film 1' in str(self._path): os.kill(os.getpid(), 9)\n"
+    "  return whole(self, index)\n"
+    "units.Video.image = image\n"
+  )
+  path = os.pathsep.join([str(tmp_path), str(ROOT)])
+  told = finish(start(tmp_path / "films", tmp_path / "out", PYTHONPATH=path))
+  assert "1 of 2 clips of 2 scenes or files were kept, 1 quarantined" in told
+  assert "its reader crashes, repeatedly" in (tmp_path / "out" / "report.md").read_text()

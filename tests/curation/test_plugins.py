@@ -1,0 +1,285 @@
+"""Plug-ins: files, entry points, endpoints; and what they get wrong."""
+
+import http.server
+import json
+import threading
+
+import numpy as np
+import pytest
+
+from d4s_jax import captioning
+from d4s_jax.curation import estimates, plugins, work
+from d4s_jax.curation.scale import Refused
+from d4s_jax.curation.settings import Settings, parse
+from d4s_jax.curation.units import Span, Unit
+from d4s_jax.data import record as records
+from d4s_jax.formats.images import write_image
+from d4s_jax.geometry import cameras as camera_geometry
+from tests.data.records import FRAMES, scene_record
+
+
+def row(record):
+  span = Span(Unit("videos", "/films", "a.mp4"), 3, 3 + FRAMES - 1)
+  return {
+    **{"span": span, "record": records.encode(record), "failed": ""},
+    **{"group": "videos/a.mp4", "split": "", "known": True},
+  }
+
+
+# Entry points, as a user writes them.
+def captioner():
+  return lambda clips: [f"{len(clip.images)} frames" for clip in clips]
+
+
+def broken():
+  def estimate(clips):
+    if any(clip.frames[0] == 3 for clip in clips):
+      raise RuntimeError("no\nmemory")
+    return [""] * len(clips)
+
+  return estimate
+
+
+NAME = __name__
+
+
+@pytest.fixture(autouse=True)
+def importable(monkeypatch):
+  import sys
+
+  monkeypatch.setitem(sys.modules, "entry_points", sys.modules[NAME])
+
+
+def test_an_entry_point_is_asked_in_batches():
+  rows = [row(scene_record(0)), row(scene_record(1))]
+  made = estimates.Estimators(Settings(plugins={"captions": "entry_points:captioner"}))(rows)
+  assert [records.decode(one["record"]).caption for one in made] == [f"{FRAMES} frames"] * 2
+
+
+def test_an_estimator_that_fails_spoils_its_clip_alone():
+  other = row(scene_record(1))
+  other["span"] = Span(Unit("videos", "/films", "b.mp4"), 0, FRAMES - 1)
+  settings = Settings(plugins={"captions": "entry_points:broken"})
+  made = estimates.Estimators(settings)([row(scene_record(0)), other])
+  assert made[0]["failed"] == "captions: no memory"
+  assert "expected a text" in made[1]["failed"]
+  told = work.assess(made[0], settings)["told"]
+  assert told["quarantined"] and not told["kept"] and told["reason"] == "captions: no memory"
+
+
+def tracked(record, count=300):
+  """Pixels of points on the first frame's surface, as a tracker would see them."""
+  cameras = work.cameras_of(record, slice(None))
+  size = (record.height, record.width)
+  depth = np.stack([records.read_depth(one, size) for one in record.depth])
+  rng = np.random.default_rng(0)
+  world = camera_geometry.unproject(depth[0], cameras[0]).reshape(-1, 3)
+  world = world[rng.permutation(len(world))[:count]]
+  over = np.broadcast_to(world, (len(depth), *world.shape))
+  pixels, z = camera_geometry.project(over, cameras)
+  column, row = np.floor(pixels).astype(int).transpose(2, 0, 1)
+  inside = (column >= 0) & (column < size[1]) & (row >= 0) & (row < size[0]) & (z > 0)
+  frame = np.arange(len(depth))[:, None]
+  there = depth[frame, np.clip(row, 0, size[0] - 1), np.clip(column, 0, size[1] - 1)]
+  return pixels, inside & (np.abs(there / np.maximum(z, 1e-6) - 1) < 0.02), depth
+
+
+def test_relative_poses_become_metric_by_precomputed_depth_and_tracks(tmp_path):
+  """As RealEstate10K: poses in some unit, no points; a tracker and a metric depth network."""
+  import dataclasses
+
+  unit = 0.3
+  truth = scene_record(3)
+  pixels, visible, depth = tracked(truth)
+  padded = [np.concatenate([x[:3], x]) for x in (depth, pixels, visible)]
+  (tmp_path / "videos").mkdir()
+  np.savez(tmp_path / "videos" / "a.mp4.npz", depth=padded[0], pixels=padded[1], visible=padded[2])
+  poses = np.array(truth.world_from_camera)
+  poses[:, :3, 3] /= unit
+  relative = dataclasses.replace(
+    truth, world_from_camera=poses, metric=False, depth=None, tracks=None
+  )
+  settings = Settings(
+    plugins={"depth": f"files:{tmp_path}", "tracks": f"files:{tmp_path}"},
+    limits={x: ":" for x in ("parallax", "flow", "turn", "track_jerk", "reprojection")},
+  )
+  (made,) = estimates.Estimators(settings)([row(relative)])
+  assert not made["failed"]
+  done = work.assess(made, settings)
+  figures = done["told"]["figures"]
+  assert abs(figures["scale"] / unit - 1) < 0.02 and figures["scale_variation"] < 0.05
+  assert done["told"]["kept"] and done["told"]["record"]["metric"]
+  back = records.decode(done["record"])
+  np.testing.assert_allclose(
+    back.world_from_camera[:, :3, 3], truth.world_from_camera[:, :3, 3], rtol=0.03, atol=0.01
+  )
+  assert back.tracks is not None and np.asarray(back.tracks.valid).mean() > 0.3
+  # Without anything to anchor to there is no scale, and no depth that contradicts the poses.
+  alone = Settings(plugins={"depth": f"files:{tmp_path}"}, limits=settings.limits)
+  (made,) = estimates.Estimators(alone)([row(relative)])
+  done = work.assess(made, alone)
+  assert "scale" not in done["told"]["figures"] and "scale unknown" in done["told"]["notes"][0]
+  assert not done["told"]["record"]["metric"] and records.decode(done["record"]).depth is None
+
+
+def test_triangulation_leaves_out_what_it_cannot_know():
+  from d4s_jax.curation import anchors
+
+  truth = scene_record(3)
+  pixels, visible, _ = tracked(truth)
+  cameras = work.cameras_of(truth, slice(None))
+  visible[:, 0] = False
+  pixels[:, 1] += np.random.default_rng(0).normal(0, 20, pixels[:, 1].shape)
+  visible[:, 1] = True
+  points, seen = anchors.triangulate(pixels, visible, cameras)
+  assert 50 < len(points) == len(seen) < pixels.shape[1] - 1
+  with pytest.raises(Refused):
+    still = np.repeat(pixels[:1], len(pixels), axis=0)
+    none, seen = anchors.triangulate(still, visible, cameras)
+    anchors.from_depth_maps(none, seen, cameras, np.ones((FRAMES, 48, 64))).estimate()
+
+
+BAD = {
+  "size": ({"depth": np.ones((40, 20, 20))}, "depth of shape .17, 20, 20.; expected .17, 48, 64."),
+  "NaN": ({"depth": np.full((40, 48, 64), np.nan)}, "depth has NaN"),
+  "missing": ({"d": np.ones(3)}, "no array 'depth'"),
+  "short": ({"depth": np.ones((5, 48, 64))}, "expected frame 19 to be in it"),
+}
+
+
+@pytest.mark.parametrize("arrays, message", BAD.values(), ids=BAD)
+def test_depth_that_does_not_fit_is_refused(arrays, message, tmp_path):
+  (tmp_path / "videos").mkdir()
+  np.savez(tmp_path / "videos" / "a.mp4.npz", **arrays)
+  (made,) = estimates.Estimators(Settings(plugins={"depth": f"files:{tmp_path}"}))(
+    [row(scene_record(0))]
+  )
+  import re
+
+  assert re.search(message, made["failed"]), made["failed"]
+
+
+def test_archives_of_others_are_bounded_and_run_nothing(tmp_path, monkeypatch):
+  (tmp_path / "videos").mkdir()
+  path = tmp_path / "videos" / "a.mp4.npz"
+  estimator = estimates.Estimators(Settings(plugins={"depth": f"files:{tmp_path}"}))
+  np.savez(path, depth=np.array([{}], dtype=object))
+  assert "cannot be read" in estimator([row(scene_record(0))])[0]["failed"]
+  monkeypatch.setattr(plugins, "_MOST", 10_000)
+  np.savez_compressed(path, depth=np.zeros((40, 48, 64)))
+  assert "expected at most 10000" in estimator([row(scene_record(0))])[0]["failed"]
+  path.unlink()
+  assert "No " in estimator([row(scene_record(0))])[0]["failed"]
+  climbing = row(scene_record(0))
+  climbing["span"] = Span(Unit("videos", "/films", "../../secret"), 3, 3 + FRAMES - 1)
+  assert "leads out of" in estimator([climbing])[0]["failed"]
+
+
+@pytest.mark.parametrize(
+  "kind, name, message",
+  [
+    ("depth", "nothing", "expected files:DIR or MODULE:NAME"),
+    ("depth", "files:/no/such", "No folder"),
+    ("depth", "no_such_module:f", "can't be called"),
+    ("depth", "json:loads", "can't be called"),
+    ("captions", "ftp://x", "can't be called"),
+  ],
+)
+def test_plug_ins_that_cannot_be_are_refused_at_the_start(kind, name, message):
+  with pytest.raises((ValueError, OSError), match=message):
+    Settings(plugins={kind: name}).check()
+
+
+def test_flags_become_settings():
+  settings, spread = parse(["side=64", "batch=2", "gpus=0.5"], ["flow=1:"], ["depth=a:b"])
+  assert (settings.side, settings.limits, settings.plugins) == (
+    64,
+    {"flow": "1:"},
+    {"depth": "a:b"},
+  )
+  assert spread == {"batch": 2, "gpus": 0.5}
+  for bad in (["sides=1"], ["side"], ["side=x"], ["side=0"], ["side=64", "side=65"]):
+    with pytest.raises(ValueError, match="side"):
+      parse(bad, [], [])
+  with pytest.raises(ValueError, match="Unknown plug-ins"):
+    parse([], [], ["poses=a:b"])
+
+
+@pytest.fixture
+def endpoint(monkeypatch):
+  """A server that answers as OpenAI's does; `asked` has the requests, `answers` what it says."""
+  asked, answers = [], []
+
+  class Handler(http.server.BaseHTTPRequestHandler):
+    def log_message(self, *_):
+      pass
+
+    def do_GET(self):
+      self._say(200, {"data": [{"id": "qwen"}]})
+
+    def do_POST(self):
+      body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+      asked.append((body, self.headers["Authorization"]))
+      said = answers.pop(0) if answers else "A cat\nturns."
+      if isinstance(said, int):
+        self._say(said, {"error": "busy"})
+      else:
+        self._say(200, {"choices": [{"message": {"content": said}}]})
+
+    def _say(self, status, value):
+      contents = json.dumps(value).encode()
+      self.send_response(status)
+      self.send_header("Content-Length", str(len(contents)))
+      self.end_headers()
+      self.wfile.write(contents)
+
+  server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+  thread = threading.Thread(target=server.serve_forever, daemon=True)
+  thread.start()
+  monkeypatch.setattr(captioning, "_PAUSE", 0)
+  monkeypatch.setenv("OPENAI_BASE_URL", f"http://127.0.0.1:{server.server_port}/v1")
+  monkeypatch.setenv("OPENAI_API_KEY", "secret")
+  yield asked, answers
+  server.shutdown()
+  thread.join()
+  server.server_close()
+
+
+def test_captions_come_from_an_endpoint(endpoint):
+  asked, answers = endpoint
+  answers += [503, "A cat\nturns."]
+  made = estimates.Estimators(Settings(plugins={"captions": "endpoint"}))([row(scene_record(0))])
+  assert records.decode(made[0]["record"]).caption == "A cat turns."
+  body, key = asked[-1]
+  assert key == "Bearer secret" and body["model"] == "qwen" and len(asked) == 2
+  *pictures, question = body["messages"][0]["content"]
+  assert len(pictures) == 6 and question["text"] == captioning.QUESTION
+  assert pictures[0]["image_url"]["url"].startswith("data:image/jpeg;base64,/9j/")
+
+
+def test_a_prompt_is_written_by_the_endpoint(endpoint, tmp_path):
+  write_image(tmp_path / "photo.png", np.random.default_rng(0).random((40, 60, 3)).astype("f4"))
+  assert captioning.prompt("a dog", tmp_path / "none.png") == "a dog"
+  assert captioning.prompt("auto", tmp_path / "photo.png") == "A cat turns."
+  assert endpoint[0][0][0]["messages"][0]["content"][1]["text"] == captioning.ABOUT_A_PICTURE
+
+
+def test_an_endpoint_that_fails_is_no_fault_of_the_clip(endpoint):
+  asked, answers = endpoint
+  answers += [503] * 4
+  settings = Settings(plugins={"captions": "endpoint"})
+  with pytest.raises(ConnectionError, match="HTTP 503.*is the server running"):
+    estimates.Estimators(settings)([row(scene_record(0))])
+  answers += [400]
+  made = estimates.Estimators(settings)([row(scene_record(0))])
+  assert "refused: HTTP 400" in made[0]["failed"]
+  answers += [""]
+  assert "empty caption" in estimates.Estimators(settings)([row(scene_record(0))])[0]["failed"]
+
+
+def test_without_an_endpoint_auto_says_what_to_set(monkeypatch):
+  monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+  with pytest.raises(ValueError, match="set OPENAI_BASE_URL"):
+    captioning.prompt("auto", "photo.png")
+  with pytest.raises(ValueError, match="expected http"):
+    captioning.Endpoint("file:///etc/passwd")

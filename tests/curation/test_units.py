@@ -1,0 +1,94 @@
+"""Videos as they come: cuts, truncation, times, names, links."""
+
+import av
+import numpy as np
+import pytest
+
+from d4s_jax.curation import units
+from d4s_jax.curation.units import Unit
+from d4s_jax.formats.video import write_video
+from tests.curation.footage import pan, write_films
+
+
+def unit(path):
+  return Unit("videos", str(path.parent), path.name)
+
+
+def test_shots_are_found_and_long_ones_cut(tmp_path):
+  film = np.concatenate([pan(0, 24), pan(1, 50), pan(2, 9)])
+  write_video(tmp_path / "a.mp4", film, 24)
+  spans, problems = units.spans(unit(tmp_path / "a.mp4"), 40, 10)
+  assert [(span.first, span.last) for span in spans] == [(0, 23), (24, 48), (49, 73)]
+  assert not problems and spans[1].name == "videos/a.mp4/24-48"
+  view = units.open_span(spans[1]).views[0]
+  assert len(view) == 25 and np.allclose(np.diff(view.times), 1 / 24)
+  for index in (0, 1, 24, 3):
+    assert np.abs(view.image(index) - film[24 + index]).mean() < 0.05
+
+
+def test_files_are_found_by_any_name_and_never_outside(tmp_path):
+  write_films(tmp_path / "films", 1)
+  (tmp_path / "films" / "film 0.mp4").rename(tmp_path / "films" / "Häschen 二.mp4")
+  (tmp_path / "films" / "notes.txt").write_text("no film")
+  (tmp_path / "outside.mp4").write_text("secret")
+  (tmp_path / "films" / "link.mp4").symlink_to(tmp_path / "outside.mp4")
+  found, problems = units.find("videos", tmp_path / "films")
+  assert [one.name for one in found] == ["videos/Häschen 二.mp4"]
+  assert len(problems) == 1 and "leads out of" in problems[0]
+  assert units.spans(found[0], 97, 10)[0]
+  with pytest.raises(NotADirectoryError, match="expected one with videos"):
+    units.find("videos", tmp_path / "none")
+  (tmp_path / "empty").mkdir()
+  with pytest.raises(ValueError, match="has no videos"):
+    units.find("videos", tmp_path / "empty")
+
+
+def test_a_truncated_video_names_file_cause_and_remedy(tmp_path):
+  write_films(tmp_path, 1)
+  path = tmp_path / "film 0.mp4"
+  contents = path.read_bytes()
+  # The header comes first in our own files: half of the frames are there.
+  path.write_bytes(contents[: len(contents) // 2])
+  try:
+    spans, problems = units.spans(unit(path), 97, 10)
+    assert any("can't be read beyond frame" in x and "film 0.mp4" in x for x in problems)
+    assert all(span.last < 47 for span in spans)
+  except ValueError as error:
+    assert "film 0.mp4" in str(error) and "Fetch the file again" in str(error)
+  path.write_bytes(contents[:100])
+  with pytest.raises(ValueError, match="film 0.mp4 .*Fetch the file again"):
+    units.spans(unit(path), 97, 10)
+
+
+def test_times_that_do_not_rise_are_left_out(tmp_path, monkeypatch):
+  """Duplicate and falling times, as broken recorders write them."""
+  write_films(tmp_path, 1, 1)
+  path = tmp_path / "film 0.mp4"
+  stamps = [0, 1, 1, 5, 3, *range(6, 25)]
+
+  class Frame:
+    def __init__(self, frame, pts):
+      self._frame, self.pts = frame, pts
+
+    def __getattr__(self, name):
+      return getattr(self._frame, name)
+
+  class Container:
+    def __init__(self, container):
+      self._container = container
+      self.streams = container.streams
+
+    def decode(self, stream):
+      return (Frame(x, pts) for x, pts in zip(self._container.decode(stream), stamps))
+
+    def __enter__(self):
+      return self
+
+    def __exit__(self, *_):
+      self._container.close()
+
+  real = av.open
+  monkeypatch.setattr(units.av, "open", lambda path: Container(real(path)))
+  spans, problems = units.spans(unit(path), 97, 10)
+  assert len(spans[0].stamps) == 22 and list(spans[0].stamps) == sorted(set(spans[0].stamps))
+  assert len(problems) == 1 and "2 frames whose times don't rise" in problems[0]
