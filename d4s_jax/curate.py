@@ -56,7 +56,7 @@ def main(argv: list[str]) -> None:
       )
     if not _CHECK.value:
       chosen, spread = settings.parse(_SET.value, _LIMIT.value, _PLUGIN.value)
-      places = (pathlib.Path(_SOURCE.value), pathlib.Path(_OUTPUT.value))
+      places = (pathlib.Path(_SOURCE.value), pathlib.Path(_OUTPUT.value or ""))
       print(pipeline.run(_DATASET.value, *places, chosen, progress.bar, **spread))
       return
     if _FRAMES.value < 0:
