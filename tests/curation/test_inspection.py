@@ -155,7 +155,7 @@ def test_the_list_and_bad_calls(tmp_path, capsys):
     (["--dataset=kubric", "--source=.", "--check"], "Unknown dataset 'kubric'; choose one of dyn"),
     (["--dataset=spring", "--source=none", "--check"], "No folder at none"),
     (["--dataset=spring", f"--source={written.root}", "--check"], "https://spring-benchmark.org"),
-    (["--dataset=spring"], "Expected --list, or --dataset=NAME --source=DIR --check"),
+    (["--dataset=spring"], "Expected --list, or --dataset=NAME --source=DIR and --output=DIR"),
     (["--dataset=spring", "--source=.", "--check", "--frames=-1"], "--frames is -1"),
   ):
     with pytest.raises(SystemExit) as stop:

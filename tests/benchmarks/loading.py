@@ -1,0 +1,242 @@
+"""Loading of shards beside a torch DataLoader, the training step's wait for data, and memory.
+
+  python tests/benchmarks/loading.py [--film=bunny.mp4] [--steps=100] [--clips=10000]
+
+One run, the same two cores: decoded clips per second of our loader, of a torch DataLoader over the
+same shards, and of one over video files of the same clips; ratios of medians over rounds that take
+turns. Then the share of a training run of `tiny` that waits for data, with the default source and
+with shards, and resident memory over many clips.
+"""
+
+import pathlib
+import statistics
+import sys
+import tempfile
+import time
+
+import av
+import numpy as np
+import psutil
+import torch
+from absl import app, flags
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
+
+from configs import joint  # noqa: E402
+from d4s_jax.curation import recording, units
+from d4s_jax.data.loader import make_loader
+from d4s_jax.data.sampling import Augmentation
+from d4s_jax.data.source import open_source
+from d4s_jax.formats.video import write_video
+from d4s_jax.training import loop
+from d4s_jax.training.log import read_metrics
+from tests.curation.footage import pan
+from tests.data.records import scene_record, write_folder
+
+_FILM = flags.DEFINE_string("film", "", "A video file to cut the clips from; else made up.")
+_STEPS = flags.DEFINE_integer("steps", 100, "Of the training runs; 0 for none.")
+_CLIPS = flags.DEFINE_integer("clips", 10_000, "Over which memory is watched; 0 for none.")
+_SECONDS = flags.DEFINE_float("seconds", 10.0, "Of each measurement.")
+
+_COUNT, _LONG, _SIDE = 24, 49, 256
+_SHAPE, _BATCH, _ROUNDS = {"frames": 17, "height": 192, "width": 192}, 4, 2
+# Batches that workers make ahead, at the most.
+_READY = 8
+
+
+def main(argv):
+  del argv
+  with tempfile.TemporaryDirectory() as name:
+    folder = pathlib.Path(name)
+    films(folder)
+    speed(folder)
+    if _STEPS.value:
+      waiting(folder)
+    if _CLIPS.value:
+      memory(folder)
+
+
+def films(folder):
+  """The same clips as shards and as video files."""
+  (folder / "videos").mkdir()
+  made = []
+  for number, frames in zip(range(_COUNT), footage()):
+    write_video(folder / "videos" / f"{number:03d}.mp4", frames, 24)
+    unit = units.Unit("videos", str(folder / "videos"), f"{number:03d}.mp4")
+    stamps, *_ = units._scan(folder / "videos" / f"{number:03d}.mp4")
+    span = units.Span(unit, 0, len(stamps) - 1, tuple(stamps))
+    made.append(recording.to_record(span, units.open_span(span), _SIDE))
+  write_folder(folder / "shards", made)
+  size = {x: sum(y.stat().st_size for y in (folder / x).iterdir()) for x in ("videos", "shards")}
+  print(
+    f"{_COUNT} clips of {_LONG} frames, {made[0].width} x {made[0].height}; MB a clip: "
+    + ", ".join(f"{x} {y / _COUNT / 1e6:.2f}" for x, y in size.items())
+  )
+
+
+def footage():
+  if not _FILM.value:
+    yield from (pan(seed, _LONG, 2, _SIDE, _SIDE * 16 // 9) for seed in range(_COUNT))
+    return
+  with av.open(_FILM.value) as container:
+    frames = []
+    for number, frame in enumerate(container.decode(video=0)):
+      if number < 1500:
+        continue
+      wide = frame.width * _SIDE // frame.height
+      frames.append(frame.reformat(wide, _SIDE, format="rgb24").to_ndarray())
+      if len(frames) == _LONG:
+        yield np.stack(frames).astype(np.float32) / 255
+        frames = []
+
+
+def tokenize(text):
+  del text
+  return np.zeros(8, np.int32)
+
+
+class OfShards(torch.utils.data.Dataset):
+  """What a user of torch writes over the same shards, with the same choices of frames."""
+
+  def __init__(self, source):
+    self.source = source
+
+  def __len__(self):
+    return 1 << 20
+
+  def __getitem__(self, index):
+    rng = np.random.default_rng(index)
+    clip = self.source.draw(int(rng.integers(len(self.source))), rng)
+    return torch.from_numpy(clip.source.images), torch.from_numpy(clip.target.images)
+
+
+class OfVideos(torch.utils.data.Dataset):
+  """What a user of torch writes over video files: decode, choose, cut, resize."""
+
+  def __init__(self, folder):
+    self.files = sorted(folder.glob("*.mp4"))
+
+  def __len__(self):
+    return 1 << 20
+
+  def __getitem__(self, index):
+    rng = np.random.default_rng(index)
+    frames, height, width = _SHAPE.values()
+    stride = int(rng.integers(1, 4))
+    first = int(rng.integers(_LONG - stride * (frames - 1)))
+    wanted = set(range(first, first + stride * (frames - 1) + 1, stride))
+    # As many target views as our loader's clips have, of the frames between.
+    wanted |= set(rng.integers(first, first + stride * (frames - 1) + 1, 6).tolist())
+    images = []
+    with av.open(str(self.files[int(rng.integers(len(self.files)))])) as container:
+      for number, frame in enumerate(container.decode(video=0)):
+        if number in wanted:
+          images.append(frame.reformat(width * 16 // 9, height, format="rgb24").to_ndarray())
+        if number >= max(wanted):
+          break
+    left = int(rng.integers(images[0].shape[1] - width + 1))
+    cut = np.stack(images)[:, :, left : left + width]
+    return torch.from_numpy(cut[:frames].astype(np.float32) / 255)
+
+
+def ours(folder, workers):
+  source = open_shards(folder)
+  with make_loader(source, tokenize, batch_size=_BATCH, seed=0, workers=workers) as batches:
+    yield from rate(batches)
+
+
+def torch_over(dataset):
+  loader = torch.utils.data.DataLoader(
+    dataset,
+    _BATCH,
+    num_workers=2,
+    # JAX's threads don't survive a fork.
+    multiprocessing_context="spawn",
+  )
+  yield from rate(iter(loader))
+
+
+def rate(batches):
+  """Clips a second, again and again; what lay ready before each measurement is thrown away."""
+  while True:
+    for _ in range(_READY):
+      next(batches)
+    start, count = time.perf_counter(), 0
+    while time.perf_counter() - start < _SECONDS.value:
+      next(batches)
+      count += _BATCH
+    yield count / (time.perf_counter() - start)
+
+
+def open_shards(folder):
+  return open_source(
+    f"shards:{folder}/shards",
+    posed=False,
+    recorded={"augment": Augmentation(stride=3)},
+    **_SHAPE,
+    length=1,
+  )
+
+
+def speed(folder):
+  contenders = {
+    "ours, 2 workers": lambda: ours(folder, 2),
+    "ours, a thread": lambda: ours(folder, 0),
+    "torch over shards, 2 workers": lambda: torch_over(OfShards(open_shards(folder))),
+    "torch over videos, 2 workers": lambda: torch_over(OfVideos(folder / "videos")),
+  }
+  found = {name: [] for name in contenders}
+  # All are open at once: the others wait, with full buffers, while one is measured.
+  measuring = {name: make() for name, make in contenders.items()}
+  for _ in range(_ROUNDS):
+    for name, rates in measuring.items():
+      found[name].append(next(rates))
+      print(f"{name}: {found[name][-1]:.1f} clips/s", flush=True)
+  for rates in measuring.values():
+    rates.close()
+  median = {name: statistics.median(values) for name, values in found.items()}
+  for name, values in found.items():
+    print(f"{name}: {median[name]:.1f} clips/s ({min(values):.1f} to {max(values):.1f})")
+  best = max(median["ours, 2 workers"], median["ours, a thread"])
+  for name in list(contenders)[2:]:
+    print(f"ours over {name}: {best / median[name]:.2f}")
+
+
+def waiting(folder):
+  """Share of time that training waits for data, after the first account."""
+  scenes = [scene_record(number, kind) for number in range(12) for kind in ("static", "dynamic")]
+  write_folder(folder / "scenes", scenes, heldout=("static/0", "dynamic/0"))
+  for name in ("synthetic", f"shards:{folder}/scenes"):
+    config = joint.get_config("tiny")
+    config.steps, config.heldout.batches, config.heldout.every = _STEPS.value, 1, 10**6
+    config.checkpoint.every, config.data.source = 10**6, name
+    run = folder / f"run-{name.partition(':')[0]}"
+    loop.run(config, run)
+    # The first account is of the start, with its compilation.
+    parts = read_metrics(run, "watch")[1:]
+    total = {x: sum(part.get(x, 0.0) for part in parts) for x in ("steps", "data")}
+    share = total["data"] / (total["steps"] + total["data"])
+    print(f"{name.partition(':')[0]}: {share:.2%} of {sum(total.values()):.0f} s waits for data")
+
+
+def memory(folder):
+  """Resident memory of this process and of its workers while clips pass."""
+  small = {"frames": 5, "height": 32, "width": 32}
+  source = open_source(
+    f"shards:{folder}/shards", posed=False, recorded={"augment": Augmentation()}, length=1, **small
+  )
+  process = psutil.Process()
+  for workers in (0, 1):
+    told = {}
+    with make_loader(source, tokenize, batch_size=20, seed=0, workers=workers) as batches:
+      for number in range(0, _CLIPS.value, 20):
+        next(batches)
+        if number % (_CLIPS.value // 5 // 20 * 20) == 0:
+          family = [process, *process.children(recursive=True)]
+          told[number] = sum(x.memory_info().rss for x in family) / 2**20
+    line = ", ".join(f"{number}: {value:.0f}" for number, value in told.items())
+    print(f"{workers} workers, MiB after so many clips: {line}")
+
+
+if __name__ == "__main__":
+  app.run(main)
