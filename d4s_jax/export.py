@@ -14,6 +14,8 @@ The suffix chooses the format; --format does where several have the same.
   --format=mesh    .obj .ply .glb (coloured surface)
   --format=depth   .exr (metres), .png (16 bits, millimetres) as the path's camera sees it
   --format=image   .jpg .png .webp, likewise
+  its cameras      --format=cameras|transforms|camera-path (.json), realestate10k|tum|kitti (.txt),
+                   colmap|colmap-binary (a new folder)
 
 A moment is that of --time, from 0 to 1 over the clip. With --frames it is that many numbered files
 in a new folder, evenly spaced over the clip: SuperSplat and the splat add-ons of Blender play

@@ -10,7 +10,17 @@ from typing import Any
 
 import numpy as np
 
-from d4s_jax.formats import atomic, depth, images, mesh, page, provenance, scene_file, splats
+from d4s_jax.formats import (
+  atomic,
+  depth,
+  images,
+  mesh,
+  page,
+  provenance,
+  scene_file,
+  splats,
+  trajectories,
+)
 from d4s_jax.formats.scene import SceneMetadata
 from d4s_jax.formats.video import SUFFIXES as VIDEOS
 from d4s_jax.pipeline import clips, marking, meshing, progress, shot
@@ -80,6 +90,21 @@ def _scene(path, dynamic: DynamicGaussians, metadata: SceneMetadata, times: np.n
   scene_file.write(path, dynamic, metadata)
 
 
+def _cameras(writer: trajectories.Writer):
+  """A writer of the path that the scene was made for, at its own times."""
+
+  def write(path, dynamic: DynamicGaussians, metadata: SceneMetadata, times: np.ndarray) -> None:
+    del dynamic, times
+    own: Any = dataclasses.replace(
+      metadata.cameras,
+      world_from_camera=np.asarray(metadata.cameras.world_from_camera),
+      intrinsics=np.asarray(metadata.cameras.intrinsics),
+    )
+    writer.write(path, own, np.asarray(metadata.times), clips.FPS)
+
+  return write
+
+
 _MOTION = "motion (one moment a file), cameras"
 _ROUNDED = "motion (one moment a file), cameras, digits (d4s_jax/formats/README.md has how many)"
 _SURFACE = (
@@ -111,6 +136,8 @@ FORMATS = {
       clips.write_tracks, timed=True),
     Format("rerun", (".rrd",), "view-dependent colour; colour and opacity below 1/255",
       clips.write_recording, timed=True),
+    *(Format(name, (), f"the scene; {writer.lost}", _cameras(writer), named=(writer.suffix,))
+      for name, writer in trajectories.WRITERS.items()),
   )
 }  # fmt: skip
 

@@ -10,6 +10,7 @@ import safetensors.numpy
 import trimesh
 from PIL import Image
 
+from d4s_jax.formats import trajectories
 from d4s_jax.formats.scene import ARRAY_NAMES
 from d4s_jax.geometry import poses
 from d4s_jax.pipeline import clips, shot
@@ -41,6 +42,19 @@ def test_the_suffix_chooses(name, format):
   assert find(pathlib.Path(name)).name == format
 
 
+@pytest.mark.parametrize(
+  "name, file", [("transforms", "a.json"), ("colmap", "a"), ("tum", "a.txt")]
+)
+def test_the_path_of_the_scene_goes_along(scene, tmp_path, name, file):
+  said = Export(tmp_path / file, format=name).write(*scene)
+  assert "Not in it: the scene" in said
+  found = trajectories.read(tmp_path / file)
+  want = scene[1].cameras.world_from_camera
+  np.testing.assert_allclose(found.world_from_camera, want, atol=1e-6)
+  with pytest.raises(ValueError, match="tum holds the whole clip; leave --time and --frames out"):
+    Export(tmp_path / "b.txt", time=0.5, format="tum")
+
+
 def test_an_open_suffix_asks_for_the_format():
   with pytest.raises(ValueError, match=r"several formats; add --format=depth\|image"):
     find(pathlib.Path("a.png"))
@@ -55,7 +69,7 @@ def test_every_format_says_what_is_lost_and_stands_in_the_readme(scene, tmp_path
   assert "Not in it: motion" in said and "view-dependent colour" in said
   text = README.read_text()
   for row in FORMATS.values():
-    for suffix in (*row.suffixes, *row.named):
+    for suffix in filter(None, (*row.suffixes, *row.named)):
       assert f"`{suffix}`" in text, suffix
 
 
