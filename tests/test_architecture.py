@@ -16,7 +16,8 @@ TIERS = [
   "data captioning",
   "training pipeline weights curation",
   "evaluation serving viewer",
-  "train generate render_scene export view cameras convert plan evaluate curate serve __main__",
+  "train generate render_scene export view cameras convert plan evaluate curate serve"
+  " __main__ benchmark refine",
 ]
 TIER = {name: tier for tier, names in enumerate(TIERS) for name in names.split()}
 # Written beside exported weights, for people without JAX; nothing of ours imports it.

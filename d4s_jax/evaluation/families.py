@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from d4s_jax.evaluation import geometry, i3d, matching, structure_from_motion, xfeat
+from d4s_jax.evaluation import cost, geometry, i3d, matching, structure_from_motion, xfeat
 from d4s_jax.evaluation.camera_paths import path_error
 from d4s_jax.evaluation.metric import (
   Case,
@@ -271,6 +271,29 @@ def _latency(case: Case, context: Context) -> Values:
 @jax.jit
 def _one_view(dynamic, camera, time):
   return render(at(dynamic, time), camera).image
+
+
+@one_by_one
+def _cost(case: Case, context: Context) -> Values:
+  del context
+  stages = cost.read(case.sample.path)
+  found = {"seconds": sum(stage.seconds for stage in stages.values())}
+  for name, stage in stages.items():
+    found[f"{name} seconds"] = stage.seconds
+    if stage.host_gib is not None:
+      found[f"{name} gib"] = stage.host_gib
+  peaks = [found[key] for key in found if key.endswith(" gib")]
+  found |= {"gib": max(peaks)} if peaks else {}
+  return {name: np.asarray(x) for name, x in found.items()}
+
+
+COST = Family(
+  "cost",
+  lambda settings: "wall-clock-and-peak-resident-memory/after-compilation/the-machine-of-the-set",
+  _cost,
+  needs=frozenset(("cost",)),
+  timed=True,
+)
 
 
 @one_by_one

@@ -16,6 +16,7 @@ NEEDS = {
   "text": "prompts: NAME.txt beside the video, or a scene",
   "cameras": "cameras: NAME.json beside the video, or a scene",
   "scene": "scenes, not videos",
+  "cost": "scenes with a cost.json, as d4s_jax.benchmark leaves them",
   "reference": "a true video of the same name: config.reference",
   "references": "true videos: config.reference",
   "clip": "a reference with depth, tracks and other views: config.reference with a source.json",
@@ -112,6 +113,7 @@ class Metric:
     of_sets: takes the values of all samples and of all references and makes one number; None for
       the mean over samples.
     paper: what Diff4Splat reports for itself, on its own data and protocol; None if it doesn't.
+    absent: why a sample that was measured has no such number.
   """
 
   family: Family
@@ -121,6 +123,7 @@ class Metric:
   digits: int = 2
   of_sets: Callable[[np.ndarray, np.ndarray], float] | None = None
   paper: float | None = None
+  absent: str = "it has no such stage"
 
 
 def one_by_one(measure: Callable[[Case, Context], Values]):

@@ -5,12 +5,19 @@ are told in part; they stand in a column of their own and are not to be compared
 """
 
 from d4s_jax.evaluation import families as of
+from d4s_jax.evaluation import seen
 from d4s_jax.evaluation.distances import frechet, kernel
 from d4s_jax.evaluation.metric import Metric
 
+_NO_PATH = "its camera path was not found"
 METRICS: dict[str, Metric] = {
   "fvd": Metric(of.VIDEO, "features", "FVD", "lower", 1, frechet, 210.153),
   "kvd": Metric(of.VIDEO, "features", "KVD", "lower", 3, kernel, 2.316),
+  "clip_score": Metric(seen.CLIP_SCORE, "score", "CLIP-Score", "higher", 2, None, 23.123),
+  "clip_aesthetic": Metric(
+    seen.CLIP_AESTHETIC, "score", "CLIP-Aesthetic", "higher", 3, None, 5.231
+  ),
+  "qa_quality": Metric(seen.QUALITY, "score", "QA-Quality, 0 to 5", "higher", 3, None, 2.813),
   "psnr": Metric(of.FRAMES, "psnr", "PSNR, dB", "higher"),
   "ssim": Metric(of.FRAMES, "ssim", "SSIM", "higher", 3),
   "lpips": Metric(of.FRAMES, "lpips", "LPIPS", "lower", 3),
@@ -25,15 +32,37 @@ METRICS: dict[str, Metric] = {
   "matches_xfeat": Metric(of.MATCHES_XFEAT, "matches", "average matches, XFeat", "higher", 1),
   "matches_sift": Metric(of.MATCHES_SIFT, "matches", "average matches, SIFT", "higher", 1),
   "matches_plug_in": Metric(of.MATCHES_PLUG_IN, "matches", "average matches, plug-in", "higher", 1),
+  "subject_consistency": Metric(
+    seen.SUBJECT, "whole", "subject consistency, no segmentation", "higher"
+  ),
+  "subject_consistency_segmented": Metric(
+    *(seen.SUBJECT_SEGMENTED, "segmented", "subject consistency, segmented"),
+    *("higher", 2, None, 88.32),
+  ),
+  "background_consistency": Metric(
+    seen.BACKGROUND, "whole", "background consistency, no segmentation", "higher"
+  ),
+  "background_consistency_segmented": Metric(
+    *(seen.BACKGROUND_SEGMENTED, "segmented", "background consistency, segmented"),
+    *("higher", 2, None, 89.89),
+  ),
   "cycle_psnr": Metric(of.CYCLE, "running", "cycle PSNR, time runs, dB", "higher", 2, None, 34.5),
-  "cycle_psnr_frozen": Metric(of.CYCLE, "frozen", "cycle PSNR, time stands, dB", "higher"),
+  "cycle_psnr_frozen": Metric(
+    of.CYCLE, "frozen", "cycle PSNR, time stands, dB", "higher", absent="videos can't stand still"
+  ),
   "pose_success": Metric(of.POSES, "found", "camera path found, share", "higher", 3),
   "rpe_translation": Metric(
-    of.POSES, "translation", "relative pose error, m", "lower", 4, None, 0.012
+    of.POSES, "translation", "relative pose error, m", "lower", 4, None, 0.012, _NO_PATH
   ),
   "rpe_rotation": Metric(
-    of.POSES, "rotation", "relative pose error, degrees", "lower", 3, None, 0.008
+    of.POSES, "rotation", "relative pose error, degrees", "lower", 3, None, 0.008, _NO_PATH
   ),
-  "ate": Metric(of.POSES, "absolute", "absolute path error, m", "lower", 4),
+  "ate": Metric(of.POSES, "absolute", "absolute path error, m", "lower", 4, None, None, _NO_PATH),
+  "seconds": Metric(of.COST, "seconds", "a scene, s", "lower", 2, None, 30),
+  "seconds_video": Metric(of.COST, "video model seconds", "... video model, s", "lower"),
+  "seconds_scene": Metric(of.COST, "reconstruction seconds", "... reconstruction, s", "lower"),
+  "memory": Metric(of.COST, "gib", "peak memory of the host, GiB", "lower"),
+  "memory_video": Metric(of.COST, "video model gib", "... video model, GiB", "lower"),
+  "memory_scene": Metric(of.COST, "reconstruction gib", "... reconstruction, GiB", "lower"),
   "latency": Metric(of.LATENCY, "milliseconds", "a view, ms", "lower", 2, None, 6.7),
 }

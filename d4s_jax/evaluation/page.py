@@ -28,6 +28,7 @@ def write(path: pathlib.Path, report: Report) -> None:
     "<h2>Table</h2>",
     _table(report, names),
     f"<h2>Samples one by one</h2><div class=plots>{_plots(report, names)}</div>",
+    _tradeoffs(report, names),
     "<h2>Videos</h2>",
     _videos(report),
     f"<h2>Figures of each sample</h2>{_figures(report, names)}",
@@ -39,21 +40,23 @@ def write(path: pathlib.Path, report: Report) -> None:
 
 
 def _table(report: Report, names: list[str]) -> str:
-  lines = [[_cell(x) for x in row] for row in told.table(report)]
-  header, rows = lines[0], lines[1:]
+  header, *rows = told.table(report)
+  measured = {told.heading(row): row for row in report.rows if not row.missing}
   body = []
-  measured = [row for row in report.rows if not row.missing]
-  for row, cells in zip(measured, rows):
-    best = _best(row, names)
+  for label, *cells in rows:
+    row = measured.get(label)
+    best = _best(row, names) if row else None
+    kind = "other" if row else "paper"
     marked = [
-      f"<td class={'best' if name == best else 'other'}>{_small(cell)}</td>"
-      for name, cell in zip(names, cells[1:-1])
+      f"<td class={'best' if name == best else kind}>{_small(_cell(cell))}</td>"
+      for name, cell in zip(names, cells[:-1])
     ]
-    body.append(f"<tr><td>{cells[0]}</td>{''.join(marked)}<td class=paper>{cells[-1]}</td></tr>")
-  heads = "".join(f"<th>{cell}</th>" for cell in header)
+    paper = f"<td class=paper>{_cell(cells[-1])}</td>"
+    body.append(f"<tr><td class={kind}>{_cell(label)}</td>{''.join(marked)}{paper}</tr>")
+  heads = "".join(f"<th>{_cell(cell)}</th>" for cell in header)
   return (
     f"<div class=scroll><table><tr>{heads}</tr>{''.join(body)}</table></div><p>Means over samples,"
-    " in brackets 95% by bootstrap. The last column is printed in the paper: other data, other"
+    " in brackets 95% by bootstrap. What is coloured is printed in the paper: other data, other"
     " protocols, not to be compared with; the unit of its rotations is not told.</p>"
   )
 
@@ -61,7 +64,7 @@ def _table(report: Report, names: list[str]) -> str:
 def _best(row: Row, names: list[str]) -> str | None:
   values = {name: row.results[name].value for name in names if name in row.results}
   known = {name: x for name, x in values.items() if x is not None}
-  if len(known) < 2:
+  if len(known) < 2 or len(set(known.values())) < 2:
     return None
   sign = 1 if METRICS[row.name].better == "higher" else -1
   return max(known, key=lambda name: sign * known[name])
@@ -110,6 +113,62 @@ def _plot(label: str, row: Row, values: dict[str, dict[str, float]], names: list
   return (
     f'<figure><svg width="{_WIDTH}" height="{height}" role="img">{"".join(lines)}{ends}</svg>'
     f"<figcaption>{_cell(label)}</figcaption></figure>"
+  )
+
+
+def _tradeoffs(report: Report, names: list[str]) -> str:
+  """Quality against time and memory, a dot for each set."""
+  rows = {row.name: row for row in report.rows if not row.missing}
+  plots = []
+  for cost in ("seconds", "latency", "memory"):
+    for quality in ("view_psnr", "psnr", "fvd"):
+      if cost in rows and quality in rows:
+        both = {
+          name: (rows[cost].results[name].value, rows[quality].results[name].value)
+          for name in names
+        }
+        known = {name: (x, y) for name, (x, y) in both.items() if x is not None and y is not None}
+        if len(known) > 1:
+          plots.append(_scatter(METRICS[cost].label, METRICS[quality].label, known, names))
+  if not plots:
+    return ""
+  return f"<h2>Quality against time and memory</h2><div class=plots>{''.join(plots)}</div>"
+
+
+def _scatter(across: str, up: str, points: dict[str, tuple[float, float]], names: list[str]) -> str:
+  size, border = 260, 30
+  spans = []
+  for values in zip(*points.values()):
+    margin = 0.1 * (max(values) - min(values)) or abs(0.1 * max(values)) or 1.0
+    spans.append((min(values) - margin, max(values) + margin))
+
+  def place(x: float, y: float) -> tuple[float, float]:
+    shares = [(v - low) / (high - low) for v, (low, high) in zip((x, y), spans)]
+    return border + shares[0] * (size - border), (1 - shares[1]) * (size - border)
+
+  dots = []
+  for name, point in points.items():
+    x, y = place(*point)
+    colour = _COLOURS[names.index(name) % len(_COLOURS)]
+    dots.append(
+      f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" fill="{colour}"/><text x="{x + 7:.1f}"'
+      f' y="{y + 4:.1f}" font-size="11">{_cell(name[:20])}</text>'
+    )
+  end = size - border
+  axes = f'<path d="M{border} 0V{end}H{size}" fill="none" stroke="#999"/>'
+  ends = [
+    (border, size - 12, "start", spans[0][0]),
+    (size, size - 12, "end", spans[0][1]),
+    (border - 3, end, "end", spans[1][0]),
+    (border - 3, 10, "end", spans[1][1]),
+  ]
+  ticks = "".join(
+    f'<text x="{x}" y="{y}" font-size="10" text-anchor="{anchor}">{value:.3g}</text>'
+    for x, y, anchor, value in ends
+  )
+  return (
+    f'<figure><svg width="{size + 130}" height="{size}" role="img">{axes}{ticks}{"".join(dots)}'
+    f"</svg><figcaption>{_cell(up)} against {_cell(across)}</figcaption></figure>"
   )
 
 
@@ -192,11 +251,7 @@ def _remarks(report: Report) -> str:
 
   absent = [f"{_cell(names)}: needs {_cell(why)}" for why, names in told.missing(report).items()]
   sets = [f"{_cell(name)}: {_cell('; '.join(notes))}" for name, notes in report.notes.items()]
-  remarks = [
-    f"{_cell(METRICS[row.name].label)}, {_cell(x)}"
-    for row in report.rows
-    for x in told.remarks(row)
-  ]
+  remarks = [_cell(line) for line in told.remarks(report)]
   protocols = [f"<code>{_cell(line)}</code>" for line in told.protocols(report)]
   return (
     f"<h2>Not measured</h2>{items(absent or ['nothing'])}<h2>Protocols</h2>{items(protocols)}"

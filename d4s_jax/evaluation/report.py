@@ -26,6 +26,12 @@ def written(result: Result | None, digits: int, better: str = "") -> str:
   return text + better
 
 
+def heading(row: Row) -> str:
+  """The first cell of a metric's row."""
+  metric = METRICS[row.name]
+  return f"{metric.label} ({'up' if metric.better == 'higher' else 'down'})"
+
+
 def table(report: Report) -> list[list[str]]:
   """The header and a row for each metric that was measured."""
   names = [name for name in report.sets if name != report.reference]
@@ -33,10 +39,14 @@ def table(report: Report) -> list[list[str]]:
   for row in report.rows:
     if not row.missing:
       metric = METRICS[row.name]
-      arrow = "up" if metric.better == "higher" else "down"
       values = [written(row.results.get(name), metric.digits) for name in names]
       paper = "" if metric.paper is None else f"{metric.paper:g}"
-      rows.append([f"{metric.label} ({arrow})", *values, paper])
+      rows.append([heading(row), *values, paper])
+    # What the paper prints stands by itself, also where nothing was measured.
+    printed = [report.paper.get(name, {}).get(row.name) for name in names]
+    if any(x is not None for x in printed):
+      label = f"{METRICS[row.name].label}: printed in the paper *"
+      rows.append([label, *("" if x is None else f"{x:g}" for x in printed), ""])
   return rows
 
 
@@ -57,8 +67,7 @@ def text(report: Report) -> str:
     lines += [f"  {names}: needs {why}" for why, names in absent.items()]
   lines += ["", "Sets:"]
   lines += [f"  {name}: {'; '.join(notes)}" for name, notes in report.notes.items()]
-  for row in report.rows:
-    lines += [f"  {METRICS[row.name].label}, {told}" for told in remarks(row)]
+  lines += [f"  {told}" for told in remarks(report)]
   return "\n".join(line.rstrip() for line in lines)
 
 
@@ -83,21 +92,22 @@ def missing(report: Report) -> dict[str, str]:
   return {why: ", ".join(labels) for why, labels in found.items()}
 
 
-def remarks(row: Row) -> list[str]:
-  """What to know of a row's results: notes, and which samples have none and why."""
-  told = []
-  for name, result in row.results.items():
-    told += [f"{name}: {note}" for note in result.notes]
-    if result.failures:
+def remarks(report: Report) -> list[str]:
+  """What to know of the results: notes, and which samples have no value and why."""
+  told: dict[tuple[str, str], list[str]] = {}
+  for row in report.rows:
+    label = METRICS[row.name].label
+    for name, result in row.results.items():
+      for note in result.notes:
+        told.setdefault((name, note), []).append(label)
       reasons: dict[str, list[str]] = {}
-      for sample, reason in result.failures.items():
+      for sample, reason in sorted(result.failures.items()):
         reasons.setdefault(reason, []).append(sample)
-      told += [
-        f"{name}: no value for {len(who)} ({', '.join(who[:3])}{', ...' if len(who) > 3 else ''}):"
-        f" {reason}"
-        for reason, who in reasons.items()
-      ]
-  return told
+      for reason, who in reasons.items():
+        some = f"{', '.join(who[:3])}{', ...' if len(who) > 3 else ''}"
+        which = "any sample" if len(who) == result.total else f"{len(who)} samples ({some})"
+        told.setdefault((name, f"no value for {which}: {reason}"), []).append(label)
+  return [f"{name}: {note} [{'; '.join(labels)}]" for (name, note), labels in told.items()]
 
 
 def encode(report: Report) -> dict[str, Any]:
@@ -115,7 +125,13 @@ def encode(report: Report) -> dict[str, Any]:
       "diff4splat_paper": metric.paper,
       "results": {name: dataclasses.asdict(result) for name, result in row.results.items()},
     }
-  return {"version": 1, "sets": report.notes, "reference": report.reference, "metrics": rows}
+  return {
+    "version": 1,
+    "paper": report.paper,
+    "sets": report.notes,
+    "reference": report.reference,
+    "metrics": rows,
+  }
 
 
 def write(folder: pathlib.Path, report: Report) -> None:

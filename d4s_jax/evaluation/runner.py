@@ -58,6 +58,7 @@ class Report:
     reference: name of the references among `sets`; "" for none.
     notes: of each set.
     rows: of each metric.
+    paper: what the paper prints for a set, by metric: of the rows of a sweep.
   """
 
   settings: Settings
@@ -65,6 +66,7 @@ class Report:
   reference: str
   notes: dict[str, list[str]]
   rows: list[Row]
+  paper: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
 
 
 def evaluate(settings: Settings) -> Report:

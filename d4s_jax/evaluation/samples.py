@@ -21,6 +21,7 @@ import numpy as np
 from jaxtyping import Float
 
 from d4s_jax.data.source import open_source
+from d4s_jax.evaluation import cost
 from d4s_jax.formats import checked, scene, trajectories
 from d4s_jax.formats.video import frame_rate, read_video
 from d4s_jax.geometry import cameras as pinhole
@@ -49,7 +50,7 @@ class Sample(abc.ABC):
   @property
   @abc.abstractmethod
   def has(self) -> frozenset[str]:
-    """What is there: of "video text cameras scene clip"."""
+    """What is there: of "video text cameras scene cost clip"."""
 
   @functools.cached_property
   @abc.abstractmethod
@@ -153,7 +154,8 @@ class Scene(Sample):
   @property
   def has(self) -> frozenset[str]:
     """See the base class."""
-    return frozenset(("video", "text", "cameras", "scene"))
+    found = {"cost"} if (self.path / cost.FILE).is_file() else set()
+    return frozenset({"video", "text", "cameras", "scene"} | found)
 
   @functools.cached_property
   def read(self) -> tuple[DynamicGaussians, scene.SceneMetadata]:
@@ -166,6 +168,8 @@ class Scene(Sample):
     found = hashlib.sha256()
     for name in (scene.ARRAYS, scene.DESCRIPTION):
       found.update((self.path / name).read_bytes())
+    if "cost" in self.has:
+      found.update((self.path / cost.FILE).read_bytes())
     return found.hexdigest()
 
   def frames(self, side: int | None = None) -> Float[np.ndarray, "f h w 3"]:

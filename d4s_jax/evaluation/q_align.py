@@ -1,0 +1,142 @@
+"""Quality as a served vision-language model sees it, by Q-Align's scheme (Wu et al., 2023).
+
+The model is asked how it would rate a video, and the probabilities of the five words of the scale
+are read from the first token of its answer: sum of p_i w_i with w = 1, .75, .5, .25, 0, times 5,
+which is what "0-5" is taken to mean here. Any OpenAI-compatible server of chat completions with
+log-probabilities will do; which model answered is part of the protocol.
+"""
+
+import base64
+import hashlib
+import io
+import json
+import math
+import os
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from PIL import Image
+
+from d4s_jax.formats import checked, images
+
+LEVELS = {"excellent": 1.0, "good": 0.75, "fair": 0.5, "poor": 0.25, "bad": 0.0}
+PROMPT = (
+  "How would you rate the quality of this video? Answer with one word: excellent, good, fair, poor"
+  " or bad."
+)
+PROMPT_HASH = hashlib.sha256(PROMPT.encode()).hexdigest()[:8]
+# Environment variable of a key, if the server wants one.
+KEY = "D4S_JAX_QA_KEY"
+# Of the answer's first token; more is more than servers give.
+_ALTERNATIVES = 20
+_MOST_FRAMES = 16
+_LARGEST_ANSWER = 2**20
+_SECONDS = 300
+# Probability that the five words must have together: else the model answered something else.
+_LEAST = 0.05
+
+
+def quality(video: Float[np.ndarray, "f h w 3"], fps: float, url: str, model: str) -> float:
+  """The score of a video, from 0 to 5, seen at one frame a second, padded to a square.
+
+  Args:
+    video: RGB in [0, 1].
+    fps: frames a second.
+    url: base address of the server, ending in /v1.
+    model: name of the model there.
+
+  Raises:
+    ConnectionError: the server doesn't answer.
+    ValueError: its answer has no probabilities of the words.
+  """
+  step = max(1, round(fps))
+  chosen = video[::step][:_MOST_FRAMES]
+  content: list[dict[str, Any]] = [{"type": "text", "text": PROMPT}]
+  for frame in chosen:
+    address = f"data:image/png;base64,{base64.b64encode(_png(frame)).decode()}"
+    content.append({"type": "image_url", "image_url": {"url": address}})
+  asked = {
+    "model": model,
+    "messages": [{"role": "user", "content": content}],
+    "max_tokens": 1,
+    "temperature": 0,
+    "logprobs": True,
+    "top_logprobs": _ALTERNATIVES,
+  }
+  return score(_first_token(_ask(f"{url.rstrip('/')}/chat/completions", asked)))
+
+
+def score(logarithms: Mapping[str, float]) -> float:
+  """The score from 0 to 5, from log-probabilities of tokens.
+
+  A token counts for the word that it begins, whatever its case and the space before it.
+
+  Raises:
+    ValueError: the words have less than 5% together.
+  """
+  found = dict.fromkeys(LEVELS, 0.0)
+  for token, value in logarithms.items():
+    text = token.strip(" \n\u2581\u0120").lower()
+    levels = [level for level in LEVELS if text and level.startswith(text)]
+    if len(levels) == 1:
+      found[levels[0]] += math.exp(value)
+  total = sum(found.values())
+  if total < _LEAST:
+    raise ValueError(
+      f"the model gives the words {', '.join(LEVELS)} {total:.3f} of its probability; expected a"
+      " vision-language model that follows the instruction"
+    )
+  return 5 * sum(LEVELS[level] * p for level, p in found.items()) / total
+
+
+def _png(frame: np.ndarray) -> bytes:
+  """The frame in the middle of a square of its mean colour, as Q-Align pads."""
+  height, width, _ = frame.shape
+  side = max(height, width)
+  square = np.broadcast_to(frame.mean(axis=(0, 1)), (side, side, 3)).copy()
+  top, left = (side - height) // 2, (side - width) // 2
+  square[top : top + height, left : left + width] = frame
+  out = io.BytesIO()
+  Image.fromarray(images.to_bytes(square)).save(out, "PNG")
+  return out.getvalue()
+
+
+def _ask(address: str, body: dict[str, Any]) -> Any:
+  headers = {"Content-Type": "application/json"}
+  if key := os.environ.get(KEY):
+    headers["Authorization"] = f"Bearer {key}"
+  request = urllib.request.Request(address, json.dumps(body).encode(), headers)
+  if request.type not in ("http", "https"):
+    raise ValueError(f"config.qa_url is {address!r:.80}; expected http:// or https://.")
+  try:
+    with urllib.request.urlopen(request, timeout=_SECONDS) as answer:
+      contents = answer.read(_LARGEST_ANSWER + 1)
+  except urllib.error.HTTPError as error:
+    said = error.read(300).decode("utf-8", "replace")
+    raise ConnectionError(f"{address} answers {error.code}: {said}") from error
+  except OSError as error:
+    raise ConnectionError(f"{address} does not answer ({error}); is the server up?") from error
+  if len(contents) > _LARGEST_ANSWER:
+    raise ValueError(f"{address} answers more than {_LARGEST_ANSWER} bytes.")
+  return checked.parse(contents, address)
+
+
+def _first_token(answer: Any) -> dict[str, float]:
+  """Log-probabilities of the alternatives for the first token."""
+  try:
+    entries = answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
+    # Repeated texts are different tokens; the likeliest of them counts.
+    found: dict[str, float] = {}
+    for entry in entries:
+      token, value = str(entry["token"]), float(entry["logprob"])
+      found[token] = max(value, found.get(token, -math.inf))
+    return found
+  except (KeyError, IndexError, TypeError, ValueError) as error:
+    raise ValueError(
+      f"the server's answer has no choices[0].logprobs.content[0].top_logprobs ({error!r:.80});"
+      " expected a server that gives log-probabilities"
+    ) from error

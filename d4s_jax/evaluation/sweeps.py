@@ -1,0 +1,125 @@
+"""Sweeps: rows that differ in one thing, each trained or loaded, then scored side by side.
+
+A sweep is a config file (`configs/sweeps/`): `rows` by name, each with
+
+  run        a run that is there, "shipped", or "" to train one
+  stages     (config file, overrides) of each stage to train; a stage starts from the one before
+  sampling   settings of the sampler other than the checkpoint's
+  scenes     "generated" from a picture, "reconstructed" from the true video, or "two_stage": the
+             video through the autoencoder and then Gaussians fitted to it from random points
+  paper      what the paper prints for this row, by metric
+  told       what else the paper says of it
+
+What was trained, made or measured already is not done again.
+"""
+
+import dataclasses
+import pathlib
+import subprocess
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from d4s_jax.evaluation import benchmark, runner
+from d4s_jax.evaluation.metrics import METRICS
+from d4s_jax.evaluation.settings import Settings
+from d4s_jax.pipeline import progress
+from d4s_jax.training import inference
+
+_KEYS = {"run", "stages", "sampling", "scenes", "paper", "told"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+  """A row of a sweep; see the head of this module.
+
+  Attributes:
+    run: a run, "shipped", or "".
+    stages: (config file, overrides) of each.
+    sampling: settings.
+    scenes: a kind of `benchmark.KINDS`.
+    paper: numbers by metric.
+    told: text.
+  """
+
+  run: str = ""
+  stages: tuple[tuple[str, tuple[str, ...]], ...] = ()
+  sampling: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  scenes: str = "reconstructed"
+  paper: Mapping[str, float] = dataclasses.field(default_factory=dict)
+  told: str = ""
+
+
+def rows_of(config: Mapping[str, Any]) -> dict[str, Row]:
+  """The rows of a sweep's configuration.
+
+  Raises:
+    ValueError: a row lacks what it needs, or has what no row has.
+  """
+  found = {}
+  for name, given in config["rows"].items():
+    unknown = sorted(set(given) - _KEYS)
+    row = Row(**{key: x for key, x in given.items() if key in _KEYS})
+    wrong = [key for key in row.paper if key not in METRICS]
+    if unknown or wrong or row.scenes not in benchmark.KINDS or bool(row.run) == bool(row.stages):
+      raise ValueError(
+        f"Row {name!r} of the sweep: {unknown or wrong or row.scenes!r}; expected a run or stages,"
+        f" keys among {sorted(_KEYS)}, scenes of {', '.join(benchmark.KINDS)}, and metrics."
+      )
+    found[name] = row
+  if not found:
+    raise ValueError("A sweep without rows; expected at least one.")
+  return found
+
+
+def run(config: Mapping[str, Any], settings: Settings) -> runner.Report:
+  """Trains or loads each row, makes its scenes and scores all of them.
+
+  Args:
+    config: `rows`, `count` of the embedded scenes, `workdir`, `metrics`.
+    settings: of the evaluation; samples, reference and metrics are the sweep's.
+  """
+  rows, workdir = rows_of(config), pathlib.Path(config["workdir"])
+  opened: dict[str, Any] = {}
+  size = 0
+  for name, row in rows.items():
+    place = row.run or str(_trained(name, row, workdir))
+    if place not in opened:
+      opened = {place: inference.open_checkpoint(place, progress.timed)}
+    maker = benchmark.Maker(opened[place], sampling=row.sampling)
+    benchmark.embedded(workdir / name / "set", maker, config["count"], (row.scenes,))
+    size = maker.frames
+  first = next(iter(rows))
+  settings = dataclasses.replace(
+    settings,
+    samples=",".join(f"{name}={workdir / name / 'set' / row.scenes}" for name, row in rows.items()),
+    reference=str(workdir / first / "set" / "true"),
+    metrics=settings.metrics or config["metrics"],
+    frames=min(settings.frames, size),
+  )
+  found = runner.evaluate(settings)
+  told = {name: [f"the paper: {row.told}"] for name, row in rows.items() if row.told}
+  notes = {name: [*lines, *told.get(name, [])] for name, lines in found.notes.items()}
+  paper = {name: dict(row.paper) for name, row in rows.items() if row.paper}
+  return dataclasses.replace(found, notes=notes, paper=paper)
+
+
+def _trained(name: str, row: Row, workdir: pathlib.Path) -> pathlib.Path:
+  """The last stage's run, trained as far as it is not."""
+  before = None
+  for config, overrides in row.stages:
+    folder = workdir / name / pathlib.Path(config).stem
+    if not (folder / "summary.json").exists():
+      options = [f"--config.{option}" for option in overrides]
+      if before:
+        options.append(f"--config.init.ldrm={before}")
+      command = [sys.executable, "-m", "d4s_jax.train", f"--config={config}"]
+      done = subprocess.run([*command, f"--workdir={folder}", *options], check=False)
+      if done.returncode:
+        raise ValueError(
+          f"Training row {name!r} ended with status {done.returncode}; see above. The same command"
+          " goes on from its last checkpoint."
+        )
+    before = folder
+  assert before is not None
+  return before

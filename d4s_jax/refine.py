@@ -1,0 +1,57 @@
+"""Improves a scene by fitting it to a video along its own camera path.
+
+Example:
+  python -m d4s_jax.refine --scene=scenes/first --video=first.mp4 --output=scenes/better
+
+The video has a frame for each camera of the scene, of the same aspect and any size: the true one,
+or what the video model made (d4s_jax.generate --result=video). Positions, shapes, colours and
+motion of the Gaussians are optimised (L1 + SSIM; what is transparent moves to where it is needed);
+their number stays.
+"""
+
+import pathlib
+
+import numpy as np
+from absl import flags, logging
+
+from d4s_jax import errors
+from d4s_jax.formats import scene
+from d4s_jax.formats.video import read_video
+from d4s_jax.pipeline import marking, preview, progress
+from d4s_jax.training import compilation, fitting
+
+_SCENE = flags.DEFINE_string("scene", None, "Folder that generate wrote.", required=True)
+_VIDEO = flags.DEFINE_string("video", None, "What it is to look like.", required=True)
+_OUTPUT = flags.DEFINE_string("output", None, "Folder of the new scene.", required=True)
+_STEPS = flags.DEFINE_integer("steps", 2000, "Of the optimisation.")
+_SEED = flags.DEFINE_integer("seed", 0, "Of the frames drawn for each step.")
+_WATERMARK = flags.DEFINE_boolean("watermark", True, "Mark the video invisibly as generated.")
+
+_FPS = 8.0
+
+
+def main(argv: list[str]) -> None:
+  """Refines one scene."""
+  del argv
+  logging.set_verbosity(logging.ERROR)
+  with errors.one_line():
+    output = pathlib.Path(_OUTPUT.value)
+    key = marking.key(_WATERMARK.value)
+    scene.check_output(output)
+    dynamic, metadata = scene.read_scene(_SCENE.value)
+    views = fitting.video_views(read_video(_VIDEO.value), metadata)
+    compilation.cache()
+    before = fitting.psnr(dynamic, views)
+    with progress.bar("refine", _STEPS.value, "step") as bar:
+      fitted = fitting.fit(dynamic, views, _STEPS.value, _SEED.value, lambda: bar.update(1))
+    after = fitting.psnr(fitted, views)
+    told = fitting.refined(metadata, _STEPS.value)
+    with scene.replacing(output, fitted, told) as staged:
+      photo = np.asarray(views.images[0])
+      preview.write_views(staged, photo, fitted, told, _FPS, key)
+    print(f"PSNR to the video: {before:.2f} dB before, {after:.2f} dB after")
+    print(f"Scene: {output}   Look at: {output / 'preview.png'}, {output / 'video.mp4'}")
+
+
+if __name__ == "__main__":
+  errors.run(main)

@@ -1,0 +1,151 @@
+"""Sets of scenes: the paper's design from photographs, embedded scenes, what they cost."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from d4s_jax.evaluation import benchmark, cost, families, runner, samples
+from d4s_jax.evaluation.metric import Case, Context
+from d4s_jax.evaluation.settings import Settings
+from d4s_jax.formats.images import write_image
+from d4s_jax.formats.scene import read_scene
+from d4s_jax.models.system import System
+from d4s_jax.pipeline import progress
+from d4s_jax.training import inference
+from tests.support import random_params, run_command, small_config, write_run
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("runs") / "run"
+  config = small_config()
+  config.sampling.steps = 1
+  write_run(folder, config, random_params(System.build(config.model.to_dict())))
+  return folder
+
+
+@pytest.fixture(scope="module")
+def maker(run):
+  return benchmark.Maker(inference.open_checkpoint(run, progress.timed))
+
+
+def photographs(folder, count=2):
+  folder.mkdir()
+  rng = np.random.default_rng(0)
+  for number in range(count):
+    write_image(folder / f"photo{number}.png", rng.random((20, 30, 3), dtype=np.float32))
+    (folder / f"photo{number}.txt").write_text(f"caption {number}\n")
+
+
+def test_every_photograph_goes_along_the_five_paths_with_its_caption(tmp_path):
+  photographs(tmp_path / "photos")
+  made = {}
+
+  class Maker:
+    frames, height, width = 5, 16, 16
+
+    def generate(self, folder, image, cameras, times, text):
+      made[folder.name] = image, cameras, times, text
+
+  assert benchmark.of_photographs(tmp_path / "photos", tmp_path / "set", Maker()) == 10
+  assert set(made) == {f"photo{i}-{path}" for i in (0, 1) for path in benchmark.PATHS}
+  image, cameras, times, text = made["photo1-backward"]
+  assert image.shape == (16, 16, 3) and text == "caption 1" and times[-1] == 1
+  # Backwards is against the direction of sight.
+  assert np.asarray(cameras.world_from_camera)[-1, 2, 3] == pytest.approx(-0.5)
+
+
+def test_photographs_without_captions_are_named(tmp_path):
+  photographs(tmp_path / "photos")
+  (tmp_path / "photos" / "photo1.txt").unlink()
+  with pytest.raises(ValueError, match=r"1 of 2 photographs have no caption \(photo1\)"):
+    benchmark.photographs(tmp_path / "photos")
+  (tmp_path / "photos" / "photo1.txt").write_text("  ")
+  with pytest.raises(ValueError, match=r"\['photo1'\] are empty"):
+    benchmark.photographs(tmp_path / "photos")
+  (tmp_path / "none").mkdir()
+  with pytest.raises(ValueError, match="no photographs"):
+    benchmark.photographs(tmp_path / "none")
+
+
+def open_true(tmp_path):
+  return samples.open_set(tmp_path / "set" / "true").samples
+
+
+def test_embedded_scenes_have_their_truth_beside_them_and_can_be_scored(maker, tmp_path):
+  benchmark.embedded(tmp_path / "set", maker, 2)
+  _, metadata = read_scene(tmp_path / "set" / "generated" / "clip001")
+  assert metadata.prompt == open_true(tmp_path)["clip001"].text
+  # What is there is not made again.
+  before = {x: x.stat().st_mtime_ns for x in (tmp_path / "set").rglob("scene.json")}
+  shutil.rmtree(tmp_path / "set" / "generated" / "clip000")
+  benchmark.embedded(tmp_path / "set", maker, 2)
+  after = {x: x.stat().st_mtime_ns for x in before}
+  assert [x.parent.name for x in before if after[x] != before[x]] == ["clip000"]
+  true = open_true(tmp_path)
+  still = samples.open_set(tmp_path / "set" / "still").samples
+  assert list(true) == list(still) == ["clip000", "clip001"]
+  video = true["clip001"].video
+  assert video.shape == (5, 16, 16, 3)
+  np.testing.assert_allclose(still["clip001"].video[3], video[0], atol=1 / 500)
+  settings = Settings(
+    samples=",".join(str(tmp_path / "set" / name) for name in ("generated", "reconstructed")),
+    reference=str(tmp_path / "set" / "true"),
+    metrics="motion_epe,cycle_psnr,cycle_psnr_frozen,latency,seconds,seconds_video,memory",
+    output=str(tmp_path / "out"),
+  )
+  found = {row.name: row.results for row in runner.evaluate(settings).rows}
+  for name in ("motion_epe", "cycle_psnr", "latency", "seconds", "memory"):
+    assert found[name]["generated"].count == 2 and found[name]["reconstructed"].count == 2, name
+    assert found[name]["generated"].value > 0
+  assert found["cycle_psnr_frozen"]["generated"].value == 100
+  assert found["seconds_video"]["reconstructed"].failures["clip000"] == "it has no such stage"
+
+
+def test_the_command_refuses_bad_input_before_it_compiles(run, tmp_path, capsys):
+  arguments = [f"--output={tmp_path}/set", f"--checkpoint={run}"]
+  for more, message in [
+    (f"--photographs={tmp_path}/none", "No folder"),
+    ("--scenes=0", "0 embedded scenes; expected at least 1"),
+  ]:
+    with pytest.raises(SystemExit) as stop:
+      run_command("benchmark", *arguments, more)
+    assert stop.value.code == 1 and message in capsys.readouterr().err
+
+
+def test_costs_are_measured_and_read_back(tmp_path):
+  costs = cost.Costs()
+  with costs.stage("large"):
+    block = np.ones(2**25)  # 256 MiB
+    del block
+  with costs.stage("small"):
+    pass
+  costs.write(tmp_path)
+  found = cost.read(tmp_path)
+  assert found == costs.stages
+  assert found["large"].host_gib is None or found["large"].host_gib > 0.2
+  (tmp_path / cost.FILE).write_text(json.dumps({"a": {"seconds": -1, "host_gib": 0}}))
+  with pytest.raises(ValueError, match="missing device_gib"):
+    cost.read(tmp_path)
+
+
+def test_a_video_whose_path_is_closed_has_a_cycle_and_others_have_not(tmp_path):
+  from d4s_jax.formats.cameras import write_trajectory
+  from d4s_jax.geometry.cameras import intrinsics_from_fov
+  from d4s_jax.geometry.trajectories import trajectory
+  from d4s_jax.types import Cameras
+
+  video = np.full((5, 16, 16, 3), 0.5, np.float32)
+  video[-1] += 0.1
+  for name in ("orbit", "up"):
+    np.save(tmp_path / f"{name}.npy", video)
+    lens = np.tile(intrinsics_from_fov(60, 16, 16), (5, 1, 1))
+    poses = trajectory(name, 5)
+    cameras = Cameras(world_from_camera=poses, intrinsics=lens, height=16, width=16)
+    write_trajectory(tmp_path / f"{name}.json", cameras, np.linspace(0, 1, 5, dtype=np.float32))
+  cases = [Case(x) for x in samples.open_set(tmp_path).samples.values()]
+  closed, not_closed = families.CYCLE.measure(cases, Context(Settings(), {}))
+  np.testing.assert_allclose(closed["running"], 20, rtol=1e-5)
+  assert not_closed.reason == "its path is not closed"

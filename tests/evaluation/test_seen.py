@@ -1,0 +1,271 @@
+"""CLIP-Score, aesthetics, consistency and served quality: oracles and behaviour."""
+
+import http.server
+import json
+import math
+import threading
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from d4s_jax.evaluation import q_align, runner, seen, semantics
+from d4s_jax.evaluation.settings import Settings, Weights
+from d4s_jax.weights import encoders
+
+SIDE = 32
+
+
+def words(folder):
+  """A tokenizer of a few words, in the layout of CLIP's."""
+  tokenizers = pytest.importorskip("tokenizers")
+  names = ["<|startoftext|>", "a", "red", "blue", "ball", "rolls", "[UNK]", "<|endoftext|>"]
+  model = tokenizers.models.WordLevel({name: i for i, name in enumerate(names)}, unk_token="[UNK]")
+  tokenizer = tokenizers.Tokenizer(model)
+  tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+  tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+    single="<|startoftext|> $A <|endoftext|>",
+    special_tokens=[("<|startoftext|>", 0), ("<|endoftext|>", 7)],
+  )
+  tokenizer.save(str(folder / "tokenizer.json"))
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+  """A small CLIP of random weights in the published layout."""
+  torch = pytest.importorskip("torch")
+  transformers = pytest.importorskip("transformers")
+  torch.manual_seed(1)
+  common = dict(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
+  config = transformers.CLIPConfig(
+    text_config=common | dict(vocab_size=8, max_position_embeddings=6),
+    vision_config=common | dict(image_size=SIDE, patch_size=8),
+    projection_dim=16,
+  )
+  folder = tmp_path_factory.mktemp("clip")
+  transformers.CLIPModel(config).save_pretrained(folder)
+  words(folder)
+  return folder
+
+
+@pytest.fixture(scope="module")
+def video():
+  """A gradient that slides."""
+  columns = np.arange(SIDE + 12) / (SIDE + 12)
+  frames = [np.tile(columns[t : t + SIDE, None], (SIDE, 1, 3)) for t in range(12)]
+  return np.stack(frames).astype(np.float32)
+
+
+def test_texts_become_tokens_of_one_length(clip):
+  model = encoders.read_clip(clip)
+  assert semantics.tokenize(model, "a red ball").tolist() == [0, 1, 2, 4, 7, 7]
+  assert semantics.tokenize(model, "a red ball rolls a blue ball").tolist() == [0, 1, 2, 4, 5, 7]
+
+
+def test_the_clip_score_is_the_mean_of_cosines_and_depends_on_the_words(clip, video):
+  model = encoders.read_clip(clip)
+  image, text = semantics.embed(model.vision, video), semantics.embed_text(model, "a red ball")
+  cosines = image @ text / np.linalg.norm(image, axis=1) / np.linalg.norm(text)
+  found = semantics.clip_score(model, video, "a red ball")
+  np.testing.assert_allclose(found, 100 * np.maximum(cosines, 0).mean(), rtol=1e-5)
+  assert found != semantics.clip_score(model, video, "a blue ball rolls")
+
+
+def test_pictures_made_for_a_prompt_score_higher_with_it_than_with_a_wrong_one(clip, video):
+  model = encoders.read_clip(clip)
+  text = jnp.asarray(semantics.embed_text(model, "a red ball"))
+  vision = model.vision
+
+  @jax.jit
+  def toward(images):
+    def agreement(images):
+      _, seen = vision.module.apply({"params": vision.params}, images)
+      return jnp.sum(seen @ text / jnp.linalg.norm(seen, axis=1))
+
+    return jnp.clip(images + 0.05 * jnp.sign(jax.grad(agreement)(images)), 0, 1)
+
+  images = jnp.asarray(video[:2])
+  for _ in range(20):
+    images = toward(images)
+  made = np.asarray(images)
+  right, wrong = (semantics.clip_score(model, made, x) for x in ("a red ball", "blue"))
+  assert right > wrong + 5 and right > semantics.clip_score(model, video, "a red ball")
+
+
+def head(path, widths=(16, 12, 8, 6, 4, 1), seed=0):
+  """A predictor of random weights in the published layout."""
+  rng = np.random.default_rng(seed)
+  tensors = {}
+  for i, (a, b) in zip((0, 2, 4, 6, 7), zip(widths, widths[1:])):
+    tensors[f"layers.{i}.weight"] = rng.normal(size=(b, a)).astype(np.float32)
+    tensors[f"layers.{i}.bias"] = rng.normal(size=b).astype(np.float32)
+  save_file(tensors, path)
+  return tensors
+
+
+def test_the_aesthetic_head_is_its_layers_one_after_another(clip, video, tmp_path):
+  tensors = head(tmp_path / "head.safetensors")
+  model = encoders.read_clip(clip)
+  x = semantics.embed(model.vision, video)
+  x = x / np.linalg.norm(x, axis=1, keepdims=True)
+  for i in (0, 2, 4, 6, 7):
+    x = x @ tensors[f"layers.{i}.weight"].T + tensors[f"layers.{i}.bias"]
+  folded = semantics.read_aesthetic(tmp_path / "head.safetensors")
+  np.testing.assert_allclose(semantics.aesthetic(model, folded, video), x.mean(), rtol=1e-4)
+  head(tmp_path / "wide.safetensors", (20, 12, 8, 6, 4, 1))
+  with pytest.raises(ValueError, match="takes 20 numbers and CLIP gives 16"):
+    wide = semantics.read_aesthetic(tmp_path / "wide.safetensors")
+    semantics.aesthetic(model, wide, video)
+  save_file({"weight": np.zeros((1, 16), np.float32)}, tmp_path / "linear.safetensors")
+  with pytest.raises(ValueError, match="no improved aesthetic predictor"):
+    semantics.read_aesthetic(tmp_path / "linear.safetensors")
+
+
+def test_consistency_has_its_closed_forms():
+  one = np.ones((5, 4))
+  np.testing.assert_allclose(semantics.consistency(one), 100)
+  np.testing.assert_allclose(semantics.consistency(np.eye(4)), 0)
+  # To the one before: 0, 1; to the first: 0, 0.
+  pair = np.array([[1.0, 0], [0, 1], [0, 2]])
+  np.testing.assert_allclose(semantics.consistency(pair), 100 * 0.25)
+  assert semantics.consistency(np.array([[1.0, 0], [-1, 0]])) == 0
+  with pytest.raises(ValueError, match="1 frame"):
+    semantics.consistency(np.ones((1, 4)))
+
+
+def test_consistency_is_full_for_a_frozen_video_and_falls_with_shuffling_and_noise(clip, video):
+  model = encoders.read_clip(clip).vision
+  rng = np.random.default_rng(0)
+  frozen = np.repeat(video[:1], len(video), axis=0)
+  noise = rng.normal(size=video.shape)
+  noisy = [np.clip(video + level * noise, 0, 1).astype(np.float32) for level in (0.1, 0.4)]
+  shuffled = video[[0, 11, 1, 10, 2, 9, 3, 8, 4, 7, 5, 6]]
+  found = [
+    semantics.consistency(semantics.embed(model, x)) for x in (frozen, video, shuffled, *noisy)
+  ]
+  assert found[0] == pytest.approx(100) and found[0] > found[1] > found[2]
+  assert found[1] > found[3] > found[4]
+
+
+def test_segmentation_keeps_a_part_and_hides_what_the_rest_does():
+  rng = np.random.default_rng(0)
+  mask = np.zeros((3, 8, 8, 3), np.float32)
+  mask[:, 2:5, 2:5] = 1
+  one, other = (np.where(mask > 0.5, 0.7, rng.random((3, 8, 8, 3))) for _ in range(2))
+  np.testing.assert_array_equal(seen.kept(one, mask, "subject"), seen.kept(other, mask, "subject"))
+  assert not np.array_equal(
+    seen.kept(one, mask, "background"), seen.kept(other, mask, "background")
+  )
+  with pytest.raises(ValueError, match="expected one size"):
+    seen.kept(one[:2], mask, "subject")
+  with pytest.raises(ValueError, match="nothing of the subject in 3 frames"):
+    seen.kept(one, 0 * mask, "subject")
+
+
+@pytest.mark.parametrize(
+  "probabilities, want",
+  [
+    ({"excellent": 1.0}, 5.0),
+    ({"bad": 1.0}, 0.0),
+    ({" Good": 0.5, "poor": 0.5}, 2.5),
+    # Other words don't count; parts of words do.
+    ({"fair": 0.2, "exc": 0.2, "The": 0.6}, 3.75),
+  ],
+)
+def test_the_quality_is_the_mean_level(probabilities, want):
+  found = q_align.score({token: math.log(p) for token, p in probabilities.items()})
+  np.testing.assert_allclose(found, want)
+
+
+def test_an_answer_without_the_words_is_refused():
+  with pytest.raises(ValueError, match="0.010 of its probability"):
+    q_align.score({"The": math.log(0.9), "good": math.log(0.01)})
+
+
+@pytest.fixture
+def server():
+  """A model that likes bright first frames; the test says how it answers."""
+
+  class Handler(http.server.BaseHTTPRequestHandler):
+    asked: list = []
+    broken = False
+
+    def do_POST(self):
+      body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+      self.asked.append((self.path, body, self.headers.get("Authorization")))
+      good = 0.9 if len(body["messages"][0]["content"]) > 2 else 0.2
+      top = [{"token": t, "logprob": math.log(p)} for t, p in (("good", good), ("bad", 1 - good))]
+      content = [] if self.broken else [{"top_logprobs": top}]
+      answer = json.dumps({"choices": [{"logprobs": {"content": content}}]}).encode()
+      self.send_response(200)
+      self.end_headers()
+      self.wfile.write(answer)
+
+    def log_message(self, *_):
+      pass
+
+  found = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+  thread = threading.Thread(target=found.serve_forever)
+  thread.start()
+  yield found, Handler, f"http://127.0.0.1:{found.server_port}/v1"
+  found.shutdown()
+  thread.join()
+  found.server_close()
+
+
+def test_a_served_model_is_asked_about_one_frame_a_second(server, video, monkeypatch):
+  _, handler, url = server
+  monkeypatch.setenv(q_align.KEY, "secret")
+  np.testing.assert_allclose(q_align.quality(video, 8.0, url, "a-model"), 5 * 0.75 * 0.9)
+  path, body, key = handler.asked[-1]
+  assert path == "/v1/chat/completions" and key == "Bearer secret"
+  content = body["messages"][0]["content"]
+  assert body["model"] == "a-model" and body["logprobs"] and body["max_tokens"] == 1
+  assert [part["type"] for part in content] == ["text", "image_url", "image_url"]
+  assert content[0]["text"] == q_align.PROMPT
+  handler.broken = True
+  with pytest.raises(ValueError, match="expected a server that gives log-probabilities"):
+    q_align.quality(video, 8.0, url, "a-model")
+
+
+def test_a_server_that_is_not_there_ends_the_evaluation(video):
+  with pytest.raises(ConnectionError, match="does not answer"):
+    q_align.quality(video, 8.0, "http://127.0.0.1:9/v1", "a-model")
+  with pytest.raises(ValueError, match="expected http:// or https://"):
+    q_align.quality(video, 8.0, "file:///etc", "a-model")
+
+
+def test_all_of_them_in_one_evaluation(clip, video, server, tmp_path):
+  head(tmp_path / "head.safetensors")
+  for name in ("samples", "masks"):
+    (tmp_path / name).mkdir()
+  np.save(tmp_path / "samples" / "a.npy", video)
+  (tmp_path / "samples" / "a.txt").write_text("a red ball")
+  mask = np.zeros_like(video)
+  mask[:, :, :10] = 1
+  np.save(tmp_path / "masks" / "a.npy", mask)
+  names = "clip_score,clip_aesthetic,qa_quality,background_consistency"
+  names += ",background_consistency_segmented,subject_consistency"
+  settings = Settings(
+    samples=str(tmp_path / "samples"),
+    masks=str(tmp_path / "masks"),
+    metrics=names,
+    output=str(tmp_path / "out"),
+    weights=Weights(
+      clip=str(clip), clip_b32=str(clip), aesthetic=str(tmp_path / "head.safetensors")
+    ),
+    qa_url=server[2],
+    qa_model="a-model",
+  )
+  found = {row.name: row for row in runner.evaluate(settings).rows}
+  assert found["subject_consistency"].missing == "facebook/dino-vitb16: config.weights.dino=FOLDER"
+  for name in names.split(",")[:-1]:
+    result = found[name].results["samples"]
+    assert result.count == 1 and np.isfinite(result.value), name
+    assert found[name].weights
+  whole, part = (
+    found[f"background_consistency{x}"].results["samples"].value for x in ("", "_segmented")
+  )
+  assert whole != part

@@ -1,0 +1,141 @@
+"""Sweeps: rows that are checked, trained once, scored beside the paper's numbers."""
+
+import dataclasses
+import pathlib
+import subprocess
+
+import numpy as np
+import pytest
+
+from d4s_jax.evaluation import benchmark, page, report, runner, sweeps
+from d4s_jax.evaluation.samples import open_set
+from d4s_jax.evaluation.settings import Settings
+
+
+@pytest.fixture
+def quick(monkeypatch):
+  """Scenes that are videos of a brightness, training that leaves a folder; lists what was done."""
+  done: list[str] = []
+
+  class Maker:
+    frames = 9
+
+    def __init__(self, trained, sampling=None):
+      self.trained, self.sampling = trained, sampling or {}
+
+  def embedded(output, maker, count, kinds):
+    done.append(f"scenes of {maker.trained} {dict(maker.sampling)} {kinds}")
+    level = 0.5 if maker.trained == "shipped" else 0.8
+    for name, value in ((kinds[0], level), ("true", 0.6)):
+      (output / name).mkdir(parents=True, exist_ok=True)
+      for number in range(count):
+        np.save(output / name / f"clip{number}.npy", np.full((9, 32, 32, 3), value, np.float32))
+
+  def train(command, check):
+    folder = pathlib.Path(next(x for x in command if "--workdir=" in x).partition("=")[2])
+    done.append(f"train {folder.name} " + " ".join(x for x in command if "--config." in x))
+    folder.mkdir(parents=True)
+    (folder / "summary.json").write_text("{}")
+    return subprocess.CompletedProcess(command, 0)
+
+  monkeypatch.setattr(benchmark, "Maker", Maker)
+  monkeypatch.setattr(benchmark, "embedded", embedded)
+  monkeypatch.setattr(sweeps.inference, "open_checkpoint", lambda place, report: place)
+  monkeypatch.setattr(sweeps.subprocess, "run", train)
+  return done
+
+
+def sweep(tmp_path, **rows):
+  return {
+    "rows": rows,
+    "count": 3,
+    "workdir": str(tmp_path / "sweep"),
+    "metrics": "psnr,matches_sift",
+  }
+
+
+def test_rows_are_trained_stage_after_stage_and_scored_beside_the_papers_numbers(quick, tmp_path):
+  stages = (("configs/geometry.py", ("a=1",)), ("configs/dynamic.py", ("b=2",)))
+  config = sweep(
+    tmp_path,
+    shipped={"run": "shipped", "paper": {"psnr": 33.5, "fvd": 210.2}},
+    other={"stages": stages, "told": "worse", "sampling": {"scale": 1.0}},
+  )
+  found = sweeps.run(config, Settings(output=str(tmp_path / "out")))
+  first = tmp_path / "sweep" / "other" / "geometry"
+  assert quick[1:3] == [
+    "train geometry --config.a=1",
+    f"train dynamic --config.b=2 --config.init.ldrm={first}",
+  ]
+  assert "{'scale': 1.0}" in quick[3]
+  values = {name: x.value for name, x in found.rows[0].results.items()}
+  np.testing.assert_allclose(
+    [values["shipped"], values["other"]], [20, -20 * np.log10(0.2)], rtol=1e-4
+  )
+  told = report.text(found)
+  assert "PSNR, dB: printed in the paper *" in told and "33.5" in told
+  assert "the paper: worse" in told
+  page.write(tmp_path / "a.html", found)
+  assert "printed in the paper" in (tmp_path / "a.html").read_text()
+  # What was trained is not trained again.
+  before = len([line for line in quick if line.startswith("train")])
+  sweeps.run(config, Settings(output=str(tmp_path / "out")))
+  assert len([line for line in quick if line.startswith("train")]) == before
+  assert len(open_set(tmp_path / "sweep" / "other" / "set" / "reconstructed").samples) == 3
+
+
+@pytest.mark.parametrize(
+  "row",
+  [
+    {},
+    {"run": "shipped", "stages": (("configs/joint.py", ()),)},
+    {"run": "shipped", "colour": 1},
+    {"run": "shipped", "scenes": "imagined"},
+    {"run": "shipped", "paper": {"fdv": 1.0}},
+  ],
+)
+def test_rows_that_make_no_sense_are_refused(row, tmp_path):
+  with pytest.raises(ValueError, match="Row 'a' of the sweep"):
+    sweeps.rows_of(sweep(tmp_path, a=row))
+  with pytest.raises(ValueError, match="without rows"):
+    sweeps.rows_of({"rows": {}})
+
+
+def test_a_training_that_fails_is_told(quick, tmp_path, monkeypatch):
+  monkeypatch.setattr(
+    sweeps.subprocess, "run", lambda command, check: subprocess.CompletedProcess(command, 75)
+  )
+  with pytest.raises(ValueError, match="row 'a' ended with status 75"):
+    sweeps.run(sweep(tmp_path, a={"stages": (("configs/joint.py", ()),)}), Settings())
+
+
+def test_the_sweep_that_comes_along_is_one():
+  import importlib.util
+
+  place = pathlib.Path(__file__).parents[2] / "configs" / "sweeps" / "tiny.py"
+  spec = importlib.util.spec_from_file_location("tiny_sweep", place)
+  assert spec and spec.loader
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  rows = sweeps.rows_of(module.get_config().to_dict())
+  assert len(rows) > 10 and rows["frozen"].paper["fvd"] == 231.5
+  for row in rows.values():
+    for config, overrides in row.stages:
+      assert (place.parents[2] / config).is_file() and all("=" in x for x in overrides)
+  assert list(sweeps.rows_of(module.get_config("joint,shipped").to_dict())) == ["joint", "shipped"]
+
+
+def test_quality_is_drawn_against_time():
+  from d4s_jax.evaluation.samples import SampleSet
+  from d4s_jax.evaluation.summary import Result
+
+  def row(name, values):
+    results = {key: Result(x, 3, 3) for key, x in values.items()}
+    return runner.Row(name, "p", "", results)
+
+  rows = [row("seconds", {"a": 1.0, "b": 2.0}), row("view_psnr", {"a": 20.0, "b": 25.0})]
+  found = runner.Report(Settings(), {x: SampleSet(x, {}) for x in "ab"}, "", {}, rows)
+  drawn = page._tradeoffs(found, ["a", "b"])
+  assert drawn.count("<circle") == 2 and "novel views, PSNR, dB against a scene, s" in drawn
+  one = dataclasses.replace(found, rows=rows[:1])
+  assert page._tradeoffs(one, ["a", "b"]) == ""
