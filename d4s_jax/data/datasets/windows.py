@@ -39,7 +39,7 @@ class Windows:
     height: image height, pixels.
     width: image width, pixels.
     views: target views: frames of any camera of the scene between the first and the last source
-      frame.
+      frame, other than those where there are others.
     tracks: number of point tracks; those that the dataset doesn't have are not valid.
     seed: of the choice of clips.
     length: number of clips.
@@ -117,12 +117,16 @@ class Windows:
     def read(what: View, index: Int[np.ndarray, "v"]) -> Views:
       return self._read(what, index, origin, (begin, end))
 
+    # Frames that aren't in the source tell more; of one camera without gaps there are none.
+    others = []
+    for other in scene.views:
+      there = np.flatnonzero((other.numbers >= first) & (other.numbers <= last))
+      there = np.setdiff1d(there, chosen) if other is view else there
+      if len(there):
+        others.append((other, there))
     targets = []
     for _ in range(self._views):
-      other = scene.views[rng.integers(len(scene.views))]
-      there = np.flatnonzero((other.numbers >= first) & (other.numbers <= last))
-      # A camera that has none of these frames is replaced by the one that has.
-      what, among = (other, there) if len(there) else (view, chosen)
+      what, among = others[rng.integers(len(others))] if others else (view, chosen)
       targets.append(read(what, among[[rng.integers(len(among))]]))
     dynamic: Any = np.asarray(scene.dynamic)
     metres: Any = np.float32(scene.metric)

@@ -84,6 +84,19 @@ def test_targets_come_from_all_cameras_at_moments_of_the_clip(tmp_path):
   assert away.max() > 0.9 and not clip.source.depth.any()
 
 
+def test_targets_are_not_source_frames_where_there_are_others(kitti, odyssey):
+  def repeated(dataset, root, index):
+    clip = Windows(dataset, str(root), **SIZE).read(index)
+    away = np.abs(clip.target.images[:, None] - clip.source.images[None]).max((2, 3, 4))
+    return bool((away.min(1) == 0).any())
+
+  # The other camera has others at every stride.
+  assert not any(repeated("virtual_kitti", kitti.root, index) for index in range(6))
+  # Nine frames of one camera, five at strides of 1 or 2: between those of 2 there are others.
+  found = {repeated("pointodyssey", odyssey.root, index) for index in range(8)}
+  assert found == {True, False}
+
+
 def test_a_clip_depends_on_its_index_alone_and_travels_to_workers(kitti):
   source = Windows("virtual_kitti", str(kitti.root), **SIZE)
   again = pickle.loads(pickle.dumps(source))
