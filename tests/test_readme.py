@@ -30,9 +30,14 @@ def parse(module: str, arguments: list[str], monkeypatch):
   """Raises unless a command takes these arguments."""
   monkeypatch.chdir(ROOT)
   monkeypatch.setattr(sys, "argv", [module, *arguments])  # where config overrides are looked for
+  module += ".__main__" if (ROOT / module.replace(".", "/")).is_dir() else ""
   with isolated_flags(module):
-    importlib.import_module(module)
-    assert flags.FLAGS(sys.argv) == [module]
+    source = importlib.import_module(module).__file__
+    assert source
+    # How many words it takes beside options, as it tells `errors.run`.
+    (taken,) = re.findall(r"errors\.run\(main(?:, words=(\d))?\)", pathlib.Path(source).read_text())
+    words = flags.FLAGS(sys.argv)[1:]
+    assert len(words) <= int(taken or 0), f"{module} takes no words {words}"
 
 
 ALL = [
@@ -79,13 +84,17 @@ def test_the_first_commands_as_written(tmp_path):
   assert rest
   blocks = "\n".join(re.findall(r"```\n(.*?)```", text, re.S))
   lines = [line for line in blocks.replace("\\\n", " ").splitlines() if "pytest" not in line]
-  # The viewer serves until it is stopped; tests/test_commands.py looks at it.
-  lines = [line for line in lines if line.startswith("python ") and "d4s_jax.view" not in line]
+  # These two serve until they are stopped; others' tests look at them.
+  lines = [line for line in lines if not re.search(r"d4s_jax\.(view|serve)", line)]
+  lines = [line for line in lines if line.startswith("python ")]
   assert len(lines) >= 3
   from d4s_jax.data.synthetic import SyntheticScenes
   from d4s_jax.formats.images import write_image
 
   write_image(clone / "photo.jpg", SyntheticScenes(height=300, width=400).read(0).source.images[0])
+  # Of TUM: time, place, orientation.
+  places = (f"{i} {i / 10} 0 0 0 0 0 1" for i in range(9))
+  (clone / "path.txt").write_text("\n".join(places) + "\n")
   for line in lines:
     script = f'PATH="{environment}/bin:$PATH"; cd "{clone}" && {line}'
     done = subprocess.run(["bash", "-c", script], capture_output=True, text=True)
