@@ -6,6 +6,7 @@ vLLM, SGLang, llama.cpp and Ollama serve Qwen-VL, which the paper uses, this way
 """
 
 import base64
+import http.client
 import io
 import json
 import os
@@ -32,6 +33,15 @@ ABOUT_A_PICTURE = (
 _MOST, _LONGEST = 1_000_000, 2000
 _ATTEMPTS, _PAUSE = 4, 1.0
 
+
+class _Straight(urllib.request.HTTPRedirectHandler):
+  """Goes nowhere else: the key is for the server that was named."""
+
+  def redirect_request(self, *args: Any, **kwargs: Any) -> None:
+    """Makes a redirection the error that it is without a handler."""
+
+
+_OPENER = urllib.request.build_opener(_Straight)
 
 # Stands for a prompt that the endpoint writes; pixels of the longer side that it is shown.
 AUTO, _SHOWN = "auto", 1024
@@ -139,7 +149,7 @@ def ask(url: str, body: dict[str, Any] | None, key: str, timeout: float) -> Any:
       time.sleep(_PAUSE * 2 ** (attempt - 1))
     try:
       request = urllib.request.Request(url, data, headers)
-      with urllib.request.urlopen(request, timeout=timeout) as response:
+      with _OPENER.open(request, timeout=timeout) as response:
         contents = response.read(_MOST + 1)
       if len(contents) > _MOST:
         raise ValueError(f"{url} answered with more than {_MOST} bytes.")
@@ -148,7 +158,7 @@ def ask(url: str, body: dict[str, Any] | None, key: str, timeout: float) -> Any:
       reason = f"HTTP {error.code}: {error.read(300).decode(errors='replace')}"
       if error.code not in (408, 409, 425, 429) and error.code < 500:
         raise ValueError(f"{url} refused: {reason}") from None
-    except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
+    except (urllib.error.URLError, http.client.HTTPException, TimeoutError, OSError) as error:
       reason = str(getattr(error, "reason", error))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
       raise ValueError(f"{url} answered with no JSON ({error}).") from None

@@ -25,7 +25,7 @@ _VIDEO = flags.DEFINE_string("video", None, "What it is to look like.", required
 _OUTPUT = flags.DEFINE_string("output", None, "Folder of the new scene.", required=True)
 _STEPS = flags.DEFINE_integer("steps", 2000, "Of the optimisation.")
 _SEED = flags.DEFINE_integer("seed", 0, "Of the frames drawn for each step.")
-_WATERMARK = flags.DEFINE_boolean("watermark", True, "Mark the video invisibly as generated.")
+_WATERMARK = flags.DEFINE_boolean("watermark", True, "Mark scene and video invisibly as generated.")
 
 _FPS = 8.0
 
@@ -46,6 +46,8 @@ def main(argv: list[str]) -> None:
       fitted = fitting.fit(dynamic, views, _STEPS.value, _SEED.value, lambda: bar.update(1))
     after = fitting.psnr(fitted, views)
     told = fitting.refined(metadata, _STEPS.value)
+    # Fitting wears away the mark that the scene had.
+    fitted = marking.scene(fitted, key)
     with scene.replacing(output, fitted, told) as staged:
       photo = np.asarray(views.images[0])
       preview.write_views(staged, photo, fitted, told, _FPS, key)

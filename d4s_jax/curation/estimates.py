@@ -107,6 +107,9 @@ def _with(kind: str, record: Record, arrays: dict[str, np.ndarray]) -> Row:
       world_from_camera=arrays["world_from_camera"].astype(np.float32),
       intrinsics=arrays["intrinsics"].astype(np.float32),
       metric=False,
+      # The dataset's own are in the world and the unit of its own cameras.
+      depth=None,
+      tracks=None,
     )
     if "points" in arrays and "visible" in arrays:
       more["points"] = (arrays["points"], arrays["visible"].T > 0)

@@ -27,6 +27,11 @@ def to_record(span: Span, opened: Opened, side: int) -> Record:
   size: tuple[int, int] | None = None
   tracks = None
   for number, (view, frames) in enumerate(zip(opened.views, opened.frames)):
+    # Of views before that had none.
+    if view.depth is not None and not depths:
+      depths = [b""] * len(numbers)
+    if view.instances is not None and not instances:
+      instances = [b""] * len(numbers)
     for index in frames:
       image = view.image(int(index))
       if size is None:

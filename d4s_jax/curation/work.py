@@ -81,11 +81,15 @@ def _guarded(name: str, attempts: pathlib.Path, function, *arguments) -> tuple[A
   except ConnectionError:
     raise
   except Exception as error:
-    # A full disk is no property of a clip.
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if _is_full(error):
       raise
     kind = "" if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: "
     return None, f"{kind}{' '.join(str(error).split())[:500]}"
+
+
+def _is_full(error: Exception) -> bool:
+  """A full disk is no property of a clip."""
+  return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 @contextlib.contextmanager
@@ -118,11 +122,24 @@ def _apart(function, *arguments) -> Any:
 
 
 def assess(row: Row, settings: Settings) -> Row:
-  """The decision about a clip: {"told": a line of the manifest, "record": bytes of a kept one}."""
+  """The decision about a clip: {"told": a line of the manifest, "record": bytes of a kept one}.
+
+  One that can't be judged is quarantined, like one that can't be read.
+  """
   span: Span = row["span"]
   told: Row = {"clip": span.name, "unit": span.unit.name, "kept": False}
-  if row["failed"]:
-    return {"told": {**told, "quarantined": True, "reason": row["failed"]}, "record": b""}
+  reason = row["failed"]
+  if not reason:
+    try:
+      return _judged(row, settings, told)
+    except Exception as error:
+      if _is_full(error):
+        raise
+      reason = f"it can't be judged: {type(error).__name__}: {' '.join(str(error).split())[:400]}"
+  return {"told": {**told, "quarantined": True, "reason": reason}, "record": b""}
+
+
+def _judged(row: Row, settings: Settings, told: Row) -> Row:
   record = records.decode(row["record"])
   record, notes, figures = _scaled(record, row)
   small = small_copy(record)
@@ -131,6 +148,9 @@ def assess(row: Row, settings: Settings) -> Row:
     record = dataclasses.replace(record, dynamic=figures.get("moving", 0) > _DYNAMIC)
   if record.dynamic and record.instances is None:
     record = _masked(record)
+  strange = [name for name, value in figures.items() if not np.isfinite(value)]
+  if strange:
+    raise ValueError(f"its {', '.join(strange)} can't be measured; it may be too small")
   reason = stages.judge(figures, stages.limits(settings.limits))
   told |= {"figures": figures, "hashes": [f"{x:016x}" for x in duplicates.hashes(small)]}
   told |= {"notes": notes} if notes else {}

@@ -88,10 +88,10 @@ class Maker:
 
   def two_stage(self, folder: pathlib.Path, video, cameras: Cameras, times, text: str) -> None:
     """As many Gaussians as the model's, from random points, fitted to the decoded video."""
-    if (folder / scene.DESCRIPTION).is_file():
+    metadata = self._metadata(cameras, times, text, f"two stages, {_STEPS} steps")
+    if _is_there(folder, metadata):
       return
     parts = {"autoencoder": self.params["autoencoder"]}
-    metadata = self._metadata(cameras, times, text, f"two stages, {_STEPS} steps")
     costs = Costs()
     with costs.stage("encoder"):
       decoded = np.clip(self._decode(parts, self._encode(parts, video[None]))[0], 0, 1)
@@ -111,7 +111,8 @@ class Maker:
   def _make(
     self, folder: pathlib.Path, first: str, latents: Callable, cameras: Cameras, times, text: str
   ) -> None:
-    if (folder / scene.DESCRIPTION).is_file():
+    metadata = self._metadata(cameras, times, text, self.trained.name)
+    if _is_there(folder, metadata):
       return
     if first not in self._warm:
       # Compiles, which is not what a scene costs.
@@ -122,9 +123,23 @@ class Maker:
       found = jax.block_until_ready(latents())
     with costs.stage("reconstruction"):
       dynamic = self.pipeline.reconstruct(found, cameras)
-    metadata = self._metadata(cameras, times, text, self.trained.name)
     with scene.replacing(folder, dynamic, metadata) as staged:
       costs.write(staged)
+
+
+def _is_there(folder: pathlib.Path, wanted: SceneMetadata) -> bool:
+  """Whether a scene was made before; raises ValueError if it was made of something else."""
+  if not (folder / scene.DESCRIPTION).is_file():
+    return False
+  _, found = scene.read_scene(folder)
+  names = ("prompt", "seed", "checkpoint", "config_hash", "checkpoint_hash")
+  for name in names:
+    old, new = getattr(found, name), getattr(wanted, name)
+    if old != new:
+      raise ValueError(
+        f"{folder} is of {name} {old!r:.80}, not {new!r:.80}; give another folder, or remove it."
+      )
+  return True
 
 
 def photographs(folder: pathlib.Path) -> dict[str, tuple[pathlib.Path, str]]:

@@ -33,6 +33,8 @@ from d4s_jax.types import Cameras
 _CHUNK = 8
 # A path is closed if its ends are nearer than this, metres and in the entries of rotations.
 _CLOSED = 1e-4
+# Radians of a whole turn, but for what a file rounds.
+_TURN = 2 * np.pi - 0.1
 # Views drawn for the latency, after one that compiles.
 _VIEWS = 20
 
@@ -172,7 +174,10 @@ def _cycle(case: Case, context: Context) -> Values:
     poses = np.asarray(sample.cameras(*video.shape[1:3]).world_from_camera)
     if np.abs(poses[-1] - poses[0]).max() > _CLOSED or len(poses) != len(video):
       raise ValueError("its path is not closed")
-    return {"running": np.asarray(geometry.cycle_psnr(video[0], video[-1]))}
+    yaw = np.unwrap(np.arctan2(poses[:, 0, 2], poses[:, 2, 2]))
+    if abs(yaw[-1] - yaw[0]) < _TURN:
+      raise ValueError("its path is no turn of 360 degrees")
+    return {"running": np.asarray(min(geometry.cycle_psnr(video[0], video[-1]), 100.0))}
   dynamic, metadata = sample.read  # pyright: ignore
   ends = trajectory("orbit", 49)[[0, -1]]
   lens = np.asarray(metadata.cameras.intrinsics)[:1].repeat(2, axis=0)

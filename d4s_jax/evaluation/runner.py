@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import json
 import pathlib
+import platform
 import zipfile
 from collections.abc import Iterator, Sequence
 
@@ -179,6 +180,8 @@ class _Measuring:
     if "mask" in family.needs and case.mask:
       contents.append(case.mask.digest)
     told = family.protocol(self._settings), _identities(family, self._settings)
+    if family.timed:
+      contents.append(platform.node())
     text = json.dumps([_VERSION, family.name, *told, *contents])
     return hashlib.sha256(text.encode()).hexdigest()[:40]
 

@@ -124,7 +124,16 @@ class Video(Sample):
       array = np.load(self.path, allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:
       raise ValueError(f"{self.path} cannot be read as an array ({error}).") from error
-    return array / np.float32(255) if array.dtype == np.uint8 else array.astype(np.float32)
+    if array.dtype == np.uint8:
+      return array / np.float32(255)
+    # What is not finite is looked for later, in whatever has pixels.
+    if array.dtype.kind != "f" or (array < 0).any() or (array > 1).any():
+      known = array.dtype.kind in "fiu" and array.size
+      span = f" from {array.min():.5g} to {array.max():.5g}" if known else ""
+      raise ValueError(
+        f"{self.path} holds {array.dtype}{span}; expected uint8, or floats from 0 to 1."
+      )
+    return array.astype(np.float32)
 
   @property
   def fps(self) -> float | None:

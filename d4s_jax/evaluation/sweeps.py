@@ -14,6 +14,7 @@ What was trained, made or measured already is not done again.
 """
 
 import dataclasses
+import json
 import pathlib
 import subprocess
 import sys
@@ -109,10 +110,11 @@ def _trained(name: str, row: Row, workdir: pathlib.Path) -> pathlib.Path:
   before = None
   for config, overrides in row.stages:
     folder = workdir / name / pathlib.Path(config).stem
+    options = [f"--config.{option}" for option in overrides]
+    if before:
+      options.append(f"--config.init.ldrm={before}")
+    _check_same(folder, options)
     if not (folder / "summary.json").exists():
-      options = [f"--config.{option}" for option in overrides]
-      if before:
-        options.append(f"--config.init.ldrm={before}")
       command = [sys.executable, "-m", "d4s_jax.train", f"--config={config}"]
       done = subprocess.run([*command, f"--workdir={folder}", *options], check=False)
       if done.returncode:
@@ -123,3 +125,16 @@ def _trained(name: str, row: Row, workdir: pathlib.Path) -> pathlib.Path:
     before = folder
   assert before is not None
   return before
+
+
+def _check_same(folder: pathlib.Path, options: list[str]) -> None:
+  """Notes what a run is trained with, or refuses one that was trained with something else."""
+  note = folder.with_suffix(".options.json")
+  if not note.exists():
+    note.parent.mkdir(parents=True, exist_ok=True)
+    note.write_text(json.dumps(options))
+  elif (found := json.loads(note.read_text())) != options:
+    raise ValueError(
+      f"{folder} was trained with {found}, not {options}; give another --config.output, or remove"
+      " that folder."
+    )

@@ -13,11 +13,8 @@ from typing import Any
 from d4s_jax.formats import atomic, checked, provenance
 
 EXTRA = "c2pa"
-# By suffix: what c2pa calls them. Splats and glTF have no place for a manifest.
-KINDS = {
-  **{".mp4": "video/mp4", ".png": "image/png", ".jpg": "image/jpeg", ".webp": "image/webp"},
-  **{".jpeg": "image/jpeg", ".gif": "image/gif", ".mov": "video/quicktime"},
-}
+# By suffix: what c2pa calls them. Others say nothing of their origin that could be signed.
+KINDS = {".mp4": "video/mp4", ".png": "image/png"}
 _LABEL = "org.d4s-jax.provenance"
 _MOST_KEY = 2**20
 

@@ -40,7 +40,7 @@ class Guard:
     name = host if host.endswith("]") else host.rpartition(":")[0] or host
     if self._local and name not in LOOPBACK:
       await _refuse(403, f"Served to {', '.join(LOOPBACK)} alone.", scope, receive, send)
-    elif origin is not None and urllib.parse.urlsplit(origin).netloc != host:
+    elif origin is not None and _place(origin) != host:
       await _refuse(403, "Pages of other places may not use this.", scope, receive, send)
     elif self._token is not None and not self._known(headers):
       await self._greet(scope, receive, send)
@@ -96,3 +96,11 @@ class Guard:
 
 async def _refuse(status: int, text: str, scope: Scope, receive: Receive, send: Send) -> None:
   await JSONResponse({"detail": text}, status)(scope, receive, send)
+
+
+def _place(origin: str) -> str | None:
+  """Host and port of an origin; None if it is none."""
+  try:
+    return urllib.parse.urlsplit(origin).netloc
+  except ValueError:
+    return None

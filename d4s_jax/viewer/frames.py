@@ -79,7 +79,7 @@ class Painter:
   def _camera(self, pose: np.ndarray, height: int, width: int) -> Cameras:
     """The lens of the scene on a picture of the wished aspect, in a size that is a multiple."""
     rows = min(-(-height // _STEP) * _STEP, _LARGEST)
-    columns = min(-(-round(rows * width / height) // _STEP) * _STEP, _LARGEST)
+    columns = min(-(-max(round(rows * width / height), 1) // _STEP) * _STEP, _LARGEST)
     y = self._focal * rows
     # Of the wished picture, so that what is stretched back by the browser is as wished.
     x = self._focal * self._aspect * columns * height / width

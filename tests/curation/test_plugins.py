@@ -67,6 +67,32 @@ def test_an_estimator_that_fails_spoils_its_clip_alone():
   assert told["quarantined"] and not told["kept"] and told["reason"] == "captions: no memory"
 
 
+def test_a_clip_that_cannot_be_judged_is_quarantined():
+  settings = Settings()
+  one = row(scene_record(0))
+  for damaged in (b"no record", records.encode(thin(scene_record(0)))):
+    told = work.assess({**one, "record": damaged}, settings)["told"]
+    assert told["quarantined"] and not told["kept"] and "it can't be judged" in told["reason"]
+  assert not work.assess(one, settings)["told"].get("quarantined")
+
+
+def thin(record):
+  """The same clip, a pixel high."""
+  import dataclasses
+
+  images = [records.to_jpeg(np.zeros((1, record.width, 3), np.uint8)) for _ in record.images]
+  return dataclasses.replace(record, images=images, height=1, depth=None, instances=None)
+
+
+def test_estimated_cameras_leave_nothing_of_the_datasets_own():
+  record = scene_record(0)
+  assert record.depth is not None
+  poses = np.tile(np.eye(4), (len(record.view), 1, 1))
+  arrays = {"world_from_camera": poses, "intrinsics": np.asarray(record.intrinsics)}
+  made = records.decode(estimates._with("cameras", record, arrays)["record"])
+  assert made.depth is None and made.tracks is None and not made.metric
+
+
 def tracked(record, count=300):
   """Pixels of points on the first frame's surface, as a tracker would see them."""
   cameras = work.cameras_of(record, slice(None))
@@ -230,6 +256,7 @@ def endpoint(monkeypatch):
       contents = json.dumps(value).encode()
       self.send_response(status)
       self.send_header("Content-Length", str(len(contents)))
+      self.send_header("Location", "/elsewhere")
       self.end_headers()
       self.wfile.write(contents)
 
@@ -273,6 +300,10 @@ def test_an_endpoint_that_fails_is_no_fault_of_the_clip(endpoint):
   answers += [400]
   made = estimates.Estimators(settings)([row(scene_record(0))])
   assert "refused: HTTP 400" in made[0]["failed"]
+  # The key goes to no other place.
+  answers += [302]
+  made = estimates.Estimators(settings)([row(scene_record(0))])
+  assert "refused: HTTP 302" in made[0]["failed"]
   answers += [""]
   assert "empty caption" in estimates.Estimators(settings)([row(scene_record(0))])[0]["failed"]
 

@@ -84,6 +84,10 @@ def test_embedded_scenes_have_their_truth_beside_them_and_can_be_scored(maker, t
   benchmark.embedded(tmp_path / "set", maker, 2)
   after = {x: x.stat().st_mtime_ns for x in before}
   assert [x.parent.name for x in before if after[x] != before[x]] == ["clip000"]
+  # Nor is it taken for something else's.
+  other = benchmark.Maker(maker.trained, seed=1)
+  with pytest.raises(ValueError, match="generated/clip000 is of seed 0, not 1; give another"):
+    benchmark.embedded(tmp_path / "set", other, 2)
   true = open_true(tmp_path)
   still = samples.open_set(tmp_path / "set" / "still").samples
   assert list(true) == list(still) == ["clip000", "clip001"]
@@ -149,3 +153,12 @@ def test_a_video_whose_path_is_closed_has_a_cycle_and_others_have_not(tmp_path):
   closed, not_closed = families.CYCLE.measure(cases, Context(Settings(), {}))
   np.testing.assert_allclose(closed["running"], 20, rtol=1e-5)
   assert not_closed.reason == "its path is not closed"
+  # A camera that stands still goes round nothing.
+  (tmp_path / "up.npy").unlink()
+  still = Cameras(
+    world_from_camera=np.tile(np.eye(4), (5, 1, 1)), intrinsics=lens, height=16, width=16
+  )
+  write_trajectory(tmp_path / "orbit.json", still, np.linspace(0, 1, 5, dtype=np.float32))
+  cases = [Case(x) for x in samples.open_set(tmp_path).samples.values()]
+  (found,) = families.CYCLE.measure(cases, Context(Settings(), {}))
+  assert found.reason == "its path is no turn of 360 degrees"

@@ -146,6 +146,21 @@ def test_bad_samples_are_counted_and_named(sets, tmp_path):
   assert "broken: " in told
 
 
+@pytest.mark.parametrize(
+  ("array", "message"),
+  [
+    (np.full((2, 8, 8, 3), 700, np.uint16), "uint16 from 700 to 700; expected uint8, or floats"),
+    (np.full((2, 8, 8, 3), 255, np.float32), "float32 from 255 to 255; expected uint8, or floats"),
+    (np.full((2, 8, 8, 3), "a"), "<U1; expected uint8"),
+  ],
+)
+def test_arrays_of_another_range_are_refused(tmp_path, array, message):
+  np.save(tmp_path / "clip.npy", array)
+  (sample,) = samples.open_set(tmp_path).samples.values()
+  with pytest.raises(ValueError, match=message):
+    sample.frames()
+
+
 def test_empty_and_doubtful_folders_are_refused(sets, tmp_path):
   (tmp_path / "empty").mkdir()
   for options, message in [

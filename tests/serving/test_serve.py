@@ -225,6 +225,8 @@ def test_only_this_machine_and_its_own_pages_come_in(address, picture):
     f"{address}/jobs", files={"image": picture}, headers={"Origin": "http://evil.example"}
   )
   assert foreign.status_code == 403
+  strange = httpx.post(f"{address}/jobs", headers={"Origin": "http://["})
+  assert strange.status_code == 403
   own = httpx.post(f"{address}/jobs", files={"image": picture}, headers={"Origin": address})
   assert own.status_code == 202
   assert "drop" in httpx.get(address).text

@@ -76,6 +76,12 @@ class Spring(Dataset):
 def _view(folder: pathlib.Path, side: str, problems: Problems) -> View:
   pictures = files.numbered(folder / f"frame_{side}", rf"frame_{side}_(\d+)\.png")
   height, width = files.picture_size(list(pictures.values()), folder / f"frame_{side}", problems)
+  if height * _WIDTH != width * _HEIGHT:
+    problems.add(
+      "aspect",
+      f"{folder / f'frame_{side}'} has pictures of {width} x {height}; expected the aspect of"
+      f" {_WIDTH} x {_HEIGHT}, which the intrinsics are of. Fetch them again.",
+    )
   stated = folder / "cam_data"
   lenses = {
     line: _lens(row, width) for line, row in files.table(stated / "intrinsics.txt", 4, 0, problems)

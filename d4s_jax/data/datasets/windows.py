@@ -12,6 +12,7 @@ from jaxtyping import Int
 
 from d4s_jax.data.datasets.registry import entry, open_dataset
 from d4s_jax.data.datasets.scene import Dataset, Scene, View, make_tracks
+from d4s_jax.data.record import CorruptRecord
 from d4s_jax.data.transforms import check_frame_count
 from d4s_jax.formats.images import center_crop, fit
 from d4s_jax.geometry import poses
@@ -88,17 +89,21 @@ class Windows:
     """Reads one clip.
 
     Raises:
-      OSError: a file is missing.
-      ValueError: a file is damaged, or no scene is long enough.
+      CorruptRecord: a file is missing or damaged.
+      ValueError: no scene is long enough.
     """
     if not 0 <= index < self._length:
       raise IndexError(f"Clip {index}; expected 0 to {self._length - 1}.")
     rng = np.random.default_rng((*self._entropy, index))
     for _ in range(_TRIES):
-      scene = self._dataset.open(self._names[rng.integers(len(self._names))])
-      view = scene.views[rng.integers(len(scene.views))]
-      if len(view) >= self._frames:
-        return self._cut(rng, scene, view)
+      name = self._names[rng.integers(len(self._names))]
+      try:
+        scene = self._dataset.open(name)
+        view = scene.views[rng.integers(len(scene.views))]
+        if len(view) >= self._frames:
+          return self._cut(rng, scene, view)
+      except (ValueError, OSError) as error:
+        raise CorruptRecord(f"Clip {index}, scene {name}: {error}") from error
     raise ValueError(
       f"None of {_TRIES} scenes in {self._dataset.root} has {self._frames} frames; expected a"
       " shorter clip, or longer scenes."

@@ -7,6 +7,7 @@ import pytest
 
 from d4s_jax.data.datasets.scene import Dataset
 from d4s_jax.data.datasets.windows import Windows, split_names
+from d4s_jax.data.record import CorruptRecord
 from d4s_jax.data.source import Mixture, open_source
 from d4s_jax.geometry import cameras as camera_geometry
 from tests.data.datasets.world import paint
@@ -164,6 +165,18 @@ def test_training_opens_it_by_name(odyssey, kitti):
 def test_bad_input_is_named(kitti, change, message):
   with pytest.raises((ValueError, OSError), match=message):
     Windows(**{"dataset": "virtual_kitti", "path": str(kitti.root), **SIZE, **change}).read(0)
+
+
+def test_a_damaged_file_is_a_corrupt_record(kitti, monkeypatch):
+  """Which the loader skips and counts."""
+  windows = Windows("virtual_kitti", str(kitti.root), **SIZE)
+
+  def damaged(name):
+    raise OSError("No file at depth_00000.png")
+
+  monkeypatch.setattr(windows._dataset, "open", damaged)
+  with pytest.raises(CorruptRecord, match="Clip 0, scene .*: No file at depth_00000.png"):
+    windows.read(0)
 
 
 def test_another_dataset_is_told_where_to_be_had(kitti, tmp_path):
