@@ -37,6 +37,26 @@ def _package(name: str, install: str) -> Callable[[Settings], str]:
   return lambda settings: "" if found(name) else f"the package {name}: pip install {install}"
 
 
+# Width, depth, patch and picture of the networks that the published metrics look with.
+SIZES = {
+  "clip": {"dim": 1024, "depth": 24, "patch": 14, "size": 224},
+  "clip_b32": {"dim": 768, "depth": 12, "patch": 32, "size": 224},
+  "dino": {"dim": 768, "depth": 12, "patch": 16, "size": 224},
+}
+
+
+def _published(key: str, published: str, place: pathlib.Path, encoder: Any) -> Any:
+  """The encoder, if it is of the size of the published one; weights are told by their hash."""
+  module = getattr(encoder, "vision", encoder).module
+  for name, value in SIZES[key].items():
+    if getattr(module, name) != value:
+      raise ValueError(
+        f"config.weights.{key}={place} is of {name} {getattr(module, name)}; {published} is of"
+        f" {value}, and another network's numbers are none of the same metric."
+      )
+  return encoder
+
+
 def _folder(key: str, published: str, read: Callable[[pathlib.Path], Any]) -> Tool:
   """Weights in a folder that the user names."""
   place = lambda settings: pathlib.Path(getattr(settings.weights, key))  # noqa: E731
@@ -45,7 +65,7 @@ def _folder(key: str, published: str, read: Callable[[pathlib.Path], Any]) -> To
       "" if getattr(settings.weights, key) else f"{published}: config.weights.{key}=FOLDER"
     ),
     lambda settings: encoders.identity(place(settings)),
-    lambda settings: read(place(settings)),
+    lambda settings: _published(key, published, place(settings), read(place(settings))),
   )
 
 

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from d4s_jax.evaluation import q_align, runner, seen, semantics
+from d4s_jax import captioning
+from d4s_jax.evaluation import q_align, runner, seen, semantics, tools
 from d4s_jax.evaluation.settings import Settings, Weights
 from d4s_jax.weights import encoders
 
@@ -230,14 +231,15 @@ def test_a_served_model_is_asked_about_one_frame_a_second(server, video, monkeyp
     q_align.quality(video, 8.0, url, "a-model")
 
 
-def test_a_server_that_is_not_there_ends_the_evaluation(video):
-  with pytest.raises(ConnectionError, match="does not answer"):
+def test_a_server_that_is_not_there_ends_the_evaluation(video, monkeypatch):
+  monkeypatch.setattr(captioning, "_PAUSE", 0)
+  with pytest.raises(ConnectionError, match="can't be reached"):
     q_align.quality(video, 8.0, "http://127.0.0.1:9/v1", "a-model")
   with pytest.raises(ValueError, match="expected http:// or https://"):
     q_align.quality(video, 8.0, "file:///etc", "a-model")
 
 
-def test_all_of_them_in_one_evaluation(clip, video, server, tmp_path):
+def test_all_of_them_in_one_evaluation(clip, video, server, tmp_path, monkeypatch):
   head(tmp_path / "head.safetensors")
   for name in ("samples", "masks"):
     (tmp_path / name).mkdir()
@@ -259,6 +261,10 @@ def test_all_of_them_in_one_evaluation(clip, video, server, tmp_path):
     qa_url=server[2],
     qa_model="a-model",
   )
+  with pytest.raises(ValueError, match=r"clip.* is of dim \d+; openai/clip-vit-.* is of"):
+    runner.evaluate(settings)
+  # The small ones of this test stand for the published ones.
+  monkeypatch.setattr(tools, "SIZES", {"clip": {}, "clip_b32": {}, "dino": {}})
   found = {row.name: row for row in runner.evaluate(settings).rows}
   assert found["subject_consistency"].missing == "facebook/dino-vitb16: config.weights.dino=FOLDER"
   for name in names.split(",")[:-1]:
