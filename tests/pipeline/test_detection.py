@@ -5,6 +5,7 @@ import pytest
 
 from d4s_jax.formats import images, provenance, scene
 from d4s_jax.formats.scene import SceneMetadata
+from d4s_jax.formats.video import write_video
 from d4s_jax.pipeline import detection, marking, shot
 from d4s_jax.watermark import keys
 from tests.support import run_command
@@ -48,6 +49,18 @@ def test_what_the_commands_write_is_found(place, suffix):
   assert detection.detect(place / f"marked{suffix}", keys.PUBLIC).log10_false < SURE
   assert detection.detect(place / f"marked{suffix}", "another key").log10_false > -3
   assert detection.detect(place / f"plain{suffix}", keys.PUBLIC).log10_false > -3
+
+
+def test_a_refined_scene_is_marked_again(place, tmp_path):
+  """Fitting wears a mark away; this scene had none."""
+  video = tmp_path / "video.mp4"
+  write_video(video, np.full((2, 32, 32, 3), 0.5, np.float32), 8)
+  inputs = f"--scene={place / 'plain'}", f"--video={video}", "--steps=2"
+  for wanted in (True, False):
+    output = tmp_path / str(wanted)
+    run_command("refine", *inputs, f"--output={output}", f"--watermark={wanted}")
+    assert (detection.detect(output, keys.PUBLIC).log10_false < SURE) is wanted
+    assert scene.read_scene(output)[1].checkpoint == "shipped tiny, refined in 2 steps"
 
 
 def test_export_and_video_say_where_they_come_from(place):
