@@ -9,8 +9,8 @@ cameras.json of 3DGS, COLMAP models (a folder), and our JSON, which the viewer s
 apart by their contents. `generate` and `render_scene` take any of them as --trajectory.
 
 check says what was found (format and convention, scale, frame rate, jumps, and what looks wrong)
-and draws the path. convert writes, by --format: cameras transforms camera-path (.json),
-realestate10k tum kitti (.txt), colmap colmap-binary (a new folder).
+and draws the path (FILE.cameras.png). convert writes, by --format: cameras transforms camera-path
+(.json), realestate10k tum kitti (.txt), colmap colmap-binary (a new folder).
 """
 
 import pathlib
@@ -21,7 +21,7 @@ from d4s_jax import errors
 from d4s_jax.formats.trajectories import WRITERS
 from d4s_jax.pipeline import camera_files
 
-_PICTURE = flags.DEFINE_string("picture", None, "Of the path; else FILE.png where you are.")
+_PICTURE = flags.DEFINE_string("picture", None, "Of the path; else FILE.cameras.png where you are.")
 _FORMAT = flags.DEFINE_enum("format", None, [*WRITERS], "Of what convert writes.")
 _FOV = flags.DEFINE_float("fov", None, "Horizontal degrees, of a file without intrinsics.")
 _HEIGHT = flags.DEFINE_integer("height", None, "Pixels, of a file without the pictures' size.")
@@ -37,7 +37,7 @@ def main(argv: list[str]) -> None:
       raise ValueError(f"{' '.join(argv[1:])!r:.80}; expected check FILE, or convert FILE OUTPUT.")
     path = pathlib.Path(paths[0])
     if what == "check":
-      picture = pathlib.Path(_PICTURE.value or f"{path.resolve().stem}.png")
+      picture = pathlib.Path(_PICTURE.value or f"{path.resolve().stem}.cameras.png")
       print(camera_files.check(path, picture))
     else:
       options = _FORMAT.value, _FOV.value, _HEIGHT.value

@@ -42,6 +42,7 @@ def main(argv: list[str]) -> None:
   del argv
   logging.set_verbosity(logging.ERROR)
   with errors.one_line():
+    scene.check_export(_SCENE.value, _OUTPUT.value)
     export = Export(pathlib.Path(_OUTPUT.value), _TIME.value, _FRAMES.value, _FORMAT.value)
     print(f"Exported: {export.write(*scene.read_scene(_SCENE.value))}")
 

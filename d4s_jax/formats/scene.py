@@ -97,6 +97,13 @@ def check_output(folder: str | os.PathLike) -> None:
     )
 
 
+def check_export(folder: str | os.PathLike, output: str | os.PathLike) -> None:
+  """Raises ValueError if a file that is to be written is one that the scene itself needs."""
+  folder, output = pathlib.Path(folder), pathlib.Path(output)
+  if output.name in (ARRAYS, DESCRIPTION) and output.resolve().parent == folder.resolve():
+    raise ValueError(f"{output} is part of the scene; expected another place to write to.")
+
+
 def write_scene(
   folder: str | os.PathLike, dynamic: DynamicGaussians, metadata: SceneMetadata
 ) -> None:

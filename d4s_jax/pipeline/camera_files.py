@@ -55,12 +55,15 @@ def convert(
   """
   writer = trajectories.WRITERS[_format(output, name)]
   atomic.check_place(output)
+  if output.exists() and output.samefile(path):
+    raise ValueError(f"{output} is the file that is read; expected another one to write.")
   shots = trajectories.read(path)
   count = len(shots.world_from_camera)
   times = trajectories.unit_times(shots.times, count, path.name)
   cameras = _cameras(shots, writer.lenses, fov, height)
   writer.write(output, cameras, times, rate(shots))
-  return f"{output}   {count} frames\nNot in it: {writer.lost}."
+  made = f"\nMade up: its times, {_FPS:.0f} frames a second." if shots.times is None else ""
+  return f"{output}   {count} frames\nNot in it: {writer.lost}.{made}"
 
 
 def rate(shots: Shots) -> float:

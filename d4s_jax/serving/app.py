@@ -276,8 +276,8 @@ def _take(
     folder = pathlib.Path(name)
     photo = folder / "photograph"
     photo.write_bytes(image.file.read())
-    # Never a path of the client's: a name, or the contents of a file.
-    if trajectory not in offer.trajectories:
+    # Never a path of the client's: a name, with parameters or without, or the contents of a file.
+    if trajectory.partition(":")[0] not in offer.trajectories:
       (folder / "trajectory").write_text(trajectory, encoding="utf-8", errors="replace")
       trajectory = str(folder / "trajectory")
     try:

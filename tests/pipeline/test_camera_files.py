@@ -28,6 +28,21 @@ def test_convert_keeps_the_world_of_the_file(tmp_path, name):
   np.testing.assert_allclose(found.world_from_camera, make().world_from_camera, atol=2e-6)
 
 
+def test_a_file_is_not_written_over_itself(tmp_path):
+  source = write(tmp_path, "transforms")
+  before = source.read_bytes()
+  with pytest.raises(ValueError, match="is the file that is read"):
+    camera_files.convert(source, source, "transforms", None, None)
+  assert source.read_bytes() == before
+
+
+def test_times_that_are_made_up_are_said(tmp_path):
+  row = " ".join(map(str, np.eye(4)[:3].ravel()))
+  (tmp_path / "kitti.txt").write_text("\ufeff" + f"{row}\n{row}\n", encoding="utf-8")
+  said = camera_files.convert(tmp_path / "kitti.txt", tmp_path / "tum.txt", "tum", None, None)
+  assert "Made up: its times, 24 frames a second." in said
+
+
 def test_what_a_file_lacks_has_to_be_given(tmp_path):
   source = write(tmp_path, "tum")
   with pytest.raises(ValueError, match="no intrinsics .* add --fov=DEGREES"):

@@ -11,12 +11,13 @@ import trimesh
 from PIL import Image
 
 from d4s_jax.formats import trajectories
-from d4s_jax.formats.scene import ARRAY_NAMES
+from d4s_jax.formats.scene import ARRAY_NAMES, write_scene
 from d4s_jax.geometry import poses
 from d4s_jax.pipeline import clips, shot
 from d4s_jax.pipeline.drawing import draw
 from d4s_jax.pipeline.exports import FORMATS, Export, find
 from tests.formats.test_page import make
+from tests.support import run_command
 
 README = pathlib.Path(__file__).parents[2] / "d4s_jax" / "formats" / "README.md"
 
@@ -53,6 +54,17 @@ def test_the_path_of_the_scene_goes_along(scene, tmp_path, name, file):
   np.testing.assert_allclose(found.world_from_camera, want, atol=1e-6)
   with pytest.raises(ValueError, match="tum holds the whole clip; leave --time and --frames out"):
     Export(tmp_path / "b.txt", time=0.5, format="tum")
+
+
+def test_a_scene_is_not_written_over(scene, tmp_path):
+  dynamic, metadata = scene
+  write_scene(tmp_path / "scene", dynamic, metadata)
+  inside = tmp_path / "scene" / "scene.safetensors"
+  before = inside.read_bytes()
+  with pytest.raises(SystemExit):
+    run_command("export", f"--scene={tmp_path / 'scene'}", f"--output={inside}")
+  assert inside.read_bytes() == before
+  run_command("export", f"--scene={tmp_path / 'scene'}", f"--output={inside.with_name('a.ply')}")
 
 
 def test_an_open_suffix_asks_for_the_format():

@@ -47,7 +47,7 @@ def frame_lines(contents: bytes, name: str) -> list[tuple[int, list[str]]]:
     ValueError: it is no text, or has no frames or too many.
   """
   try:
-    lines = contents.decode("utf-8").splitlines()
+    lines = contents.decode("utf-8-sig").splitlines()
   except UnicodeDecodeError:
     raise ValueError(f"{name}: neither JSON nor text; expected a file of cameras.") from None
   rows = [(i, line.split()) for i, line in enumerate(lines, 1) if line.strip()]

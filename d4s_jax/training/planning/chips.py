@@ -92,7 +92,7 @@ def open_topology(name: str) -> tuple[Chip, list[Any]]:
   Raises:
     ValueError: the name is none, or the compiler for it is not installed.
   """
-  parsed = re.fullmatch(r"(?:(\d+)\*)?(\w+):(\d+(?:x\d+)*)", name)
+  parsed = re.fullmatch(r"(?:([1-9]\d*)\*)?(\w+):([1-9]\d*(?:x[1-9]\d*)*)", name)
   if not parsed or parsed[2] not in CHIPS:
     raise ValueError(
       f"--topology={name}; expected CHIP:SHAPE with a chip of {sorted(CHIPS)}, such as v5p:4x4x4,"

@@ -38,7 +38,9 @@ PLAN = planning.Plan(
 )
 
 
-@pytest.mark.parametrize("name", ["v5p", "v9:2x2", "v5p:4x4x", "h100:8", "2*h100:8x8", "0x:1"])
+@pytest.mark.parametrize(
+  "name", ["v5p", "v9:2x2", "v5p:4x4x", "h100:8", "2*h100:8x8", "0x:1", "h100:0x0"]
+)
 def test_other_topologies_are_refused(name):
   with pytest.raises(ValueError, match="--topology=.*; expected"):
     open_topology(name)
