@@ -236,7 +236,9 @@ def test_export_writes_a_page_and_view_serves_it_to_this_machine_alone(place):
     address = re.search(r"http://127\.0\.0\.1:(\d+)/", process.stdout.readline())
     assert address
     with urllib.request.urlopen(address.group(), timeout=10) as answer:
-      assert answer.read().decode() == (place / "new.html").read_text()
+      # A file of its own also says where it comes from.
+      page = re.sub(r'<meta name="d4s_jax"[^>]*>', "", (place / "new.html").read_text())
+      assert answer.read().decode() == page
     with pytest.raises(urllib.error.HTTPError, match="404"):
       urllib.request.urlopen(address.group() + "../etc/passwd", timeout=10)
     foreign = urllib.request.Request(address.group(), headers={"Host": "evil.example"})
@@ -322,7 +324,8 @@ def test_one_line_and_status_1_from_the_shell(place):
 )
 def test_help_shows_an_example(command):
   text = start(command, "--help").stdout
-  assert f"python -m d4s_jax.{command} --" in text
+  # In a line of its own, with what it takes.
+  assert re.search(rf"^  python -m d4s_jax\.{command} \S", text, re.M)
 
 
 CAMERAS = {

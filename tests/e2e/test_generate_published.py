@@ -106,11 +106,10 @@ def quiet(what):
 
 
 def test_it_makes_a_video_and_says_what_it_lacks(place, capsys):
-  run_command("generate", *arguments(place, "clip", "--prompt=a cat", "--seed=3", "--scale=2"))
-  run_command(
-    "generate",
-    *arguments(place, "away", "--prompt=a cat", "--seed=3", "--scale=2", "--negative_prompt=dog"),
-  )
+  # Without the marks, beside which what another prompt changes here is lost in the file's rounding.
+  options = "--prompt=a cat", "--seed=3", "--scale=2", "--nowatermark"
+  run_command("generate", *arguments(place, "clip", *options))
+  run_command("generate", *arguments(place, "away", *options, "--negative_prompt=dog"))
   captured = capsys.readouterr()
   assert "know no cameras" in captured.err
   assert "Video:" in captured.out
