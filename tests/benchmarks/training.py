@@ -114,12 +114,12 @@ def measure(config: ConfigDict, folder: pathlib.Path, turns: Turns) -> None:
       super().train(number, metrics, batch)
       turns.after(number, metrics)
 
-  given, create = loop._compiled, loop.initialize.create_state
-  loop._compiled, loop.initialize.create_state, loop.Record = compiled, created, Told
+  given, create = loop.make_update, loop.initialize.create_state
+  loop.make_update, loop.initialize.create_state, loop.Record = compiled, created, Told
   try:
     loop.run(config, folder)
   finally:
-    loop._compiled, loop.initialize.create_state, loop.Record = given, create, Record
+    loop.make_update, loop.initialize.create_state, loop.Record = given, create, Record
 
 
 def overhead(steps: int, blocks: int, cache: pathlib.Path | None) -> None:
