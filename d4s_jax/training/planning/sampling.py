@@ -16,7 +16,7 @@ from d4s_jax.training.planning.chips import open_topology
 from d4s_jax.training.planning.plan import Plan, bytes_of, measure, plain
 from d4s_jax.training.planning.report import REACHED
 
-# The paper's, section 4.1: a scene in 30 s, in 25 GB. That its chip was an H100 is our guess.
+# What paper and supplement print: about 30 s for a scene, 25 GB for reconstruction.
 _SECONDS, _MEMORY = 30.0, 25e9
 
 
