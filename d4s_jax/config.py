@@ -232,10 +232,8 @@ PRESETS: dict[str, dict[str, Any]] = {
   },
 }
 
-# Frames of a clip where it isn't 49. CogVideoX 1.5 makes tokens of two latent frames, and needs an
-# even number of them. Its 81 published frames have 21: its authors sample a 22nd in front, with
-# noise of its own, and throw it away. Here all that is sampled is shown: 85 frames.
-_FRAMES = {"tiny": 9, "cogvideox-1.5-5b": 85, "cogvideox-1.5-5b-i2v": 85}
+# Frames of a clip where it isn't 49.
+_FRAMES = {"tiny": 9, "cogvideox-1.5-5b": 81, "cogvideox-1.5-5b-i2v": 81}
 
 
 def base(preset: str) -> Config:

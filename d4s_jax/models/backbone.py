@@ -131,11 +131,25 @@ class Backbone:
     latents = (1 + (frames - 1) // time, height // rows, width // columns)
     return (batch, *latents, self.latent_channels)
 
+  def padding(self, latents: int) -> int:
+    """Latent frames in front of so many of a video, which make whole tokens of them.
+
+    The transformer takes them like the others, as it was published: in sampling they begin as noise
+    and are thrown away at the end (diffusers' pipelines of CogVideoX 1.5), in training they repeat
+    the first one (its authors' fine-tuning; `padded`).
+    """
+    return -latents % self.patch[0]
+
+  def padded(self, latents: Float[Array, "b f h w c"]) -> Float[Array, "b F h w c"]:
+    """Clean latents of a video as `denoise` takes them, the first one repeated in front."""
+    return _in_front(latents, self.padding(latents.shape[1]))
+
   def check_size(self, frames: int, height: int, width: int) -> None:
     """Raises ValueError, naming the nearest legal sizes, unless the video has a legal size."""
-    steps = [stride * patch for stride, patch in zip(self.strides, self.patch)]
-    # The first latent frame is one frame of video, each further one is `strides[0]` frames.
-    offsets = ((1 - self.strides[0]) % steps[0], 0, 0)
+    (time, *space), (_, *patch) = self.strides, self.patch
+    steps = [time, *(stride * size for stride, size in zip(space, patch))]
+    # The first latent frame is one frame of video, each further one is `time` frames.
+    offsets = (1 % time, 0, 0)
     wrong = []
     for name, value, step, offset in zip(
       ("frames", "height", "width"), (frames, height, width), steps, offsets
@@ -197,7 +211,8 @@ class Backbone:
       frames: of the video.
     """
     if self.image_encoder is None:
-      return Condition(self.encode(params, image[:, None]))
+      first = self.encode(params, image[:, None])
+      return Condition(_in_front(first, self.padding(1 + (frames - 1) // self.strides[0])))
     # Mid-grey stands for the frames that are not known.
     video = jnp.pad(image[:, None], ((0, 0), (0, frames - 1), *3 * ((0, 0),)), constant_values=0.5)
     latents = self.encode(params, video)
@@ -217,15 +232,17 @@ class Backbone:
 
     Args:
       params: the parameters.
-      latents: normalised latents at noise level `sigma`.
+      latents: normalised latents at noise level `sigma`, with `padding` in front.
       sigma: noise level in [0, 1] of each sample.
       text: of `encode_text`.
-      camera_maps: Plücker or flat maps of every frame; None, or zeros for a sample, for no camera.
+      camera_maps: Plücker or flat maps of every frame of the video; None, or zeros for a sample,
+        for no camera.
       condition: of `condition`, on the photograph that the video starts with; None for
         text-to-video, which not every model can do.
 
     Returns:
-      The velocity, float32. With a condition, that of the first frame need not mean anything.
+      The velocity, float32. With a condition, that of the first frame, and of padding before it,
+      need not mean anything.
     """
     args = latents, sigma, text, camera_maps, condition
     return self._denoise(params, *args)
@@ -272,6 +289,10 @@ class Backbone:
     **collections: Any,
   ) -> Any:
     """The transformer with its adapter, whether features are kept, reused or neither."""
+    if camera_maps is not None:
+      time = self.strides[0]
+      padding = self.padding(1 + (camera_maps.shape[1] - 1) // time)
+      camera_maps = _in_front(camera_maps, time * padding)
     args = (latents, sigma, text.embeddings, camera_maps, condition)
     if self.adapter.rank:
       collections[ADAPTER] = self.adapter.scaled(params[ADAPTER])
@@ -282,6 +303,11 @@ class Backbone:
 
 def _apply(module: nn.Module, params: Any, *args: Any, method: str | None = None) -> Any:
   return module.apply({"params": params}, *args, method=method)
+
+
+def _in_front(x: Float[Array, "b f h w c"], count: int) -> Float[Array, "b F h w c"]:
+  """The frames, with the first one `count` times more in front of them."""
+  return jnp.concatenate([jnp.repeat(x[:, :1], count, axis=1), x], axis=1) if count else x
 
 
 def _pick(choice: Bool[Array, "b"], first: Text, second: Text) -> Text:

@@ -48,12 +48,12 @@ PUBLISHED = (
   Published(
     "CogVideoXTransformer3DModel",
     {"patch_size_t": 2, "in_channels": 32},
-    *(*_COGVIDEOX, (85, 768, 1360), 16, 6.0, 2),
+    *(*_COGVIDEOX, (81, 768, 1360), 16, 6.0, 2),
   ),
   Published(
     "CogVideoXTransformer3DModel",
     {"patch_size_t": 2},
-    *(*_COGVIDEOX, (85, 768, 1360), 16, 6.0, 2, _TEXT_ONLY),
+    *(*_COGVIDEOX, (81, 768, 1360), 16, 6.0, 2, _TEXT_ONLY),
   ),
   Published(
     "CogVideoXTransformer3DModel",

@@ -30,12 +30,15 @@ _LARGEST_SEED = 2**32 - 1
 
 
 class _Begun(NamedTuple):
-  """What is known before the first step: passes, noise, the solver's key, the first latent."""
+  """What is known before the first step: passes, noise, the solver's key, the first latents.
+
+  The last of them is that of the first frame, those before it are padding (`Backbone.padding`).
+  """
 
   passes: Passes
-  noise: Float[Array, "1 f h w c"]
+  noise: Float[Array, "1 F h w c"]
   key: PRNGKeyArray
-  first: Float[Array, "1 1 h w c"]
+  first: Float[Array, "1 k h w c"]
 
 
 class Pipeline:
@@ -143,8 +146,9 @@ class Pipeline:
         reuse=self._reuse,
         report=bar.update,
       )
-    # The first latent is the photograph's own.
-    latents = jnp.concatenate([begun.first, latents[:, 1:]], axis=1)[0]
+    # The first latent is the photograph's own; padding goes.
+    known = begun.first.shape[1]
+    latents = jnp.concatenate([begun.first[:, -1:], latents[:, known:]], axis=1)[0]
     if not jnp.isfinite(latents).all():
       raise ValueError(
         "The video model gives NaN or infinite latents: its weights are damaged, or too large for"
@@ -174,7 +178,7 @@ class Pipeline:
         key=begun.key,
         span=span,
         # The first latent is the photograph's own.
-        seen=lambda latents: latents[:, 1:],
+        seen=lambda latents: latents[:, begun.first.shape[1] :],
         report=bar.update,
       )
 
@@ -210,7 +214,9 @@ class Pipeline:
     told = Told(text, maps), Told(no_text, None if maps is None else 0 * maps)
     passes = self._denoiser.passes(params, *told, condition, keep=keep)
     noise_key, solver_key = jax.random.split(jax.random.key(seed))
-    return _Begun(passes, jax.random.normal(noise_key, shape), solver_key, condition.first)
+    batch, count, *rest = shape
+    noisy = (batch, self._system.backbone.padding(count) + count, *rest)
+    return _Begun(passes, jax.random.normal(noise_key, noisy), solver_key, condition.first)
 
   def reconstruct(self, latents: Float[Array, "f h w c"], cameras: Cameras) -> DynamicGaussians:
     """The second half of `__call__`: the scene behind latents, in NumPy arrays."""

@@ -91,7 +91,8 @@ def programs(
   lenses: Any = jax.ShapeDtypeStruct((1, frames, 3, 3), jnp.float32)
   cameras = Cameras(world_from_camera=poses, intrinsics=lenses, height=height, width=width)
   maps = jax.eval_shape(system.camera_maps, cameras)
-  latents, level = (jax.ShapeDtypeStruct(x, jnp.float32) for x in (shape, (1,)))
+  noisy = (1, backbone.padding(shape[1]) + shape[1], *shape[2:])
+  latents, level = (jax.ShapeDtypeStruct(x, jnp.float32) for x in (noisy, (1,)))
   found += _passes(
     Denoiser(backbone), denoising, (latents, level, text, maps, condition), all_steps, guided
   )

@@ -135,8 +135,9 @@ def diffusion(
   One pass of the DiT serves both: samples chosen to feed the LDRM are noised only up to
   `estimated_highest`, the others up to pure noise.
   """
-  batch, frames = clean.shape[:2]
   backbone, schedule = system.backbone, system.backbone.schedule
+  padding, clean = backbone.padding(clean.shape[1]), backbone.padded(clean)
+  batch, frames = clean.shape[:2]
   level_key, low_key, pick_key, noise_key, drop_key = jax.random.split(key, 5)
   estimated = jax.random.bernoulli(pick_key, settings.estimated_share, (batch,))
   sigma = jnp.where(
@@ -156,11 +157,11 @@ def diffusion(
     params, noisy, sigma, text, system.camera_maps(clip.source.cameras, dropped), condition
   )
   target = schedule.velocity(clean, noise, sigma)
-  # The first frame is given clean: there is nothing to predict.
-  predicted = jnp.broadcast_to(jnp.arange(frames) > 0, (batch, frames))
+  # The first frame, and padding before it, is given clean: there is nothing to predict.
+  predicted = jnp.broadcast_to(jnp.arange(frames) > padding, (batch, frames))
   terms = {"flow_matching": losses.flow_matching(velocity, target, mask=predicted)}
 
-  estimate = schedule.to_clean(noisy, velocity, sigma)
+  estimate, clean = schedule.to_clean(noisy, velocity, sigma)[:, padding:], clean[:, padding:]
   estimate = jnp.concatenate([clean[:, :1], estimate[:, 1:]], axis=1)
   estimate = _scale_gradient(estimate, settings.render_gradient)
   chosen = estimated.reshape(-1, 1, 1, 1, 1)

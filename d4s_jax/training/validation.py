@@ -89,6 +89,7 @@ def denoised(
   Always the same noise, so that the numbers of two steps compare.
   """
   backbone, schedule = system.backbone, system.backbone.schedule
+  padding, latents = backbone.padding(latents.shape[1]), backbone.padded(latents)
   sigma = jnp.full(len(latents), LEVEL)
   noise = jax.random.normal(jax.random.key(0), latents.shape)
   noisy = schedule.add_noise(latents, noise, sigma)
@@ -97,9 +98,9 @@ def denoised(
   images = clip.source.images
   condition = backbone.condition(params, images[:, 0], images.shape[1])
   velocity = backbone.denoise(params, noisy, sigma, text, maps, condition)
-  predicted = jnp.broadcast_to(jnp.arange(latents.shape[1]) > 0, latents.shape[:2])
+  predicted = jnp.broadcast_to(jnp.arange(latents.shape[1]) > padding, latents.shape[:2])
   loss = losses.flow_matching(velocity, schedule.velocity(latents, noise, sigma), mask=predicted)
-  estimate = schedule.to_clean(noisy, velocity, sigma)
+  estimate = schedule.to_clean(noisy, velocity, sigma)[:, padding:]
   return jnp.concatenate([latents[:, :1], estimate[:, 1:]], axis=1), loss
 
 

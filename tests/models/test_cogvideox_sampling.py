@@ -29,6 +29,9 @@ VARIANTS = {
   "5b-i2v": (dict(positions="learned", grid=(3, 2, 3), takes_image=True), 1.0, 9),
   "1.5-5b": (dict(patch=(2, 2, 2)), 1.0, 13),
   "1.5-5b-i2v": (dict(patch=(2, 2, 2), takes_image=True, offset=True), 1.0, 13),
+  # Three latents, as the published 21 an odd number: a fourth is padded in front.
+  "1.5-5b-padded": (dict(patch=(2, 2, 2)), 1.0, 9),
+  "1.5-5b-i2v-padded": (dict(patch=(2, 2, 2), takes_image=True, offset=True), 1.0, 9),
 }
 
 
@@ -94,12 +97,17 @@ def test_sampling_with_guidance_equals_the_pipeline_of_diffusers(variant):
   transformer, snr_shift, frames = VARIANTS[variant]
   backbone = _backbone(transformer, snr_shift)
   torch, pipeline, params = _pipeline(backbone, snr_shift)
-  noise = torch.randn(1, 1 + (frames - 1) // 4, 4, 4, 6)
+  count = 1 + (frames - 1) // 4
+  padding = backbone.padding(count)
+  assert padding == variant.endswith("padded")
+  noise = torch.randn(1, padding + count, 4, 4, 6)
   prompt, empty = torch.randn(2, 1, LENGTH, WIDTH)
   image = torch.rand(1, 3, 32, 48)
   given = {"image": image} if backbone.transformer.takes_image else {}
-  (want,) = pipeline(
+  latents = []
+  (video,) = pipeline(
     **given,
+    callback_on_step_end=lambda *args: latents.append(args[-1]["latents"]) or args[-1],
     prompt_embeds=prompt,
     negative_prompt_embeds=empty,
     latents=noise,
@@ -108,7 +116,7 @@ def test_sampling_with_guidance_equals_the_pipeline_of_diffusers(variant):
     num_frames=frames,
     num_inference_steps=STEPS,
     guidance_scale=SCALE,
-    output_type="latent",
+    output_type="pt",
     return_dict=False,
     max_sequence_length=LENGTH,
   )
@@ -128,6 +136,10 @@ def test_sampling_with_guidance_equals_the_pipeline_of_diffusers(variant):
 
   inputs = channel_last(noise), channel_last(image, 1), prompt.numpy(), empty.numpy()
   got = ours(*(jnp.asarray(x) for x in inputs))
-  want = channel_last(want)
+  want = channel_last(latents[-1])
   # 1e-4 of the largest: ten float32 passes, their differences enlarged by guidance.
   np.testing.assert_allclose(got, want, atol=1e-4 * np.abs(want).max())
+  if count % 2:  # Of an even number they decode four frames of the first.
+    decoded = jit(backbone.decode)(params, got[:, padding:])
+    assert decoded.shape == (1, frames, 32, 48, 3)
+    np.testing.assert_allclose(np.clip(decoded, 0, 1), channel_last(video), atol=1e-4)

@@ -12,7 +12,7 @@ from d4s_jax.models.condition import Condition
 from d4s_jax.models.system import System
 from d4s_jax.models.tokenizer import ByteTokenizer
 from d4s_jax.pipeline import PROMPT, Pipeline, shot
-from tests.support import random_params, small_config
+from tests.support import random_params, small_cogvideox, small_config
 
 FRAMES, SIDE = 5, 16
 
@@ -82,6 +82,9 @@ class ToyBackbone:
 
   def latent_shape(self, batch, frames, height, width):
     return batch, 1 + (frames - 1) // 4, 1, 1, 1
+
+  def padding(self, latents):
+    return 0
 
   def encode(self, params, video):
     return jnp.mean(video, axis=(2, 3, 4), keepdims=True)
@@ -222,3 +225,14 @@ def test_a_prompt_that_is_cut_is_noted(prompt, noted, capsys):
 
 def test_the_generic_prompt_fits_the_tiny_model():
   assert len(PROMPT) < 128
+
+
+def test_what_is_sampled_beside_a_video_is_thrown_away():
+  # Tokens of two latents, and a video of three: a fourth is padded in front.
+  system = System.build(small_cogvideox(patch=(2, 2, 2)).model.to_dict())
+  pipeline = Pipeline(system, random_params(system), steps=2)
+  image, cameras = photo_and_cameras(frames=9)
+  latents = pipeline.sample(image, cameras, "a cat")
+  assert latents.shape == system.backbone.latent_shape(1, 9, SIDE, SIDE)[1:]
+  assert pipeline.video(latents).shape == (9, SIDE, SIDE, 3)
+  assert np.isfinite(pipeline.calibrate(image, cameras, "a cat")[1, 0])

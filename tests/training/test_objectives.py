@@ -1,5 +1,6 @@
 """What each stage minimises, and which parameters each term reaches."""
 
+import dataclasses
 import functools
 
 import jax
@@ -10,9 +11,9 @@ import pytest
 from d4s_jax.data.source import SOURCES
 from d4s_jax.data.transforms import with_tokens
 from d4s_jax.models.system import System
-from d4s_jax.training import objectives
+from d4s_jax.training import objectives, validation
 from d4s_jax.training.stages import stage
-from tests.support import random_params, small_config
+from tests.support import random_params, small_cogvideox, small_config
 
 PARTS = ("autoencoder", "text_encoder", "transformer", "ldrm")
 
@@ -131,3 +132,37 @@ def test_the_map_is_compared_with_the_depth_of_its_cells(system, params, clip):
   true = clip.source.depth[:, :, step // 2 :: step, step // 2 :: step]
   error = np.abs(np.log(auxiliary.depth) - np.log(true))
   assert float(terms["depth"]) == pytest.approx(float(error[np.asarray(true) > 0].mean()), rel=1e-4)
+
+
+def test_padding_in_front_of_latents_is_neither_predicted_nor_reconstructed():
+  # Tokens of two latents, and a clip of three.
+  system = System.build(small_cogvideox(patch=(2, 2, 2)).model.to_dict())
+  backbone, params = system.backbone, random_params(system)
+  source = SOURCES["synthetic"](kind="dynamic", frames=9, height=16, width=16, views=2)
+  clip = with_tokens(source.read(0), backbone.tokenizer)
+  clip = jax.tree.map(lambda x: jnp.asarray(x)[None], clip)
+  clean = jax.random.normal(jax.random.key(1), backbone.latent_shape(1, 9, 16, 16))
+  settings = objectives.Settings(weights={}, estimated_share=1.0)
+
+  class Watched(type(backbone)):
+    def denoise(self, params, latents, sigma, text, maps, condition):
+      assert latents.shape[1] == 4 and condition.first.shape[1] == 2
+      velocity = super().denoise(params, latents, sigma, text, maps, condition)
+      # What it says of what it is given clean counts for nothing.
+      return velocity.at[:, :2].set(jnp.nan)
+
+  fields = {x.name: getattr(backbone, x.name) for x in dataclasses.fields(backbone)}
+  watched = dataclasses.replace(system, backbone=Watched(**fields))
+
+  # Compiled without LLVM's optimiser: it runs once.
+  @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+  def run(params, clean):
+    found = objectives.diffusion(watched, params, clip, clean, jax.random.key(0), settings)
+    return found, validation.denoised(watched, params, clip, clean)
+
+  (terms, latents, sigma), (estimate, loss) = run(params, clean)
+  assert sigma[0] > 0 and np.isfinite([terms["flow_matching"], loss]).all()
+  for found in (latents, estimate):
+    assert found.shape == clean.shape and np.isfinite(found).all()
+    np.testing.assert_allclose(found[:, 0], clean[:, 0], atol=1e-6)
+    assert np.abs(found - clean)[:, 1:].max(axis=(0, 2, 3, 4)).min() > 1e-3

@@ -159,21 +159,24 @@ class CogVideoXTransformer(nn.Module):
   ) -> Float[Array, "b f h w {self.out_channels}"]:
     """Velocity at noise level `sigma`, given clean latents of the first frame.
 
-    An image-to-video model takes them beside the noisy latents, zeros standing for later frames. In
-    a text-to-video model they replace the noisy first frame, whose tokens then are at timestep 0; a
-    token that spans a later frame too keeps the timestep of that one.
+    An image-to-video model takes them beside the noisy latents, zeros standing for later frames;
+    with padding in front they lie beside the padding, as diffusers has it. In a text-to-video model
+    they replace the noisy first frame, and padding, whose tokens then are at timestep 0; a token
+    that spans a later frame too keeps the timestep of that one.
     """
     # Level 0 has no timestep of its own.
     timestep = jnp.maximum(jnp.round(LEVELS * sigma) - 1.0, 0.0)
     if self.takes_image:
       image = jnp.zeros_like(latents)
       if condition is not None:
-        image = image.at[:, :1].set(self.image_scale * condition.first.astype(latents.dtype))
+        first = condition.first[:, :1].astype(latents.dtype)
+        image = image.at[:, :1].set(self.image_scale * first)
       latents = jnp.concatenate([latents, image], axis=-1)
     elif condition is not None:
-      latents = jnp.concatenate([condition.first.astype(latents.dtype), latents[:, 1:]], axis=1)
+      known = condition.first.shape[1]
+      latents = jnp.concatenate([condition.first.astype(latents.dtype), latents[:, known:]], axis=1)
       last_frame = self.patch[0] * (1 + jnp.arange(latents.shape[1] // self.patch[0])) - 1
-      timestep = timestep[:, None] * (last_frame > 0)[None, :]
+      timestep = timestep[:, None] * (last_frame >= known)[None, :]
     return self(latents, timestep, text, camera_maps)
 
 

@@ -235,7 +235,7 @@ def tokens(config: Config) -> int:
   backbone = System.build(config.model.to_dict()).backbone
   clip = config.clip
   shape = backbone.latent_shape(1, clip.frames, clip.height, clip.width)[1:4]
-  return math.prod(size // part for size, part in zip(shape, backbone.patch))
+  return math.prod(math.ceil(size / part) for size, part in zip(shape, backbone.patch))
 
 
 def plain(tree: Any) -> Any:
