@@ -24,7 +24,7 @@ from absl import flags, logging
 from d4s_jax import errors
 from d4s_jax.formats import atomic
 from d4s_jax.pipeline import progress
-from d4s_jax.training import checkpoint
+from d4s_jax.training import checkpoint, run_folder
 from d4s_jax.weights import folders, merging, run
 
 _FROM = flags.DEFINE_string("from", None, "Folder of a pipeline, a model or a run.", required=True)
@@ -60,7 +60,7 @@ def _of_run(folder: pathlib.Path) -> folders.Job:
     raise ValueError(f"{folder} is a training run, which is ours already; expected --format=torch.")
   if _MERGE.value and pathlib.Path(_MERGE.value).resolve() != folder.resolve():
     raise ValueError(f"--merge is {_MERGE.value}; into a run only its own adapter goes: {folder}.")
-  _, system = checkpoint.read_system(folder)
+  _, system = run_folder.read_system(folder)
   with progress.timed(f"load {folder}"):
     params, _ = checkpoint.read_model(folder, system.abstract())
   return run.export(system, params, merged=bool(_MERGE.value))

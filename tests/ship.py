@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 from d4s_jax.data.source import open_source
 from d4s_jax.models import shipped
 from d4s_jax.models.system import System
-from d4s_jax.training import checkpoint, state, validation
+from d4s_jax.training import checkpoint, run_folder, state, validation
 from d4s_jax.training.stages import stage
 
 
@@ -23,7 +23,7 @@ def main() -> None:
   parser.add_argument("--run", type=pathlib.Path, required=True)
   parser.add_argument("--parts", required=True, help="separated by commas")
   options = parser.parse_args()
-  config = checkpoint.read_config(options.run)
+  config = run_folder.read_config(options.run)
   system = System.build(config["model"])
   params, step = checkpoint.read_model(options.run, system.abstract())
   size = {name: config["clip"][name] for name in ("frames", "height", "width")}

@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 
 from d4s_jax.config import base
 from d4s_jax.models.system import System
-from d4s_jax.training import checkpoint, state
+from d4s_jax.training import checkpoint, run_folder, state
 from d4s_jax.weights.rules import Rule, pairs
 
 # Layers are so few and narrow that compiling, not computing, takes the time.
@@ -131,7 +131,7 @@ def lora_config() -> ConfigDict:
 
 def write_run(folder: pathlib.Path, config: ConfigDict, params: Any, step: int = 7) -> None:
   """Leaves in `folder` what a training run leaves: its configuration and one checkpoint."""
-  checkpoint.write_config(folder, config.to_dict())
+  run_folder.write_config(folder, config.to_dict())
   now = state.create(params, ("^ldrm/",), optax.sgd(1.0))
   now = dataclasses.replace(now, step=now.step + step)
   saved = checkpoint.Checkpoints(folder, keep=1)

@@ -25,7 +25,7 @@ from d4s_jax.models import shipped
 from d4s_jax.models.adapter import ADAPTER
 from d4s_jax.models.published import published
 from d4s_jax.models.system import System
-from d4s_jax.training import checkpoint, initialize, sharding
+from d4s_jax.training import checkpoint, initialize, run_folder, sharding
 from d4s_jax.training.places import Place, place
 
 # Where nothing says how fast a video is: that of `tiny`'s clips.
@@ -161,7 +161,7 @@ def _of_package(report: Report) -> Trained:
 
 
 def _of_run(folder: Place, report: Report) -> Trained:
-  config, system = checkpoint.read_system(folder)
+  config, system = run_folder.read_system(folder)
   step = checkpoint.latest_step(folder)
 
   def read(name: str) -> Any:

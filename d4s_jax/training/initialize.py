@@ -13,7 +13,7 @@ from d4s_jax.formats import shards
 from d4s_jax.models import shipped
 from d4s_jax.models.adapter import ADAPTER
 from d4s_jax.models.system import System
-from d4s_jax.training import checkpoint, places, processes, sharding, state
+from d4s_jax.training import checkpoint, places, processes, run_folder, sharding, state
 
 
 def abstract_state(
@@ -58,18 +58,20 @@ def create_state(
   """
 
   def initial(parts):
-    # The default generator takes XLA minutes to compile for hundreds of parameters.
-    params = system.init(jax.random.key(config.seed, impl="unsafe_rbg"))
-    params = state.unflatten(state.flatten(params), parts)
+    params = {}
+    if parts.keys() != layout.keys():  # else tracing it would take seconds for nothing
+      # The default generator takes XLA minutes to compile for hundreds of parameters.
+      params = state.flatten(system.init(jax.random.key(config.seed, impl="unsafe_rbg")))
+    params = state.unflatten(params, parts)
     return state.create(params, patterns, optimizer, config.frozen_dtype)
 
   # This program runs once: on a CPU, optimising it takes longer than running it.
   options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+  abstract = state.averaged_params(like)
+  layout = sharding.of(state.flatten(abstract))
   compiled = jax.jit(
     initial, out_shardings=sharding.of(like), compiler_options=options, donate_argnums=0
   )
-  abstract = state.averaged_params(like)
-  layout = sharding.of(state.flatten(abstract))
   parts = state.flatten(_read_parts(system, config, abstract))
   if processes.writes():
     for line in matched(config, parts, state.flatten(abstract)):
@@ -193,7 +195,7 @@ def _from_run(folder: places.Place, name: str, system: System, like: Any) -> Any
       f'init.{name} is "{folder}"; expected "", "{shipped.ORIGIN}" or the folder of a run or of'
       " converted weights."
     )
-  _, other = checkpoint.read_system(folder)
+  _, other = run_folder.read_system(folder)
   params = {}
   if name in other.abstract():
     params, _ = checkpoint.read_model(folder, {name: other.abstract()[name]})

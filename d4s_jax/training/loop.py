@@ -24,6 +24,7 @@ from d4s_jax.training import (
   places,
   processes,
   recovery,
+  run_folder,
   sharding,
   state,
   text_cache,
@@ -60,7 +61,7 @@ def run(config: Config, place: places.Place, traced: tuple[int, int] | None = No
     with _explained():
       _check(config, sharding.copies(mesh))
       chosen = stage(config.stage)
-      tokenizer = checkpoint.read_tokenizer(place, config.model.to_dict())
+      tokenizer = run_folder.read_tokenizer(place, config.model.to_dict())
       system = System.build(config.model.to_dict(), tokenizer)
       system.check_size(config.clip.frames, config.clip.height, config.clip.width)
       patterns = trained(
@@ -87,8 +88,8 @@ def run(config: Config, place: places.Place, traced: tuple[int, int] | None = No
       )
       step.eval_shape(like, batch, lpips)
     if processes.writes():
-      checkpoint.write_config(place, config.to_dict())
-      checkpoint.write_tokenizer(place, tokenizer)
+      run_folder.write_config(place, config.to_dict())
+      run_folder.write_tokenizer(place, tokenizer)
     processes.wait("config")
     folder = places.on_host(place)
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from d4s_jax.config import Config
-from d4s_jax.training import checkpoint, processes
+from d4s_jax.training import checkpoint, processes, run_folder
 from d4s_jax.training.emergency import Copies
 from d4s_jax.training.places import Place
 from d4s_jax.training.state import TrainState
@@ -13,7 +13,7 @@ from d4s_jax.training.state import TrainState
 
 def open_copies(folder: Place, options: Config) -> Copies | None:
   """The emergency copies of the run in `folder` if `options`, config.checkpoint, ask for them."""
-  return Copies(options.local, checkpoint.identity(folder)) if options.local else None
+  return Copies(options.local, run_folder.identity(folder)) if options.local else None
 
 
 def newest(folder: Place, copies: Copies | None, like: TrainState) -> TrainState | None:

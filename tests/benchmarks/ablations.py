@@ -21,7 +21,7 @@ import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 
-from d4s_jax.training import checkpoint  # noqa: E402
+from d4s_jax.training import checkpoint, run_folder  # noqa: E402
 from tests.benchmarks import heldout  # noqa: E402
 
 # Overrides of both stages, and what the paper finds.
@@ -72,7 +72,7 @@ def run(name: str, options: argparse.Namespace) -> pathlib.Path:
 
 def score(folder: pathlib.Path) -> dict[str, np.ndarray]:
   """PSNR of all pixels and of moving solids, depth and motion, for each held-out scene."""
-  _, system = checkpoint.read_system(folder)
+  _, system = run_folder.read_system(folder)
   params, _ = checkpoint.read_model(folder, system.abstract())
   tokenize = system.backbone.tokenizer
   layouts = heldout.layouts(heldout.clips("train", heldout.BATCH, tokenize, views=0))

@@ -38,7 +38,7 @@ import numpy as np  # noqa: E402
 
 from d4s_jax import errors  # noqa: E402
 from d4s_jax.models.system import System  # noqa: E402
-from d4s_jax.training import checkpoint, loop, processes, state  # noqa: E402
+from d4s_jax.training import checkpoint, loop, processes, run_folder, state  # noqa: E402
 from d4s_jax.training.log import read_metrics  # noqa: E402
 from tests.support import small_config  # noqa: E402
 
@@ -302,7 +302,7 @@ def _parameters(folder: pathlib.Path) -> dict[str, np.ndarray]:
 
 def read_parameters(folder: pathlib.Path) -> dict[str, np.ndarray]:
   """All parameters of the newest checkpoint of a run, by path, which must be its last."""
-  system = System.build(checkpoint.read_config(folder)["model"])
+  system = System.build(run_folder.read_config(folder)["model"])
   params, step = checkpoint.read_model(folder, system.abstract())
   assert step == _STEPS, step
   return {path: np.asarray(x) for path, x in state.flatten(params).items()}

@@ -32,7 +32,7 @@ from d4s_jax.geometry.deformation import at, identity
 from d4s_jax.models import gaussian_head, shipped
 from d4s_jax.models.system import System
 from d4s_jax.render import render
-from d4s_jax.training import checkpoint, validation
+from d4s_jax.training import checkpoint, run_folder, validation
 from d4s_jax.training.motion_queries import MOVING, motion_queries
 from d4s_jax.training.refinement import refine
 from d4s_jax.types import Clip, DynamicGaussians
@@ -234,7 +234,7 @@ def main() -> None:
   options = parser.parse_args()
 
   if options.run:
-    _, system = checkpoint.read_system(options.run)
+    _, system = run_folder.read_system(options.run)
     params, step = checkpoint.read_model(options.run, system.abstract())
     print(f"{options.run} at step {step}")
   else:

@@ -19,7 +19,7 @@ import pytest
 
 from d4s_jax import errors
 from d4s_jax.models.system import System
-from d4s_jax.training import checkpoint
+from d4s_jax.training import checkpoint, run_folder
 from d4s_jax.training.log import read_metrics
 from tests.support import small_config
 
@@ -102,7 +102,7 @@ def wait_for_step(process, workdir, step):
 
 
 def parameters(workdir):
-  system = System.build(checkpoint.read_config(workdir)["model"])
+  system = System.build(run_folder.read_config(workdir)["model"])
   return checkpoint.read_model(workdir, system.abstract())
 
 
@@ -138,7 +138,7 @@ def test_run_leaves_everything_it_promises(whole):
 
 def test_training_changes_what_it_should(whole):
   folder, _ = whole
-  system = System.build(checkpoint.read_config(folder)["model"])
+  system = System.build(run_folder.read_config(folder)["model"])
   before = jax.jit(system.init)(jax.random.key(0, impl="unsafe_rbg"))
   after, _ = parameters(folder)
   for part in ("transformer", "text_encoder", "ldrm"):

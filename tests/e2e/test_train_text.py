@@ -3,7 +3,7 @@
 import pytest
 
 from d4s_jax.formats import tokenizer_files
-from d4s_jax.training import checkpoint
+from d4s_jax.training import run_folder
 from d4s_jax.training.log import read_metrics
 from tests.e2e.test_train import train
 from tests.published_tokenizers import write_umt5
@@ -42,5 +42,5 @@ def test_a_run_goes_on_without_the_folder_of_its_tokenizer(tmp_path):
   assert entries <= set((tmp_path / "prompts").iterdir())
   rows = read_metrics(tmp_path / "run", "train")
   assert [row["step"] for row in rows] == [1, 2, 3, 4]
-  _, system = checkpoint.read_system(tmp_path / "run")
+  _, system = run_folder.read_system(tmp_path / "run")
   assert dict(system.backbone.tokenizer.files) == files

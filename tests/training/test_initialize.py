@@ -65,6 +65,14 @@ def test_a_part_comes_from_an_earlier_run_and_the_rest_from_the_seed(earlier, ca
   assert not all(np.array_equal(*pair) for pair in pairs)
 
 
+def test_nothing_is_made_at_random_where_all_parts_are_given(earlier, monkeypatch):
+  folder, params = earlier
+  config = small_config()
+  monkeypatch.setattr(System, "init", lambda *_: pytest.fail("traced for nothing"))
+  config.init.update({name: str(folder) for name in params})
+  jax.tree.map(np.testing.assert_array_equal, create(config), params)
+
+
 @pytest.fixture(scope="module")
 def published(tmp_path_factory):
   """A transformer of diffusers in bfloat16 that fits `small_config`, converted."""

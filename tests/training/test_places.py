@@ -34,27 +34,28 @@ create_server("localhost", int(sys.argv[1]), in_memory=True, default_bucket="buc
 RUN = """
 import pathlib
 import jax, numpy as np
-from d4s_jax.training import checkpoint, places, recovery
-from tests.training.test_checkpoint import CONFIG, PARAMS, make_state
+from d4s_jax.training import checkpoint, places, recovery, run_folder
+from tests.training.test_checkpoint import PARAMS, make_state
+from tests.training.test_run_folder import CONFIG
 
 run = places.place("gs://bucket/run")
-assert not places.is_local(run) and not checkpoint.is_resumed(run)
-checkpoint.write_config(run, CONFIG)
-name = checkpoint.identity(run)
+assert not places.is_local(run) and not run_folder.is_resumed(run)
+run_folder.write_config(run, CONFIG)
+name = run_folder.identity(run)
 files = {"spiece.model": b"pieces"}
-checkpoint.write_tokenizer(run, files)
+run_folder.write_tokenizer(run, files)
 saved = checkpoint.Checkpoints(run, keep=2)
 for step in (1, 2, 3):
   saved.save(make_state(step))
   saved.wait()
 saved.close()
-assert checkpoint.whole_steps(run) == [2, 3] and checkpoint.is_resumed(run)
+assert checkpoint.whole_steps(run) == [2, 3] and run_folder.is_resumed(run)
 tokenized = {"backbone": {"tokenizer": "gone"}}
-assert checkpoint.read_tokenizer(run, tokenized) == files
-checkpoint.write_config(run, CONFIG | {"steps": 20})
-assert checkpoint.identity(run) == name
+assert run_folder.read_tokenizer(run, tokenized) == files
+run_folder.write_config(run, CONFIG | {"steps": 20})
+assert run_folder.identity(run) == name
 try:
-  checkpoint.write_config(run, CONFIG | {"seed": 1})
+  run_folder.write_config(run, CONFIG | {"seed": 1})
   raise AssertionError("another configuration")
 except checkpoint.CheckpointError as error:
   assert "seed: saved 0, now 1" in str(error)

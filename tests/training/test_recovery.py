@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from d4s_jax.training import checkpoint, recovery
+from d4s_jax.training import checkpoint, recovery, run_folder
 from d4s_jax.training.emergency import Copies
-from tests.training.test_checkpoint import CONFIG, largest_file, make_state, save
+from tests.training.test_checkpoint import largest_file, make_state, save
+from tests.training.test_run_folder import CONFIG
 
 OPTIONS = types.SimpleNamespace(local="", every=10, minutes=0.0, local_every=1)
 
@@ -91,15 +92,15 @@ def test_another_configuration_is_not_taken_for_damage(tmp_path):
 def test_copies_of_another_run_are_not_seen(tmp_path):
   options = types.SimpleNamespace(local=str(tmp_path / "local"))
   run = tmp_path / "run"
-  checkpoint.write_config(run, CONFIG)
+  run_folder.write_config(run, CONFIG)
   copies = recovery.open_copies(run, options)
   copies.save(make_state(5))
   copies.close()
   # A run that was cut short before its first checkpoint goes on from its copy.
-  checkpoint.write_config(run, {**CONFIG, "steps": 20})
+  run_folder.write_config(run, {**CONFIG, "steps": 20})
   assert recovery.open_copies(run, options).steps() == [5]
   # One that starts there with another configuration does not.
-  checkpoint.write_config(run, {**CONFIG, "seed": 1})
+  run_folder.write_config(run, {**CONFIG, "seed": 1})
   assert recovery.open_copies(run, options).steps() == []
 
 
