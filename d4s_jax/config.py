@@ -315,10 +315,10 @@ def base(preset: str) -> Config:
         **{"clips": 100_000, "cache": "", "workers": 0},
         # Shapes "FRAMESxHEIGHTxWIDTH" of batches; () for that of `clip` alone.
         "buckets": (),
-        # Of shards: units that the median depth of a clip is scaled to, 0 for metres; what is
-        # random, see data.sampling; share of clips that may be unreadable.
+        # Of shards and datasets: units that the median depth of a clip is scaled to, 0 for metres;
+        # what is random, see data.sampling. Share of clips that may be unreadable.
         "distance": 0.0,
-        "augment": {"stride": 4, "reverse": 0.5, "crop": True},
+        "augment": {"stride": 0, "reverse": 0.5, "crop": True},
         "corrupt": 0.01,
       },
       # Folder of embeddings of prompts, which runs may share; "" embeds them in every step.

@@ -128,7 +128,7 @@ def _broken(scene: Scene, frames: int) -> Iterator[str]:
   for view in scene.views:
     count = min(frames or len(view), len(view))
     chosen = np.unique(np.linspace(0, len(view) - 1, count).round().astype(int))
-    readers = (view.image, view.depth, view.instances)
+    readers = (view.pixels, view.depth, view.instances)
     for index in chosen.tolist():
       for read in readers:
         if read is None:

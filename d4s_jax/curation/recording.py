@@ -11,7 +11,6 @@ from d4s_jax.curation import sample
 from d4s_jax.curation.units import Opened, Span
 from d4s_jax.data import record as records
 from d4s_jax.data.record import Record
-from d4s_jax.formats import images
 from d4s_jax.geometry import cameras as camera_geometry
 from d4s_jax.types import Cameras, Tracks
 
@@ -33,7 +32,7 @@ def to_record(span: Span, opened: Opened, side: int) -> Record:
     if view.instances is not None and not instances:
       instances = [b""] * len(numbers)
     for index in frames:
-      image = view.image(int(index))
+      image = view.pixels(int(index))
       if size is None:
         size = kept_size(image.shape[0], image.shape[1], side)
       pictures.append(records.to_jpeg(_resized(image, size)))
@@ -77,7 +76,7 @@ def kept_size(height: int, width: int, side: int) -> tuple[int, int]:
 
 
 def _resized(image, size: tuple[int, int]):
-  picture = Image.fromarray(images.to_bytes(image))
+  picture = Image.fromarray(image)
   if picture.size != size[::-1]:
     picture = picture.resize((size[1], size[0]), Image.Resampling.BICUBIC)
   return np.asarray(picture)

@@ -13,9 +13,10 @@ from typing import Any, Protocol, runtime_checkable
 import av
 import numpy as np
 from av.error import FFmpegError
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 
 from d4s_jax.data.datasets import registry
+from d4s_jax.formats.footage import Footage
 from d4s_jax.formats.images import MAX_PIXELS
 from d4s_jax.types import Cameras, Tracks
 
@@ -37,7 +38,7 @@ class View(Protocol):
   name: str
   times: Float[np.ndarray, "f"]
   cameras: Cameras | None
-  image: Callable[[int], Float[np.ndarray, "h w 3"]]
+  pixels: Callable[[int], UInt8[np.ndarray, "h w 3"]]
   depth: Callable[[int], Float[np.ndarray, "h w"]] | None
   instances: Callable[[int], Int[np.ndarray, "h w"]] | None
   tracks: Callable[[Int[np.ndarray, "g"]], Tracks] | None
@@ -225,7 +226,7 @@ class Opened:
 def open_span(span: Span) -> Opened:
   """Opens a clip; raises ValueError or OSError if it can't be."""
   if span.unit.dataset == VIDEOS:
-    view = Video(pathlib.Path(span.unit.root) / span.unit.scene, span.stamps)
+    view = _Video(pathlib.Path(span.unit.root) / span.unit.scene, span.stamps)
     whole = (np.arange(len(view)),)
     return Opened((view,), whole, metric=False, dynamic=None, group=span.unit.name, split="")
   scene, dataset = _scene(span.unit), _dataset(span.unit.dataset, span.unit.root)
@@ -245,8 +246,8 @@ def open_span(span: Span) -> Opened:
   return Opened(tuple(views), tuple(frames), scene.metric, scene.dynamic, group, split)
 
 
-class Video:
-  """Frames of a video file by their presentation times, read forwards."""
+class _Video:
+  """Frames of a video file by their presentation times; nothing else is known."""
 
   def __init__(self, path: pathlib.Path, stamps: tuple[int, ...]):
     self.name = "video"
@@ -254,39 +255,9 @@ class Video:
     self.depth: Callable[[int], Any] | None = None
     self.instances: Callable[[int], Any] | None = None
     self.tracks: Callable[[Any], Tracks] | None = None
-    self._path, self._stamps = path, stamps
-    with self._open() as container:
-      base = container.streams.video[0].time_base
-    self.times = np.array(stamps, np.float64) * float(base or 1)
-    self._frames: Iterator[Any] | None = None
-    self._next = 0
+    footage = Footage(path, stamps)
+    self.pixels = footage.read
+    self.times = np.array(stamps, np.float64) * footage.base
 
   def __len__(self) -> int:
-    return len(self._stamps)
-
-  def _open(self) -> Any:
-    try:
-      return av.open(str(self._path))
-    except FFmpegError as error:
-      raise ValueError(f"{self._path} cannot be read as a video ({error}).") from error
-
-  def image(self, index: int) -> Float[np.ndarray, "h w 3"]:
-    """RGB in [0, 1]; cheap for the frame after the last one."""
-    if self._frames is None or index < self._next:
-      self._frames = self._decoded(self._stamps[index])
-    wanted = self._stamps[index]
-    try:
-      for frame in self._frames:
-        if frame.pts == wanted:
-          self._next = index + 1
-          return frame.to_ndarray(format="rgb24").astype(np.float32) / 255
-    except FFmpegError as error:
-      raise ValueError(f"{self._path}, frame at {wanted}: {error}. Fetch it again.") from error
-    raise ValueError(f"{self._path} has no frame at {wanted} any more. Fetch it again.")
-
-  def _decoded(self, stamp: int) -> Iterator[Any]:
-    with self._open() as container:
-      stream = container.streams.video[0]
-      stream.thread_type = "SLICE"
-      container.seek(stamp, stream=stream, backward=True)
-      yield from container.decode(stream)
+    return len(self.times)

@@ -11,7 +11,7 @@ import numpy as np
 from av.error import FFmpegError
 from jaxtyping import Int, UInt8
 
-from d4s_jax.data.transforms import check_frame_count
+from d4s_jax.data.wanted import Wanted
 from d4s_jax.geometry import cameras as camera_geometry
 from d4s_jax.types import Cameras, Clip, Tracks, Views
 
@@ -38,13 +38,7 @@ class Film:
     path: a video file.
     split: "train" or "heldout".
     kind: "mixed"; nothing is known of what moves.
-    frames: source frames, 1 + 4k.
-    height: image height, pixels.
-    width: image width, pixels.
-    views: target views; frames of the clip again.
-    tracks: number of point tracks.
-    seed: of the choice of clips.
-    length: number of clips.
+    **sizes: the other fields of `Wanted`; target views are frames of the clip again.
 
   Raises:
     FileNotFoundError: there is no such file.
@@ -56,56 +50,43 @@ class Film:
     path: str,
     split: str = "train",
     kind: str = "mixed",
-    *,
-    frames: int = 9,
-    height: int = 64,
-    width: int = 64,
-    views: int = 6,
-    tracks: int = 256,
-    seed: int = 0,
-    length: int = 100_000,
+    **sizes: Any,
   ):
-    if split not in ("train", "heldout"):
-      raise ValueError(f"Unknown split {split!r}; expected one of train, heldout.")
+    self._wanted = wanted = Wanted(split=split, kind=kind, **sizes)
     if kind != "mixed":
       raise ValueError(f"A film has no scenes of kind {kind!r}; it serves the autoencoder alone.")
-    check_frame_count(frames)
-    self._frames, self._height, self._width = frames, height, width
-    self._views, self._tracks, self._length = views, tracks, length
-    self._entropy = (seed, int(split == "heldout"))
-    self._file = decoded(pathlib.Path(path), round(MARGIN * max(height, width)))
-    self._starts = starts(np.load(self._file, mmap_mode="r"), frames, split == "heldout")
+    self._file = decoded(pathlib.Path(path), round(MARGIN * max(wanted.height, wanted.width)))
+    self._starts = starts(np.load(self._file, mmap_mode="r"), wanted.frames, split == "heldout")
     if not len(self._starts):
       raise ValueError(
-        f"{path} has no shot of {_STRIDE * (frames - 1) + 1} frames for the split {split!r};"
+        f"{path} has no shot of {_STRIDE * (wanted.frames - 1) + 1} frames for the split {split!r};"
         " expected a longer film."
       )
 
   def __len__(self) -> int:
-    return self._length
+    return self._wanted.length
 
   def read(self, index: int) -> Clip:
     """Cuts one clip out; it has no caption."""
-    if not 0 <= index < self._length:
-      raise IndexError(f"Clip {index}; expected 0 to {self._length - 1}.")
-    rng = np.random.default_rng((*self._entropy, index))
+    self._wanted.check(index, len(self))
+    rng = np.random.default_rng((*self._wanted.entropy, index))
     # Opened here: a source is pickled to worker processes, and a mapped file would go as a copy.
     film = np.load(self._file, mmap_mode="r")
     start = int(rng.choice(self._starts))
-    shot = film[start : start + _STRIDE * self._frames : _STRIDE][: self._frames]
+    shot = film[start : start + _STRIDE * self._wanted.frames : _STRIDE][: self._wanted.frames]
     row, column = (
       int(rng.integers(there - wanted + 1))
-      for there, wanted in zip(shot.shape[1:3], (self._height, self._width))
+      for there, wanted in zip(shot.shape[1:3], (self._wanted.height, self._wanted.width))
     )
-    images = shot[:, row : row + self._height, column : column + self._width]
+    images = shot[:, row : row + self._wanted.height, column : column + self._wanted.width]
     images = images.astype(np.float32) / 255
     if rng.random() < 0.5:
       images = images[:, :, ::-1]
-    chosen = np.sort(rng.integers(self._frames, size=self._views))
-    source = self._take(images, np.arange(self._frames))
+    chosen = np.sort(rng.integers(self._wanted.frames, size=self._wanted.views))
+    source = self._take(images, np.arange(self._wanted.frames))
     dynamic: Any = np.asarray(True)
     unknown: Any = np.float32(0)
-    tracked = (self._tracks, self._frames)
+    tracked = (self._wanted.tracks, self._wanted.frames)
     nothing: Any = np.zeros(tracked, bool)
     nowhere: Any = np.zeros((*tracked, 3), np.float32)
     still: Any = np.zeros(images.shape[:-1], np.int32)
@@ -121,15 +102,17 @@ class Film:
 
   def _take(self, images, chosen: Int[np.ndarray, "v"]) -> Views:
     """Frames of the clip as views."""
-    times: Any = np.linspace(0, 1, self._frames, dtype=np.float32)[chosen]
-    one = np.asarray(camera_geometry.intrinsics_from_fov(_FOV, self._height, self._width))
+    times: Any = np.linspace(0, 1, self._wanted.frames, dtype=np.float32)[chosen]
+    one = np.asarray(
+      camera_geometry.intrinsics_from_fov(_FOV, self._wanted.height, self._wanted.width)
+    )
     intrinsics: Any = np.tile(one.astype(np.float32), (len(chosen), 1, 1))
     pose: Any = np.tile(np.eye(4, dtype=np.float32), (len(chosen), 1, 1))
     cameras = Cameras(
       world_from_camera=pose,
       intrinsics=intrinsics,
-      height=self._height,
-      width=self._width,
+      height=self._wanted.height,
+      width=self._wanted.width,
     )
     unknown: Any = np.zeros(images.shape[:-1], np.float32)[chosen]
     return Views(images=images[chosen], depth=unknown, cameras=cameras, times=times)

@@ -15,7 +15,7 @@ from jaxtyping import Float, UInt8
 from d4s_jax.data.film import MARGIN, decoded, starts
 from d4s_jax.data.synthetic.camera_paths import CameraPath, near_path, off_path, random_path
 from d4s_jax.data.synthetic.caption import CAMERA_WORDS
-from d4s_jax.data.transforms import check_frame_count
+from d4s_jax.data.wanted import Wanted
 from d4s_jax.geometry import cameras as camera_geometry
 from d4s_jax.geometry.trajectories import TRAJECTORIES
 from d4s_jax.types import Cameras, Clip, Tracks, Views
@@ -59,13 +59,7 @@ class Pictures:
     path: a video file.
     split: "train" or "heldout".
     kind: "static" or "mixed".
-    frames: source frames, 1 + 4k.
-    height: image height, pixels.
-    width: image width, pixels.
-    views: target views.
-    tracks: number of point tracks.
-    seed: of the choice of stills and planes.
-    length: number of clips.
+    **sizes: the other fields of `Wanted`.
 
   Raises:
     FileNotFoundError: there is no such file.
@@ -77,43 +71,30 @@ class Pictures:
     path: str,
     split: str = "train",
     kind: str = "mixed",
-    *,
-    frames: int = 9,
-    height: int = 64,
-    width: int = 64,
-    views: int = 6,
-    tracks: int = 256,
-    seed: int = 0,
-    length: int = 100_000,
+    **sizes: Any,
   ):
-    if split not in ("train", "heldout"):
-      raise ValueError(f"Unknown split {split!r}; expected one of train, heldout.")
+    self._wanted = wanted = Wanted(split=split, kind=kind, **sizes)
     if kind == "dynamic":
       raise ValueError("Pictures stand still; expected scenes of kind 'static' or 'mixed'.")
-    check_frame_count(frames)
-    self._frames, self._height, self._width = frames, height, width
-    self._views, self._tracks, self._length = views, tracks, length
-    self._entropy = (seed, int(split == "heldout"), 1)
-    self._file = decoded(pathlib.Path(path), round(MARGIN * max(height, width)))
+    self._file = decoded(pathlib.Path(path), round(MARGIN * max(wanted.height, wanted.width)))
     self._stills = starts(np.load(self._file, mmap_mode="r"), 1, split == "heldout")
     if not len(self._stills):
       raise ValueError(f"{path} has no stills for the split {split!r}; expected a longer film.")
 
   def __len__(self) -> int:
-    return self._length
+    return self._wanted.length
 
   def read(self, index: int) -> Clip:
     """Draws one clip."""
-    if not 0 <= index < self._length:
-      raise IndexError(f"Clip {index}; expected 0 to {self._length - 1}.")
-    rng = np.random.default_rng((*self._entropy, index))
+    self._wanted.check(index, len(self))
+    rng = np.random.default_rng((*self._wanted.entropy, 1, index))
     name, height = str(rng.choice(_PATHS)), rng.uniform(*_HEIGHTS)
     path, fov = random_path(rng, name, height), float(rng.uniform(50, 70))
     card = self._card(rng, path, height)
-    times = np.linspace(0, 1, self._frames, dtype=np.float32)
-    target_times = np.sort(rng.random(self._views)).astype(np.float32)
+    times = np.linspace(0, 1, self._wanted.frames, dtype=np.float32)
+    target_times = np.sort(rng.random(self._wanted.views)).astype(np.float32)
     targets = near_path(rng, path, target_times)
-    away = rng.permutation(self._views) < round(_OFF_PATH * self._views)
+    away = rng.permutation(self._wanted.views) < round(_OFF_PATH * self._wanted.views)
     targets[away] = off_path(rng, path, int(away.sum()))
     source = self._draw(card, path.at(times), times, fov)
     dynamic: Any = np.asarray(False)
@@ -122,7 +103,7 @@ class Pictures:
     return Clip(
       source=source,
       target=self._draw(card, targets, target_times, fov),
-      tracks=_tracks(rng, source, self._tracks),
+      tracks=_tracks(rng, source, self._wanted.tracks),
       instances=nothing,
       dynamic=dynamic,
       scale=metres,
@@ -136,7 +117,7 @@ class Pictures:
       still = still[:, ::-1]
     row, column = (
       int(rng.integers(there - wanted + 1))
-      for there, wanted in zip(still.shape, (self._height, self._width))
+      for there, wanted in zip(still.shape, (self._wanted.height, self._wanted.width))
     )
     pitch = np.radians(rng.uniform(*_PITCHES))
     down = np.array([0, np.cos(pitch), np.sin(pitch)])
@@ -146,8 +127,10 @@ class Pictures:
 
   def _draw(self, card: _Card, poses, times, fov: float) -> Views:
     """What cameras at `poses` [v 4 4] see of a card."""
-    lens = np.asarray(camera_geometry.intrinsics_from_fov(fov, self._height, self._width))
-    x, y = np.meshgrid(np.arange(self._width) + 0.5, np.arange(self._height) + 0.5)
+    lens = np.asarray(
+      camera_geometry.intrinsics_from_fov(fov, self._wanted.height, self._wanted.width)
+    )
+    x, y = np.meshgrid(np.arange(self._wanted.width) + 0.5, np.arange(self._wanted.height) + 0.5)
     center, focal = lens[:2, 2], lens[[0, 1], [0, 1]]
     rays = np.stack([(x - center[0]) / focal[0], (y - center[1]) / focal[1], np.ones_like(x)], -1)
     rays = np.einsum("vij,hwj->vhwi", poses[:, :3, :3], rays)
@@ -168,8 +151,8 @@ class Pictures:
     cameras = Cameras(
       world_from_camera=world_from_camera,
       intrinsics=lenses,
-      height=self._height,
-      width=self._width,
+      height=self._wanted.height,
+      width=self._wanted.width,
     )
     return Views(images=images, depth=distances, cameras=cameras, times=times)
 

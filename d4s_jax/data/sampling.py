@@ -1,15 +1,15 @@
-"""Which part of a record becomes a clip: frames, window, targets, tracks, unit of length.
+"""Which part of some footage becomes a clip: frames, window, targets, tracks, unit of length.
 
-Everything random comes from one generator, so that a clip is a pure function of record and seed.
+Everything random comes from one generator, so that a clip is a pure function of footage and seed.
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from d4s_jax.data.record import Record
+from d4s_jax.data.datasets.registry import DATASETS
 from d4s_jax.geometry import cameras as camera_geometry
 from d4s_jax.geometry import poses
 from d4s_jax.types import Cameras, Tracks
@@ -20,61 +20,113 @@ _SMALLEST_WINDOW = 0.8
 _ELSEWHERE = 0.5
 
 
+# Most frames from one source frame to the next, of footage that is of no dataset.
+_STRIDE = 4
+
+
+class Frames(Protocol):
+  """The frames of one or several cameras, in one list, each camera's in a row with rising times.
+
+  Attributes:
+    name: of the clip or scene; the dataset's comes first.
+    dynamic: whether something moves.
+    view: number of each frame's camera.
+    times: of each frame, seconds or counts.
+  """
+
+  name: str
+  dynamic: bool
+  view: Int[np.ndarray, "k"]
+  times: Float[np.ndarray, "k"]
+
+
 @dataclasses.dataclass(frozen=True)
 class Augmentation:
   """What is random about a clip; the field names are configuration keys.
 
   Attributes:
-    stride: most frames from one source frame to the next; each clip has its own stride.
-    reverse: share of clips in which nothing moves that are played backwards.
+    stride: most frames from one source frame to the next; each clip has its own stride. 0 for as
+      many as clips of its dataset reach over (`data.datasets.registry`), and 4 of other footage.
+    reverse: share of clips that are played backwards; their captions say so.
     crop: whether the window is placed at random and may be smaller; else the largest, centred.
   """
 
-  stride: int = 4
+  stride: int = 0
   reverse: float = 0.5
   crop: bool = True
 
   def __post_init__(self):
-    if self.stride < 1 or not 0 <= self.reverse <= 1:
-      raise ValueError(f"{self}; expected a stride of at least 1, and reverse from 0 to 1.")
+    if self.stride < 0 or not 0 <= self.reverse <= 1:
+      raise ValueError(f"{self}; expected a stride of 0 or more, and reverse from 0 to 1.")
+
+
+class Chosen(NamedTuple):
+  """The frames of a clip.
+
+  Attributes:
+    source: indices of the source frames; they fall if the clip is played backwards.
+    target: of the target frames, in the order of their times.
+    times: of the source frames, from 0 to 1, rising.
+    target_times: of the target frames, in [0, 1].
+    backwards: whether the clip is played backwards.
+  """
+
+  source: Int[np.ndarray, "f"]
+  target: Int[np.ndarray, "v"]
+  times: Float[np.ndarray, "f"]
+  target_times: Float[np.ndarray, "v"]
+  backwards: bool
 
 
 def choose_frames(
-  record: Record, frames: int, views: int, rng: np.random.Generator, how: Augmentation
-) -> tuple[Int[np.ndarray, "f"], Int[np.ndarray, "v"], Float[np.ndarray, "f"], Any]:
+  footage: Frames, frames: int, views: int, rng: np.random.Generator, how: Augmentation
+) -> Chosen:
   """Source frames of one camera at a random stride, and target frames within their span of time.
 
-  Returns:
-    Indices of the source frames, of the target frames, and the times in [0, 1] of each. Played
-    backwards, times rise all the same. Targets are frames that are no source where there are
-    enough of them.
+  Targets are frames that are no source where there are enough of them.
 
   Raises:
     ValueError: no view has that many frames.
   """
-  lengths = np.bincount(record.view)
+  lengths = np.bincount(footage.view)
   able = np.flatnonzero(lengths >= frames)
   if not len(able):
-    raise ValueError(f"{record.name} has views of {lengths.max()} frames; expected {frames}.")
+    raise ValueError(f"{footage.name} has views of {lengths.max()} frames; expected {frames}.")
   view = int(rng.choice(able))
-  mine = np.flatnonzero(record.view == view)
-  longest = min(how.stride, (len(mine) - 1) // (frames - 1)) if frames > 1 else 1
-  stride = int(rng.integers(1, longest + 1))
+  mine = np.flatnonzero(footage.view == view)
+  stride = 1
+  if frames > 1:
+    most = min(_most_stride(footage.name, frames, how), (len(mine) - 1) // (frames - 1))
+    stride = int(rng.integers(1, most + 1))
   start = int(rng.integers(len(mine) - stride * (frames - 1)))
   source = mine[start : start + stride * (frames - 1) + 1 : stride]
-  first, last = record.times[source[0]], record.times[source[-1]]
+  first, last = footage.times[source[0]], footage.times[source[-1]]
   span = last - first if last > first else 1.0
-  within = (record.times >= first) & (record.times <= last)
-  targets = _targets(record, source, within, view, views, rng)
-  times = [(record.times[chosen] - first) / span for chosen in (source, targets)]
-  if not record.dynamic and rng.random() < how.reverse:
-    source, times = source[::-1], [1 - times[0][::-1], 1 - times[1]]
-  order = np.argsort(times[1], kind="stable")
-  return source, targets[order], times[0].astype(np.float32), times[1][order].astype(np.float32)
+  within = (footage.times >= first) & (footage.times <= last)
+  targets = _targets(footage, source, within, view, views, rng)
+  times, target_times = ((footage.times[index] - first) / span for index in (source, targets))
+  backwards = bool(rng.random() < how.reverse)
+  if backwards:
+    source, times, target_times = source[::-1], 1 - times[::-1], 1 - target_times
+  order = np.argsort(target_times, kind="stable")
+  return Chosen(
+    source,
+    targets[order],
+    times.astype(np.float32),
+    target_times[order].astype(np.float32),
+    backwards,
+  )
+
+
+def _most_stride(name: str, frames: int, how: Augmentation) -> int:
+  if how.stride:
+    return how.stride
+  dataset = DATASETS.get(name.partition("/")[0])
+  return _STRIDE if dataset is None else max(1, dataset.span // (frames - 1))
 
 
 def _targets(
-  record: Record,
+  footage: Frames,
   source: Int[np.ndarray, "f"],
   within: Bool[np.ndarray, "k"],
   view: int,
@@ -82,10 +134,10 @@ def _targets(
   rng: np.random.Generator,
 ) -> Int[np.ndarray, "v"]:
   chosen: list[int] = []
-  others = np.flatnonzero(within & (record.view != view))
+  others = np.flatnonzero(within & (footage.view != view))
   if len(others):
     chosen += list(rng.permutation(others)[: round(_ELSEWHERE * count)])
-  between = np.setdiff1d(np.flatnonzero(within & (record.view == view)), source)
+  between = np.setdiff1d(np.flatnonzero(within & (footage.view == view)), source)
   for pool in (between, others, source):
     unused = np.setdiff1d(pool, chosen)
     chosen += list(rng.permutation(unused)[: count - len(chosen)])
@@ -159,28 +211,22 @@ def unit(
   return float(travel.max())
 
 
-def cap_tracks(
-  tracks: Tracks | None,
-  source: Int[np.ndarray, "f"],
-  count: int,
-  rng: np.random.Generator,
-) -> Tracks:
-  """Exactly `count` tracks over the source frames: those seen there, a random few of them.
+def cap_tracks(tracks: Tracks | None, count: int, frames: int, rng: np.random.Generator) -> Tracks:
+  """Exactly `count` tracks of those over the source frames: seen in some, a random few of them.
 
-  What isn't there is invalid. Positions are still those of the record.
+  What isn't there is invalid. Positions are still those of the footage.
   """
-  shape = (count, len(source))
+  shape = (count, frames)
   points = np.zeros((*shape, 3), np.float32)
   visible, valid = np.zeros(shape, bool), np.zeros(shape, bool)
   if tracks is not None:
-    known = np.asarray(tracks.valid)[:, source]
-    seen = np.asarray(tracks.visible)[:, source] & known
+    known = np.asarray(tracks.valid)
+    seen = np.asarray(tracks.visible) & known
     # Two frames at least, or there is no displacement.
-    useful = np.flatnonzero(seen.any(axis=1) & (known.sum(axis=1) > min(1, len(source) - 1)))
+    useful = np.flatnonzero(seen.any(axis=1) & (known.sum(axis=1) > min(1, frames - 1)))
     chosen = np.sort(rng.permutation(useful)[:count])
     here = len(chosen)
     valid[:here], visible[:here] = known[chosen], seen[chosen]
-    of_record = np.asarray(tracks.points)[chosen][:, source]
-    points[:here] = np.where(known[chosen][..., None], of_record, 0)
+    points[:here] = np.where(known[chosen][..., None], np.asarray(tracks.points)[chosen], 0)
   found: Any = {"points": points, "visible": visible, "valid": valid}
   return Tracks(**found)

@@ -56,10 +56,12 @@ SOURCES: dict[str, Callable[..., Source]] = {
   "synthetic": SyntheticScenes,
   **{name: functools.partial(Windows, name) for name in DATASETS},
 }
-# Sources that read a path, those that know neither cameras nor depth, and files as they are.
+# Sources that read a path, those that know neither cameras nor depth, those of footage that clips
+# are cut out of, and those that are files as they are.
 _FROM_FILES = {"film", "pictures", "shards", *DATASETS}
 _UNPOSED = {"film"}
-_RECORDED = "shards"
+_CUT = {"shards", *DATASETS}
+_AS_FILES = {"shards"}
 
 
 class Mixture:
@@ -110,7 +112,7 @@ def open_source(
   posed: bool = True,
   cache: str = "",
   weights: Sequence[float] = (),
-  recorded: Mapping[str, Any] | None = None,
+  cutting: Mapping[str, Any] | None = None,
   **options: Any,
 ) -> Source:
   """The source of a name, or the mixture of several.
@@ -122,7 +124,7 @@ def open_source(
     cache: folder in which the clips of each source are kept once made, "" for none; sources with
       other options have other places in it. Shards are files already.
     weights: of each source; () for all alike.
-    recorded: further arguments of shards alone; see `data.recorded`.
+    cutting: further arguments of shards and datasets; see `data.recorded`.
     **options: arguments of every one of them.
 
   Raises:
@@ -136,10 +138,10 @@ def open_source(
       )
   parts = []
   for whole, (name, path) in zip(names.split(","), items):
-    more = {"posed": posed, **(recorded or {})} if name == _RECORDED else {}
+    more = {"posed": posed, **(cutting or {})} if name in _CUT else {}
     part = _open(name, path, {**options, **more})
-    if cache and name != _RECORDED:
-      part = Stored(part, pathlib.Path(cache) / _identity(whole, options))
+    if cache and name not in _AS_FILES:
+      part = Stored(part, pathlib.Path(cache) / _identity(whole, {**options, **more}))
     parts.append(part)
   if len(parts) == 1 and not weights:
     return parts[0]
@@ -159,11 +161,11 @@ def open_buckets(
   """
   if len(set(shapes)) < len(shapes):
     raise ValueError(f"Shapes {list(shapes)}; expected each once.")
-  recorded = {**(options.pop("recorded", None) or {}), "shapes": shapes}
+  cutting = {**(options.pop("cutting", None) or {}), "shapes": shapes}
   opened = []
   for frames, height, width in shapes:
     size = {"frames": frames, "height": height, "width": width}
-    source = open_source(names, weights=weights, recorded=recorded, **{**options, **size})
+    source = open_source(names, weights=weights, cutting=cutting, **{**options, **size})
     opened.append(source if isinstance(source, Mixture) else Mixture([source]))
   totals = [sum(len(x.parts[i]) for x in opened) for i in range(len(opened[0].parts))]
   if not all(totals):
@@ -187,7 +189,7 @@ def _identity(name: str, options) -> str:
   """A folder's name for the clips of a source with its options."""
   split = options.get("split", "train")
   others = {key: value for key, value in options.items() if key != "split"}
-  text = json.dumps([name, split, others], sort_keys=True)
+  text = json.dumps([name, split, others], sort_keys=True, default=dataclasses.asdict)
   return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

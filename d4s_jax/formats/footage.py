@@ -1,11 +1,14 @@
 """Frames of a video file by number, decoded when they are asked for."""
 
+import bisect
 import pathlib
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import av
 import numpy as np
 from av.error import FFmpegError
-from jaxtyping import Float
+from jaxtyping import UInt8
 
 from d4s_jax.formats.images import MAX_PIXELS
 
@@ -13,8 +16,10 @@ from d4s_jax.formats.images import MAX_PIXELS
 class Footage:
   """A video of which single frames are read.
 
-  Rising numbers are cheap: decoding goes on from the last frame, and a frame that lies before it
-  starts again at the first. Not to be shared between threads.
+  Rising numbers are cheap: decoding goes on from the last frame, or from a key frame on the way. Of
+  the frames between, those that no other frame is predicted from aren't decoded. One thread decodes
+  (whoever reads many videos has a process for each core), and frames before a damaged one are not
+  lost. Not to be shared between threads.
 
   Attributes:
     path: the file.
@@ -22,10 +27,16 @@ class Footage:
     width: pixels.
     frames: number of frames that the file claims to have; a truncated one has fewer.
     fps: frames a second that it claims.
+    base: seconds in a unit of presentation times.
   """
 
-  def __init__(self, path: pathlib.Path):
+  def __init__(self, path: pathlib.Path, stamps: Sequence[int] = ()):
     """Reads the header.
+
+    Args:
+      path: the file.
+      stamps: presentation times of the frames, rising, if they are known; else each of the file's
+        frames has a number, and the file is looked through for them at the first reading.
 
     Raises:
       FileNotFoundError: there is no such file.
@@ -34,14 +45,20 @@ class Footage:
     if not path.is_file():
       raise FileNotFoundError(f"No video at {path}; fetch it again.")
     self.path = path
-    self._container = None
+    self._stamps, self._keys = list(stamps), []
+    self._container, self._frames = None, iter(())
+    # The number of the next frame; of the first one that is damaged, and what is wrong with it.
+    self._next, self._damage = 0, (0, "")
     try:
-      with av.open(str(path)) as container:
-        stream = container.streams.video[0]
-        self.height, self.width = stream.codec_context.height, stream.codec_context.width
-        rate = stream.average_rate
-        self.fps = float(rate) if rate else 0.0
-        self.frames = stream.frames or sum(packet.size > 0 for packet in container.demux(stream))
+      self._open()
+      stream = self._stream
+      self.height, self.width = stream.codec_context.height, stream.codec_context.width
+      rate, base = stream.average_rate, stream.time_base
+      self.fps, self.base = float(rate) if rate else 0.0, float(base) if base else 1.0
+      self.frames = len(self._stamps) or stream.frames
+      if not self.frames:
+        self._look_through()
+        self.frames = len(self._stamps)
     except (FFmpegError, IndexError) as error:
       raise ValueError(
         f"{path} cannot be read as a video ({error}); expected an intact mp4. Fetch it again."
@@ -51,43 +68,103 @@ class Footage:
         f"{path} has {self.frames} frames of {self.width} x {self.height} pixels; expected some,"
         f" of at most {MAX_PIXELS} pixels."
       )
+    # Of a scene with many cameras, few are read.
+    self.close()
 
-  def read(self, number: int) -> Float[np.ndarray, "h w 3"]:
-    """One frame, RGB in [0, 1]; the first has number 0.
+  def read(self, number: int) -> UInt8[np.ndarray, "h w 3"]:
+    """One frame, RGB; the first has number 0.
 
     Raises:
       ValueError: the file ends before it, or is damaged there.
     """
-    if self._container is None or number < self._next:
-      self.close()
-      self._open()
-    if self._damage:
-      raise ValueError(self._damage)
     try:
-      while True:
-        frame = next(self._decoded)
-        self._next += 1
-        if self._next > number:
-          break
-    except (StopIteration, FFmpegError) as error:
-      self._damage = f"{self.path} ends after {self._next} frames and claims {self.frames};"
-      if isinstance(error, FFmpegError):
-        self._damage = f"{self.path} is damaged at frame {self._next} ({error});"
-      self._damage += " fetch it again."
-      raise ValueError(self._damage) from None
-    return frame.to_ndarray(format="rgb24").astype(np.float32) / 255
+      if self._container is None:
+        self._open()
+      if not self._stamps:
+        self._look_through()
+      if self._damage[1] and number >= self._damage[0]:
+        raise ValueError(self._damage[1])
+      if number >= len(self._stamps):
+        raise ValueError(
+          f"{self.path} ends after {len(self._stamps)} frames and claims {self.frames}; fetch it"
+          " again."
+        )
+      frame = self._seek(number) if self._jumps(number) else self._forward(number)
+    except FFmpegError as error:
+      self._damage = self._next, f"{self.path} is damaged at frame {self._next} ({error})"
+      self._damage = self._next, f"{self._damage[1]}; fetch it again."
+      self.close()
+      raise ValueError(self._damage[1]) from error
+    if frame is None:
+      self.close()
+      raise ValueError(f"{self.path} has no frame {number} where it should be; fetch it again.")
+    self._next = number + 1
+    return frame.to_ndarray(format="rgb24")
 
   def close(self) -> None:
     """Closes the file; reading opens it again."""
     if self._container is not None:
       self._container.close()
-    self._container = None
+    self._container, self._frames, self._next = None, iter(()), 0
 
   def _open(self) -> None:
+    self.close()
+    self._container = av.open(str(self.path))
+    self._stream: Any = self._container.streams.video[0]
+    self._stream.codec_context.thread_count = 1
+    self._wanted = -(1 << 62)
+    self._frames = self._decoded(self._container)
+
+  def _look_through(self) -> None:
+    """Notes when frames are shown, and which are key frames: no frame is decoded for it."""
+    assert self._container is not None
     try:
-      self._container = av.open(str(self.path))
-    except (FFmpegError, OSError) as error:
-      raise ValueError(f"{self.path} cannot be read as a video ({error}).") from error
-    # Not with a thread for each frame, which would lose the frames before a damaged one.
-    self._decoded, self._next = self._container.decode(video=0), 0
-    self._damage = ""
+      for packet in self._container.demux(self._stream):
+        if packet.size and packet.pts is not None and not packet.is_discard:
+          self._stamps.append(packet.pts)
+          self._keys += [packet.pts] if packet.is_keyframe else []
+    except FFmpegError:  # the file ends here
+      pass
+    self._stamps.sort()
+    self._keys.sort()
+    self._open()
+
+  def _jumps(self, number: int) -> bool:
+    """Whether decoding goes on elsewhere: back, or past a key frame."""
+    if number < self._next:
+      return True
+    here = bisect.bisect_right(self._keys, self._stamps[self._next])
+    return bisect.bisect_right(self._keys, self._stamps[number]) > here
+
+  def _seek(self, number: int) -> Any:
+    assert self._container is not None
+    self._container.seek(self._stamps[number], stream=self._stream)
+    self._frames = self._decoded(self._container)
+    frame = self._forward(number)
+    if frame is None:
+      # A key frame is decoded before frames that are shown before it, and some containers seek to
+      # it for those.
+      self._open()
+      frame = self._forward(number)
+    return frame
+
+  def _forward(self, number: int) -> Any:
+    """The frame, if it is still to come."""
+    self._wanted = self._stamps[number]
+    for frame in self._frames:
+      if frame.pts is not None and frame.pts >= self._wanted:
+        return frame if frame.pts == self._wanted else None
+    return None
+
+  def _decoded(self, container: Any) -> Iterator[Any]:
+    context = self._stream.codec_context
+    for packet in container.demux(self._stream):
+      early = packet.pts is not None and packet.pts < self._wanted
+      context.skip_frame = "NONREF" if early else "DEFAULT"
+      try:
+        frames = packet.decode()
+      except FFmpegError:
+        # What is decoded already, and waits for its turn.
+        yield from context.decode(None)
+        raise
+      yield from frames

@@ -197,7 +197,7 @@ _LEAST = {
   "data.clips": 1,
   "data.workers": 0,
   "data.distance": 0,
-  "data.augment.stride": 1,
+  "data.augment.stride": 0,
   "model.ldrm.gaussians": 1,
 }
 
@@ -236,8 +236,8 @@ def _explained() -> Iterator[None]:
 def _heldout(config: Config, chosen: Stage) -> Source:
   """Held-out clips of the stage, of the shape `clip`, without augmentation."""
   size = {name: config.clip[name] for name in ("frames", "height", "width")}
-  recorded = {"distance": config.data.distance}
-  return open_source(**_options(config, chosen), split="heldout", recorded=recorded, **size)
+  cutting = {"distance": config.data.distance}
+  return open_source(**_options(config, chosen), split="heldout", cutting=cutting, **size)
 
 
 def _training(config: Config, chosen: Stage, system: System) -> Buckets:
@@ -247,10 +247,10 @@ def _training(config: Config, chosen: Stage, system: System) -> Buckets:
   for shape in shapes:
     system.check_size(*shape)
   augment = Augmentation(**config.data.augment)
-  recorded = {"distance": config.data.distance, "augment": augment}
+  cutting = {"distance": config.data.distance, "augment": augment}
   weights = config.data.weights
   options = _options(config, chosen)
-  return open_buckets(shapes=shapes, weights=weights, recorded=recorded, split="train", **options)
+  return open_buckets(shapes=shapes, weights=weights, cutting=cutting, split="train", **options)
 
 
 def _options(config: Config, chosen: Stage) -> dict[str, Any]:

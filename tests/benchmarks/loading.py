@@ -172,7 +172,7 @@ def open_shards(folder):
   return open_source(
     f"shards:{folder}/shards",
     posed=False,
-    recorded={"augment": Augmentation(stride=3)},
+    cutting={"augment": Augmentation(stride=3)},
     **_SHAPE,
     length=1,
   )
@@ -223,7 +223,7 @@ def memory(folder):
   """Resident memory of this process and of its workers while clips pass."""
   small = {"frames": 5, "height": 32, "width": 32}
   source = open_source(
-    f"shards:{folder}/shards", posed=False, recorded={"augment": Augmentation()}, length=1, **small
+    f"shards:{folder}/shards", posed=False, cutting={"augment": Augmentation()}, length=1, **small
   )
   process = psutil.Process()
   for workers in (0, 1):

@@ -137,12 +137,12 @@ def test_a_clip_that_kills_its_reader_is_quarantined(tmp_path):
   poison = tmp_path / "sitecustomize.py"
   poison.write_text(
     "import os, sys\n"
-    "import d4s_jax.curation.units as units\n"
-    "whole = units.Video.image\n"
-    "def image(self, index):\n"
-    "  if 'film 1' in str(self._path): os.kill(os.getpid(), 9)\n"
-    "  return whole(self, index)\n"
-    "units.Video.image = image\n"
+    "from d4s_jax.formats.footage import Footage\n"
+    "whole = Footage.read\n"
+    "def read(self, number):\n"
+    "  if 'film 1' in str(self.path): os.kill(os.getpid(), 9)\n"
+    "  return whole(self, number)\n"
+    "Footage.read = read\n"
   )
   path = os.pathsep.join([str(tmp_path), str(ROOT)])
   told = finish(start(tmp_path / "films", tmp_path / "out", PYTHONPATH=path))

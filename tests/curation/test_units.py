@@ -23,7 +23,7 @@ def test_shots_are_found_and_long_ones_cut(tmp_path):
   view = units.open_span(spans[1]).views[0]
   assert len(view) == 25 and np.allclose(np.diff(view.times), 1 / 24)
   for index in (0, 1, 24, 3):
-    assert np.abs(view.image(index) - film[24 + index]).mean() < 0.05
+    assert np.abs(view.pixels(index) / 255 - film[24 + index]).mean() < 0.05
 
 
 def test_files_are_found_by_any_name_and_never_outside(tmp_path):

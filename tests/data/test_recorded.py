@@ -102,20 +102,40 @@ def test_strides_and_directions_vary_and_are_a_function_of_the_seed(folder, scen
   rows = []
   for seed in range(40):
     rng = np.random.default_rng(seed)
-    source, target, times, _ = sampling.choose_frames(scene, 5, 4, rng, Augmentation())
-    assert len(set(np.diff(source))) == 1
+    chosen = sampling.choose_frames(scene, 5, 4, rng, Augmentation())
+    source, target = chosen.source, chosen.target
+    assert len(set(np.diff(source))) == 1 and chosen.backwards == (source[1] < source[0])
     assert not set(source) & set(target) or abs(source[1] - source[0]) == 1
     rows.append(int(source[1] - source[0]))
-    np.testing.assert_allclose(times, np.linspace(0, 1, 5), atol=1e-6)
+    np.testing.assert_allclose(chosen.times, np.linspace(0, 1, 5), atol=1e-6)
   assert set(rows) == {-4, -3, -2, -1, 1, 2, 3, 4}
-  moving = dataclasses.replace(scene, dynamic=True)
-  for seed in range(20):
-    rng = np.random.default_rng(seed)
-    source, *_ = sampling.choose_frames(moving, 5, 4, rng, Augmentation())
-    assert source[1] > source[0]
+  for reverse in (0, 1):
+    for seed in range(20):
+      rng = np.random.default_rng(seed)
+      how = Augmentation(reverse=reverse)
+      assert sampling.choose_frames(scene, 5, 4, rng, how).backwards == bool(reverse)
   first, again = draws(folder, 2), draws(folder, 2)
   np.testing.assert_array_equal(first[1].source.images, again[1].source.images)
   assert not np.array_equal(first[0].source.images, first[1].source.images)
+
+
+def test_strides_reach_as_far_as_suits_the_dataset(scene):
+  """As far as the registry says; four frames where it knows nothing; as far as is asked for."""
+
+  def most(name, **how):
+    footage = dataclasses.replace(
+      scene, name=name, view=np.zeros(300, np.int64), times=np.arange(300.0)
+    )
+    found = [
+      sampling.choose_frames(footage, 5, 1, np.random.default_rng(x), Augmentation(**how)).source
+      for x in range(200)
+    ]
+    return max(abs(int(x[1] - x[0])) for x in found)
+
+  assert most("realestate10k/train/a/0-299") == 170 // 4
+  assert most("virtual_kitti/Scene01/clone/0-299") == 17 // 4
+  assert most("videos/a.mp4/0-299") == 4
+  assert most("virtual_kitti/Scene01/clone/0-299", stride=9) == 9
 
 
 def test_targets_come_from_other_cameras_too(scene):
@@ -254,7 +274,9 @@ def test_tracks_without_two_known_frames_are_left_out():
   valid[0], valid[1, 2] = True, True
   valid[2, :2] = True
   points = np.arange(36, dtype=np.float32).reshape(3, 4, 3)
-  tracks = Tracks(points=points, visible=valid, valid=valid)
-  capped = sampling.cap_tracks(tracks, np.array([0, 2, 3]), 2, np.random.default_rng(0))
+  some = Tracks(
+    points=points[:, [0, 2, 3]], **{x: valid[:, [0, 2, 3]] for x in ("visible", "valid")}
+  )
+  capped = sampling.cap_tracks(some, 2, 3, np.random.default_rng(0))
   np.testing.assert_array_equal(capped.points[0], points[0, [0, 2, 3]])
   assert capped.valid.sum() == 3 and not capped.points[1].any()

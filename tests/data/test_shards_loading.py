@@ -26,12 +26,12 @@ def folders(tmp_path_factory):
 
 
 def tokenize(text):
-  return np.array([int(text.split()[1])], np.int32)
+  return np.array([int(text.split()[-1])], np.int32)
 
 
 def mixture(folders, weights=(3, 1)):
   names = f"shards:{folders}/a,shards:{folders}/b"
-  return open_source(names, weights=weights, recorded=RANDOM, **SIZE, **OPTIONS)
+  return open_source(names, weights=weights, cutting=RANDOM, **SIZE, **OPTIONS)
 
 
 def take(source, steps, batch_size=6, seed=1, **options):
@@ -54,7 +54,7 @@ def test_clips_come_by_their_weights_and_every_record_once_an_epoch(folders):
 
 
 def test_a_clip_looks_different_in_another_epoch(folders):
-  source = open_source(f"shards:{folders}/b", recorded=RANDOM, **SIZE, **OPTIONS)
+  source = open_source(f"shards:{folders}/b", cutting=RANDOM, **SIZE, **OPTIONS)
   read = take(source, 10, batch_size=10)
   seen = {}
   for numbers, times in read:

@@ -1,7 +1,9 @@
+import av
 import numpy as np
 import pytest
 
 from d4s_jax.formats.footage import Footage
+from tests.curation.footage import texture
 from tests.data.datasets.writers.written import video
 
 # Noise, so that frames take some of the file each.
@@ -20,21 +22,49 @@ def test_frames_in_any_order(path):
   assert (footage.height, footage.width, footage.frames, footage.fps) == (32, 48, 20, 15)
   for number in (0, 3, 3, 19, 2, 10, 11, 12):
     frame = footage.read(number)
-    assert frame.dtype == np.float32
-    np.testing.assert_allclose(frame.mean(), 0.1 + 0.04 * number, atol=0.012)
+    assert frame.dtype == np.uint8
+    np.testing.assert_allclose(frame.mean() / 255, 0.1 + 0.04 * number, atol=0.012)
   footage.close()
-  np.testing.assert_allclose(footage.read(5).mean(), 0.3, atol=0.012)
+  np.testing.assert_allclose(footage.read(5).mean() / 255, 0.3, atol=0.012)
+
+
+@pytest.mark.parametrize("options", [{"g": "250", "bf": "0"}, {"g": "7", "bf": "3"}, {"bf": "4"}])
+def test_frames_are_those_of_decoding_all(tmp_path, options):
+  """Bit for bit, in any order, with and without times that are known: also before key frames."""
+  moving = [np.roll(texture(0, 64, 96), 3 * number, axis=1) for number in range(40)]
+  video(tmp_path / "a.mp4", moving, 24, options)
+  with av.open(str(tmp_path / "a.mp4")) as container:
+    whole = [(x.pts, x.to_ndarray(format="rgb24")) for x in container.decode(video=0)]
+  known = Footage(tmp_path / "a.mp4", [pts for pts, _ in whole[5:]])
+  assert known.frames == 35
+  footage, rng = Footage(tmp_path / "a.mp4"), np.random.default_rng(0)
+  orders = [range(40), range(0, 40, 7), range(39, -1, -1), rng.permutation(40), [3, 30, 31, 5, 5]]
+  for number in [int(x) for order in orders for x in order]:
+    np.testing.assert_array_equal(footage.read(number), whole[number][1])
+    if number >= 5:
+      np.testing.assert_array_equal(known.read(number - 5), whole[number][1])
+
+
+def test_few_frames_are_decoded_for_few_that_are_asked_for(path, monkeypatch):
+  """Pictures that nothing is predicted from are skipped, and so is what precedes a key frame."""
+  footage, decoded = Footage(path), []
+  whole = Footage._decoded
+  monkeypatch.setattr(
+    Footage, "_decoded", lambda self, x: (decoded.append(y.pts) or y for y in whole(self, x))
+  )
+  footage.read(15)
+  assert len(decoded) <= 8
 
 
 def test_a_truncated_video_has_the_frames_before_its_end(path):
   content = path.read_bytes()
   path.write_bytes(content[: len(content) * 2 // 3])
   footage = Footage(path)
-  np.testing.assert_allclose(footage.read(0).mean(), 0.1, atol=0.012)
+  np.testing.assert_allclose(footage.read(0).mean() / 255, 0.1, atol=0.012)
   with pytest.raises(ValueError, match="fälm.mp4 (ends after|is damaged at frame).*fetch it again"):
     footage.read(19)
   # It can still be asked for what is there.
-  np.testing.assert_allclose(footage.read(1).mean(), 0.14, atol=0.012)
+  np.testing.assert_allclose(footage.read(1).mean() / 255, 0.14, atol=0.012)
 
 
 def test_no_videos(path, tmp_path):

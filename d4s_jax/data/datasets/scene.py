@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 
 from d4s_jax.formats import images
 from d4s_jax.formats.cameras import rigid
@@ -42,7 +42,7 @@ class View:
       something.
     times: of each frame, strictly rising: seconds if the scene is `timed`, else counts.
     cameras: of each frame, in float64; all views of a scene share its world.
-    image: RGB in [0, 1].
+    pixels: the picture of a frame, RGB.
     depth: z-depth, 0 where unknown; None if the dataset has none.
     instances: instance of each pixel, 0 the background; None if the dataset has none.
     tracks: of the scene's points over some frames, given by rising indices, in the scene's world;
@@ -53,13 +53,17 @@ class View:
   numbers: Int[np.ndarray, "f"]
   times: Float[np.ndarray, "f"]
   cameras: Cameras
-  image: Callable[[int], Float[np.ndarray, "h w 3"]]
+  pixels: Callable[[int], UInt8[np.ndarray, "h w 3"]]
   depth: Callable[[int], Float[np.ndarray, "h w"]] | None = None
   instances: Callable[[int], Int[np.ndarray, "h w"]] | None = None
   tracks: Callable[[Int[np.ndarray, "g"]], Tracks] | None = None
 
   def __len__(self) -> int:
     return len(self.numbers)
+
+  def image(self, index: int) -> Float[np.ndarray, "h w 3"]:
+    """The picture of a frame, RGB in [0, 1]."""
+    return self.pixels(index).astype(np.float32) / 255
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -175,7 +179,7 @@ def assemble(
   height: int,
   width: int,
   problems: Problems,
-  image: Callable[[int], Float[np.ndarray, "h w 3"]] | None = None,
+  pixels: Callable[[int], UInt8[np.ndarray, "h w 3"]] | None = None,
 ) -> View:
   """The frames of a camera that can be used, in order; why others can't is noted.
 
@@ -185,7 +189,7 @@ def assemble(
     height: of its pictures.
     width: of its pictures.
     problems: where is noted what is left out.
-    image: reads the picture of a frame, given by its number; None: each has a file.
+    pixels: reads the picture of a frame, given by its number; None: each has a file.
 
   Raises:
     ValueError: no frame can be used.
@@ -209,19 +213,19 @@ def assemble(
   numbers = np.array([shot.number for shot in usable], np.int64)
   paths = [shot.image for shot in usable]
 
-  def read(index: int) -> Float[np.ndarray, "h w 3"]:
+  def read(index: int) -> UInt8[np.ndarray, "h w 3"]:
     path = paths[index]
-    if image is not None:
-      return image(int(numbers[index]))
+    if pixels is not None:
+      return pixels(int(numbers[index]))
     assert path is not None
-    return same_size(images.read_image(path), cameras, path, "a picture")
+    return same_size(images.read_pixels(path), cameras, path, "a picture")
 
   return View(
     name=name,
     numbers=numbers,
     times=np.array([shot.time for shot in usable], np.float64),
     cameras=cameras,
-    image=read,
+    pixels=read,
   )
 
 

@@ -1,0 +1,127 @@
+"""Clips cut out of scenes of datasets and of records alike: backwards, cropped, scaled."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from d4s_jax.data.cutting import BACKWARDS
+from d4s_jax.data.datasets.windows import Windows
+from d4s_jax.data.recorded import Recorded
+from d4s_jax.data.sampling import Augmentation
+from d4s_jax.data.source import open_source
+from d4s_jax.geometry import cameras as camera_geometry
+from tests.data.datasets.writers import pointodyssey, realestate10k, virtual_kitti
+from tests.data.records import scene_record, write_folder
+
+SIZE = {"frames": 5, "height": 32, "width": 32, "views": 4, "tracks": 16}
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory):
+  """A moving scene as a record, and as a dataset."""
+  base = tmp_path_factory.mktemp("moving")
+  write_folder(base / "shards", [scene_record(0, "dynamic")])
+  return {"shards": base / "shards", "odyssey": pointodyssey.write(base / "odyssey", frames=9).root}
+
+
+def opened(places, name, **how):
+  augment = Augmentation(**how)
+  if name == "shards":
+    return Recorded(places[name], **SIZE, augment=augment)
+  return Windows("pointodyssey", places[name], **SIZE, augment=augment)
+
+
+@pytest.mark.parametrize("name", ["shards", "odyssey"])
+def test_backwards_everything_is_the_other_way_round(places, name):
+  """Frames, times, tracks and so velocities; the world is that of the camera that is now first."""
+  for seed in range(4):
+    clips = [
+      opened(places, name, reverse=reverse).draw(0, np.random.default_rng(seed))
+      for reverse in (0, 1)
+    ]
+    forth, back = clips
+    assert bool(forth.dynamic) and bool(back.dynamic)
+    np.testing.assert_array_equal(back.source.images, forth.source.images[::-1])
+    np.testing.assert_array_equal(back.source.depth, forth.source.depth[::-1])
+    np.testing.assert_allclose(back.source.times, 1 - forth.source.times[::-1], atol=1e-6)
+    assert np.all(np.diff(back.source.times) > 0) and np.all(np.diff(back.target.times) >= 0)
+    np.testing.assert_allclose(
+      np.sort(back.target.times), np.sort(1 - forth.target.times), atol=1e-6
+    )
+    np.testing.assert_array_equal(back.instances > 0, forth.instances[::-1] > 0)
+    for flag in ("valid", "visible"):
+      there, here = (getattr(x.tracks, flag) for x in clips)
+      np.testing.assert_array_equal(here, there[:, ::-1])
+    # A motion from the world of one clip into that of the other turns velocities too.
+    last = np.asarray(forth.source.cameras.world_from_camera[-1], np.float64)
+    steps = [
+      np.diff(np.asarray(x.tracks.points, np.float64), axis=1)
+      / np.diff(x.source.times)[None, :, None]
+      for x in clips
+    ]
+    valid = np.asarray(forth.tracks.valid)
+    both = valid[:, 1:] & valid[:, :-1]
+    assert both.any()
+    expected = -(steps[0] @ last[:3, :3])[:, ::-1]
+    np.testing.assert_allclose(steps[1][both[:, ::-1]], expected[both[:, ::-1]], atol=2e-3)
+    if name == "shards":
+      assert forth.text and back.text == BACKWARDS + forth.text
+    else:
+      assert back.text == ""
+
+
+def test_cut_scenes_keep_their_geometry_and_their_factor(tmp_path):
+  """Depth of one frame, carried to all others; sizes, windows and strides vary."""
+  root = virtual_kitti.write(tmp_path, numbers=range(8), ball=(0, 0, -50)).root
+  windows = set()
+  for distance in (0.0, 2.0):
+    source = Windows("virtual_kitti", root, **SIZE, distance=distance, augment=Augmentation())
+    for seed in range(6):
+      clip = source.draw(seed, np.random.default_rng(seed))
+      windows.add(round(float(clip.source.cameras.intrinsics[0, 0, 2]), 3))
+      first = clip.source
+      points = camera_geometry.unproject(first.depth[0], first.cameras[0]).reshape(1, -1, 3)
+      errors = []
+      for views in (clip.source, clip.target):
+        for index in range(len(views.times)):
+          pixels, z = camera_geometry.project(points, views.cameras[index : index + 1])
+          column, row = np.floor(pixels[0]).astype(int).T
+          seen = (z[0] > 0) & (column >= 0) & (column < 32) & (row >= 0) & (row < 32)
+          there = views.depth[index][row[seen], column[seen]]
+          errors.append(np.abs(there / z[0][seen] - 1)[there > 0])
+      assert np.median(np.concatenate(errors)) < 0.03
+      known = first.depth[first.depth > 0]
+      assert not distance or abs(np.median(known) / distance - 1) < 1e-3
+      assert float(clip.scale) > 0 and (distance or clip.scale == 1)
+  assert len(windows) > 4
+
+
+def test_lengths_that_are_no_metres_need_a_distance(tmp_path):
+  name = f"realestate10k:{realestate10k.write(tmp_path).root}"
+  size = {x: SIZE[x] for x in ("height", "width", "views")} | {"frames": 1, "split": "train"}
+  with pytest.raises(ValueError, match="set config.data.distance"):
+    open_source(name, **size)
+  clip = open_source(name, cutting={"distance": 1.0}, **size | {"frames": 5, "split": "train"})
+  assert clip.read(0).scale == 0
+  # Where only pictures matter, it is as good as any.
+  assert open_source(name, posed=False, **size).read(0).scale == 1
+
+
+def test_kept_clips_of_other_windows_have_another_place(tmp_path):
+  root = virtual_kitti.write(tmp_path / "set", numbers=range(8)).root
+  names = set()
+  for how in (Augmentation(), Augmentation(crop=False), None):
+    source = open_source(
+      f"virtual_kitti:{root}", cache=str(tmp_path / "kept"), cutting={"augment": how}, **SIZE
+    )
+    source.read(0)
+    names = {x.name for x in (tmp_path / "kept").iterdir()}
+  assert len(names) == 3
+
+
+def test_strange_windows_are_refused():
+  for how in ({"stride": -1}, {"reverse": 1.5}):
+    with pytest.raises(ValueError, match="expected a stride of 0 or more"):
+      Augmentation(**how)
+  assert dataclasses.replace(Augmentation(), stride=3).stride == 3
