@@ -56,7 +56,7 @@ def make(degree=1):
   )
 
 
-def pictures(folder, html, shots):
+def pictures(folder, html, shots, painter):
   """What the page draws at (time, camera, mode), as a browser sees it, [h w 3] of 0 to 255."""
   calls = ", ".join(
     f"show({time}, {camera}, {SIDE}, {SIDE}, {mode})" for time, camera, mode in shots
@@ -75,25 +75,29 @@ def pictures(folder, html, shots):
     *(f"--user-data-dir={folder / 'profile'}", "--virtual-time-budget=60000", "--dump-dom"),
   ]
   done = subprocess.run(
-    [*command, file.as_uri()], capture_output=True, text=True, timeout=120, check=True
+    [*command, f"{file.as_uri()}#{painter}"],
+    capture_output=True,
+    text=True,
+    timeout=120,
+    check=True,
   )
   found = re.search(r'<pre id="result">(.*?)</pre>', done.stdout, re.DOTALL)
   assert found, done.stderr[-2000:]
   result = json.loads(found.group(1))
   assert isinstance(result, list), result
-  return [np.array(x, float).reshape(SIDE, SIDE, 4)[::-1, :, :3] for x in result]
+  return [np.array(x, float).reshape(SIDE, SIDE, 4)[..., :3] for x in result]
 
 
-@pytest.fixture(scope="module")
-def shown(tmp_path_factory):
-  """Pictures of one browser's run."""
+@pytest.fixture(scope="module", params=["webgl", "plain"])
+def shown(request, tmp_path_factory):
+  """Pictures of one browser's run, by WebGL2 and by the page's own loops."""
   folder = tmp_path_factory.mktemp("page")
   dynamic, metadata = make()
   page.write_page(folder / "scene.html", dynamic, metadata)
   shots = [(0.0, 0, COLOUR), (0.6, 4, COLOUR), (1.0, 2, COLOUR)]
   shots += [(0.6, 4, OPACITY), (0.0, 0, DEPTH), (0.0, 0, MOTION), (1.0, 0, MOTION)]
   html = (folder / "scene.html").read_text()
-  return dynamic, metadata, dict(zip(shots, pictures(folder, html, shots)))
+  return dynamic, metadata, dict(zip(shots, pictures(folder, html, shots, request.param)))
 
 
 def ours(dynamic, metadata, time, camera):

@@ -172,6 +172,21 @@ def test_pictures_and_videos_are_saved(tab):
   assert names.get("scene.webm", names.get("scene.mp4")) > 1000
 
 
+def test_a_slow_machine_draws_what_moves_smaller_and_what_rests_whole(tab):
+  width = "document.getElementById('canvas').width"
+  whole = tab.wait(f"probe().share === 1 && {width}")
+  slow = "Object.defineProperty(painter, 'took', { get: () => 1000, set() {}, configurable: true })"
+  tab.run(slow)
+  tab.key("Space", " ")
+  tab.wait("probe().share === 0.5")
+  assert abs(tab.run(width) - whole / 2) <= 1
+  assert "at 50% of the size" in tab.wait("document.getElementById('about').textContent")
+  tab.key("Space", " ")
+  tab.wait("probe().share === 1")
+  assert tab.run(width) == whole
+  tab.run("delete painter.took; painter.took = 1")
+
+
 def grown(tab, seconds: float) -> float:
   """Bytes by which memory grows while the scene plays and the camera turns."""
   tab.key("Space", " ")
