@@ -6,8 +6,8 @@ Examples:
 
 With --photographs, a folder of pictures with a NAME.txt beside each, it is the paper's design: each
 picture along five paths (spiral, forward, backward, up, down); 32 pictures make its 160 samples.
-Without, it is held-out scenes of the embedded data with their truth. The same command goes on where
-it was interrupted.
+Without, it is held-out scenes of the embedded data with their truth. Scenes are not watermarked,
+which would be part of what is scored. The same command goes on where it was interrupted.
 """
 
 import pathlib
@@ -16,6 +16,7 @@ from absl import flags, logging
 
 from d4s_jax import errors
 from d4s_jax.evaluation import benchmark
+from d4s_jax.evaluation.maker import Maker
 from d4s_jax.pipeline import progress
 from d4s_jax.training import compilation, inference
 
@@ -36,9 +37,7 @@ def main(argv: list[str]) -> None:
     if given:
       benchmark.photographs(given)
     compilation.cache()
-    maker = benchmark.Maker(
-      inference.open_checkpoint(_CHECKPOINT.value, progress.timed), _SEED.value
-    )
+    maker = Maker(inference.open_checkpoint(_CHECKPOINT.value, progress.timed), _SEED.value)
     if given:
       count = benchmark.of_photographs(given, output, maker)
       print(f"{count} scenes in {output / 'generated'} (the paper's design has 160)")

@@ -1,7 +1,9 @@
 """Seconds and peak memory of stages of work, as they are kept beside a scene."""
 
 import contextlib
+import ctypes
 import dataclasses
+import gc
 import json
 import pathlib
 import re
@@ -16,6 +18,7 @@ from d4s_jax.formats import checked
 FILE = "cost.json"
 _LONGEST = 2**16
 _STATUS, _RESET = pathlib.Path("/proc/self/status"), pathlib.Path("/proc/self/clear_refs")
+_MEMORY = ("host_gib", "added_gib", "device_gib")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,12 +27,16 @@ class Cost:
 
   Attributes:
     seconds: wall clock.
-    host_gib: most memory of the process meanwhile; None where the system doesn't tell.
-    device_gib: most memory of an accelerator so far; None on a CPU.
+    host_gib: most resident memory of the process meanwhile, with all that it held before; None
+      where the system doesn't tell.
+    added_gib: how much of that came on top of what was resident when the stage began.
+    device_gib: most memory of the accelerator so far, the stages before included; None on a CPU,
+      whose devices have no memory of their own.
   """
 
   seconds: float
   host_gib: float | None
+  added_gib: float | None
   device_gib: float | None
 
 
@@ -45,16 +52,23 @@ class Costs:
 
   @contextlib.contextmanager
   def stage(self, name: str) -> Iterator[None]:
-    """Measures the block, which has to wait for its own results."""
-    with contextlib.suppress(OSError):
-      _RESET.write_text("5")
+    """Measures the block, which has to wait for its own results.
+
+    A stage that is entered again goes on: its seconds add up, of its memory the most counts.
+    """
+    before = _begin()
     start = time.perf_counter()
     yield
     seconds = time.perf_counter() - start
-    stats = jax.devices()[0].memory_stats() or {}
-    device = stats.get("peak_bytes_in_use")
-    gib = None if device is None else device / 2**30
-    self.stages[name] = Cost(round(seconds, 4), _peak(), gib)
+    peak = None if before is None else _resident("VmHWM")
+    added = None if peak is None or before is None else max(peak - before, 0.0)
+    old = self.stages.get(name, Cost(0.0, None, None, None))
+    self.stages[name] = Cost(
+      round(old.seconds + seconds, 4),
+      _most(old.host_gib, peak),
+      _most(old.added_gib, added),
+      _most(old.device_gib, _device()),
+    )
 
   def write(self, folder: pathlib.Path) -> None:
     """Leaves cost.json."""
@@ -75,22 +89,47 @@ def read(folder: pathlib.Path) -> dict[str, Cost]:
     raise ValueError(f"{path}: expected an object of stages.")
   found = {}
   for name, each in value.items():
-    fields = checked.fields(each, f"{path}: {name}", ("seconds", "host_gib", "device_gib"))
     where = f"{path}: {name}"
+    fields = checked.fields(each, where, ("seconds", *_MEMORY))
 
     def memory(key: str, fields=fields, where=where) -> float | None:
       x = fields[key]
       return None if x is None else checked.number(x, f"{where}.{key}", 0)
 
     seconds = checked.number(fields["seconds"], f"{where}.seconds", 0)
-    found[name] = Cost(seconds, memory("host_gib"), memory("device_gib"))
+    found[name] = Cost(seconds, *map(memory, _MEMORY))
   return found
 
 
-def _peak() -> float | None:
-  """The high-water mark of resident memory since the last reset, GiB."""
+def _begin() -> float | None:
+  """Gives back what is free, forgets the high-water mark; resident GiB now, None if it can't."""
+  gc.collect()
+  # What was freed before and kept would hide what comes. Only the C library of GNU can be asked to
+  # give it back, and to keep no block above a megabyte from now on (-3 is M_MMAP_THRESHOLD).
+  with contextlib.suppress(AttributeError, OSError):
+    library = ctypes.CDLL(None)
+    library.mallopt(-3, 2**20)
+    library.malloc_trim(0)
   try:
-    found = re.search(r"VmHWM:\s+(\d+) kB", _STATUS.read_text())
+    _RESET.write_text("5")
+  except OSError:
+    return None
+  return _resident("VmRSS")
+
+
+def _resident(which: str) -> float | None:
+  """GiB of resident memory: VmRSS now, or VmHWM, the most since it was forgotten."""
+  try:
+    found = re.search(rf"{which}:\s+(\d+) kB", _STATUS.read_text())
   except OSError:
     return None
   return int(found.group(1)) / 2**20 if found else None
+
+
+def _device() -> float | None:
+  peak = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+  return None if peak is None else peak / 2**30
+
+
+def _most(*values: float | None) -> float | None:
+  return max((x for x in values if x is not None), default=None)

@@ -1,14 +1,12 @@
 """The families of values: what is measured of each sample, and by which protocol."""
 
 import functools
-import time
 from collections.abc import Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from d4s_jax.evaluation import cost, geometry, i3d, matching, structure_from_motion, xfeat
+from d4s_jax.evaluation import geometry, i3d, matching, structure_from_motion, xfeat
 from d4s_jax.evaluation.camera_paths import path_error
 from d4s_jax.evaluation.metric import (
   Case,
@@ -22,11 +20,9 @@ from d4s_jax.evaluation.metric import (
 )
 from d4s_jax.evaluation.settings import Settings
 from d4s_jax.evaluation.tools import LPIPS_NET
-from d4s_jax.geometry.deformation import at
 from d4s_jax.geometry.trajectories import trajectory
 from d4s_jax.losses import lpips
 from d4s_jax.losses.similarity import ssim
-from d4s_jax.render import render
 from d4s_jax.types import Cameras
 
 # Pictures that a network sees at once.
@@ -35,8 +31,6 @@ _CHUNK = 8
 _CLOSED = 1e-4
 # Radians of a whole turn, but for what a file rounds.
 _TURN = 2 * np.pi - 0.1
-# Views drawn for the latency, after one that compiles.
-_VIEWS = 20
 
 
 def _video_features(cases: Sequence[Case], context: Context) -> list[Values | Failure]:
@@ -260,48 +254,6 @@ MATCHES_PLUG_IN = _matches(
 
 
 @one_by_one
-def _latency(case: Case, context: Context) -> Values:
-  """Milliseconds from a camera and a time to a picture in the host's memory."""
-  del context
-  dynamic, metadata = case.sample.read  # pyright: ignore
-  camera = jax.tree.map(jnp.asarray, metadata.cameras[:1])
-  taken = []
-  for index in range(_VIEWS + 1):
-    start = time.perf_counter()
-    np.asarray(_one_view(dynamic, camera, jnp.asarray([index / _VIEWS], jnp.float32)))
-    taken.append(time.perf_counter() - start)
-  return {"milliseconds": np.asarray(1000 * np.median(taken[1:]))}
-
-
-@jax.jit
-def _one_view(dynamic, camera, time):
-  return render(at(dynamic, time), camera).image
-
-
-@one_by_one
-def _cost(case: Case, context: Context) -> Values:
-  del context
-  stages = cost.read(case.sample.path)
-  found = {"seconds": sum(stage.seconds for stage in stages.values())}
-  for name, stage in stages.items():
-    found[f"{name} seconds"] = stage.seconds
-    if stage.host_gib is not None:
-      found[f"{name} gib"] = stage.host_gib
-  peaks = [found[key] for key in found if key.endswith(" gib")]
-  found |= {"gib": max(peaks)} if peaks else {}
-  return {name: np.asarray(x) for name, x in found.items()}
-
-
-COST = Family(
-  "cost",
-  lambda settings: "wall-clock-and-peak-resident-memory/after-compilation/the-machine-of-the-set",
-  _cost,
-  needs=frozenset(("cost",)),
-  timed=True,
-)
-
-
-@one_by_one
 def _facts(case: Case, context: Context) -> Values:
   del context
   frames, height, width, _ = case.sample.video.shape
@@ -311,11 +263,3 @@ def _facts(case: Case, context: Context) -> Values:
 
 # No metric: what the report says about a set.
 FACTS = Family("facts", lambda settings: "facts", _facts)
-
-LATENCY = Family(
-  "latency",
-  lambda settings: f"median-of-{_VIEWS}-views/deform+draw+copy/at-the-scene's-size/this-machine",
-  _latency,
-  needs=frozenset(("scene",)),
-  timed=True,
-)

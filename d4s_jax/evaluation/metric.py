@@ -17,6 +17,7 @@ NEEDS = {
   "cameras": "cameras: NAME.json beside the video, or a scene",
   "scene": "scenes, not videos",
   "cost": "scenes with a cost.json, as d4s_jax.benchmark leaves them",
+  "fit": "scenes with a fit.json, as rows of a sweep leave them that fit Gaussians to a video",
   "reference": "a true video of the same name: config.reference",
   "references": "true videos: config.reference",
   "clip": "a reference with depth, tracks and other views: config.reference with a source.json",

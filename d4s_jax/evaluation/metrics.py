@@ -5,11 +5,26 @@ are told in part; they stand in a column of their own and are not to be compared
 """
 
 from d4s_jax.evaluation import families as of
-from d4s_jax.evaluation import seen
+from d4s_jax.evaluation import fit_curve, seen, timing
 from d4s_jax.evaluation.distances import frechet, kernel
 from d4s_jax.evaluation.metric import Metric
 
 _NO_PATH = "its camera path was not found"
+_NO_MOMENT = "it has no such moment"
+# Stages of a scene, as `maker` names them.
+STAGES = {
+  "video": "video model",
+  "encoder": "encoder",
+  "scene": "reconstruction",
+  "start": "start",
+  "fit": "optimisation",
+}
+
+
+def _stage(name: str, key: str, unit: str) -> Metric:
+  return Metric(timing.COST, f"{name} {key}", f"... {name}{unit}", "lower")
+
+
 METRICS: dict[str, Metric] = {
   "fvd": Metric(of.VIDEO, "features", "FVD", "lower", 1, frechet, 210.153),
   "kvd": Metric(of.VIDEO, "features", "KVD", "lower", 3, kernel, 2.316),
@@ -58,11 +73,27 @@ METRICS: dict[str, Metric] = {
     of.POSES, "rotation", "relative pose error, degrees", "lower", 3, None, 0.008, _NO_PATH
   ),
   "ate": Metric(of.POSES, "absolute", "absolute path error, m", "lower", 4, None, None, _NO_PATH),
-  "seconds": Metric(of.COST, "seconds", "a scene, s", "lower", 2, None, 30),
-  "seconds_video": Metric(of.COST, "video model seconds", "... video model, s", "lower"),
-  "seconds_scene": Metric(of.COST, "reconstruction seconds", "... reconstruction, s", "lower"),
-  "memory": Metric(of.COST, "gib", "peak memory of the host, GiB", "lower"),
-  "memory_video": Metric(of.COST, "video model gib", "... video model, GiB", "lower"),
-  "memory_scene": Metric(of.COST, "reconstruction gib", "... reconstruction, GiB", "lower"),
-  "latency": Metric(of.LATENCY, "milliseconds", "a view, ms", "lower", 2, None, 6.7),
+  "seconds": Metric(timing.COST, "seconds", "a scene, s", "lower", 2, None, 30),
+  **{f"seconds_{key}": _stage(name, "seconds", ", s") for key, name in STAGES.items()},
+  "memory": Metric(timing.COST, "gib", "most memory of the process, GiB", "lower"),
+  "memory_added": Metric(timing.COST, "added", "... above what it held before, GiB", "lower"),
+  **{f"memory_{key}": _stage(name, "added", ", above, GiB") for key, name in STAGES.items()},
+  "memory_device": Metric(
+    *(timing.COST, "device", "most memory of the accelerator, GiB", "lower"),
+    absent="CPUs have no memory of their own",
+  ),
+  "latency": Metric(timing.LATENCY, "milliseconds", "a view, ms", "lower", 2, None, 6.7),
+  **{
+    f"fit_psnr_{n}": Metric(
+      *(timing.FIT, f"psnr {n}", f"other views after {n} steps of fitting, PSNR, dB", "higher"),
+      absent=_NO_MOMENT,
+    )
+    for n in fit_curve.STEPS
+  },
+  **{
+    f"fit_seconds_{n}": Metric(
+      *(timing.FIT, f"seconds {n}", f"... {n} steps take, s", "lower"), absent=_NO_MOMENT
+    )
+    for n in fit_curve.STEPS
+  },
 }

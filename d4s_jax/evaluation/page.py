@@ -7,6 +7,7 @@ import tempfile
 
 import numpy as np
 
+from d4s_jax.evaluation import plots
 from d4s_jax.evaluation import report as told
 from d4s_jax.evaluation.metrics import METRICS
 from d4s_jax.evaluation.runner import Report, Row
@@ -15,8 +16,6 @@ from d4s_jax.formats import atomic
 from d4s_jax.formats.video import write_video
 
 _TEMPLATE = pathlib.Path(__file__).parent / "page.html"
-_COLOURS = ("#2b6cb0", "#c05621", "#2f855a", "#6b46c1", "#b83280", "#4a5568")
-_WIDTH, _ROW, _LEFT = 380, 26, 120
 # Frames a second of a video that says none.
 _FPS = 8.0
 
@@ -27,8 +26,9 @@ def write(path: pathlib.Path, report: Report) -> None:
   parts = [
     "<h2>Table</h2>",
     _table(report, names),
-    f"<h2>Samples one by one</h2><div class=plots>{_plots(report, names)}</div>",
-    _tradeoffs(report, names),
+    _drawn("Samples one by one", plots.samples(report, names)),
+    _drawn("Quality against time and memory", plots.tradeoffs(report, names)),
+    _drawn("Quality over time of fitting", plots.fits(report, names)),
     "<h2>Videos</h2>",
     _videos(report),
     f"<h2>Figures of each sample</h2>{_figures(report, names)}",
@@ -70,106 +70,8 @@ def _best(row: Row, names: list[str]) -> str | None:
   return max(known, key=lambda name: sign * known[name])
 
 
-def _plots(report: Report, names: list[str]) -> str:
-  plots = []
-  for row in report.rows:
-    values = {name: dict(x.samples) for name, x in row.results.items() if x.samples}
-    if not row.missing and values:
-      plots.append(_plot(METRICS[row.name].label, row, values, names))
-  return "".join(plots)
-
-
-def _plot(label: str, row: Row, values: dict[str, dict[str, float]], names: list[str]) -> str:
-  """A dot for each sample, a bar for the mean and a line for its interval, one line a set."""
-  everything = [x for each in values.values() for x in each.values()]
-  low, high = min(everything), max(everything)
-  span = (high - low) or 1.0
-
-  def place(x: float) -> float:
-    return _LEFT + (_WIDTH - _LEFT - 12) * (x - low) / span
-
-  lines = []
-  for line, name in enumerate(n for n in names if n in values):
-    y, colour = 16 + line * _ROW, _COLOURS[names.index(name) % len(_COLOURS)]
-    lines.append(f'<text x="0" y="{y + 4}" font-size="12">{_cell(name[:18])}</text>')
-    for sample, x in values[name].items():
-      lines.append(
-        f'<circle cx="{place(x):.1f}" cy="{y}" r="4" fill="{colour}" fill-opacity=".45">'
-        f"<title>{_cell(sample)}: {x:.4g}</title></circle>"
-      )
-    result = row.results[name]
-    if result.interval:
-      a, b = map(place, result.interval)
-      lines.append(f'<path d="M{a:.1f} {y}H{b:.1f}" stroke="#000" stroke-width="2"/>')
-    if result.value is not None:
-      lines.append(
-        f'<path d="M{place(result.value):.1f} {y - 8}v16" stroke="#000" stroke-width="2"/>'
-      )
-  height = 24 + len(values) * _ROW
-  ends = (
-    f'<text x="{_LEFT}" y="{height - 2}" font-size="11">{low:.3g}</text>'
-    f'<text x="{_WIDTH - 10}" y="{height - 2}" font-size="11" text-anchor="end">{high:.3g}</text>'
-  )
-  return (
-    f'<figure><svg width="{_WIDTH}" height="{height}" role="img">{"".join(lines)}{ends}</svg>'
-    f"<figcaption>{_cell(label)}</figcaption></figure>"
-  )
-
-
-def _tradeoffs(report: Report, names: list[str]) -> str:
-  """Quality against time and memory, a dot for each set."""
-  rows = {row.name: row for row in report.rows if not row.missing}
-  plots = []
-  for cost in ("seconds", "latency", "memory"):
-    for quality in ("view_psnr", "psnr", "fvd"):
-      if cost in rows and quality in rows:
-        both = {
-          name: (rows[cost].results[name].value, rows[quality].results[name].value)
-          for name in names
-        }
-        known = {name: (x, y) for name, (x, y) in both.items() if x is not None and y is not None}
-        if len(known) > 1:
-          plots.append(_scatter(METRICS[cost].label, METRICS[quality].label, known, names))
-  if not plots:
-    return ""
-  return f"<h2>Quality against time and memory</h2><div class=plots>{''.join(plots)}</div>"
-
-
-def _scatter(across: str, up: str, points: dict[str, tuple[float, float]], names: list[str]) -> str:
-  size, border = 260, 30
-  spans = []
-  for values in zip(*points.values()):
-    margin = 0.1 * (max(values) - min(values)) or abs(0.1 * max(values)) or 1.0
-    spans.append((min(values) - margin, max(values) + margin))
-
-  def place(x: float, y: float) -> tuple[float, float]:
-    shares = [(v - low) / (high - low) for v, (low, high) in zip((x, y), spans)]
-    return border + shares[0] * (size - border), (1 - shares[1]) * (size - border)
-
-  dots = []
-  for name, point in points.items():
-    x, y = place(*point)
-    colour = _COLOURS[names.index(name) % len(_COLOURS)]
-    dots.append(
-      f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" fill="{colour}"/><text x="{x + 7:.1f}"'
-      f' y="{y + 4:.1f}" font-size="11">{_cell(name[:20])}</text>'
-    )
-  end = size - border
-  axes = f'<path d="M{border} 0V{end}H{size}" fill="none" stroke="#999"/>'
-  ends = [
-    (border, size - 12, "start", spans[0][0]),
-    (size, size - 12, "end", spans[0][1]),
-    (border - 3, end, "end", spans[1][0]),
-    (border - 3, 10, "end", spans[1][1]),
-  ]
-  ticks = "".join(
-    f'<text x="{x}" y="{y}" font-size="10" text-anchor="{anchor}">{value:.3g}</text>'
-    for x, y, anchor, value in ends
-  )
-  return (
-    f'<figure><svg width="{size + 130}" height="{size}" role="img">{axes}{ticks}{"".join(dots)}'
-    f"</svg><figcaption>{_cell(up)} against {_cell(across)}</figcaption></figure>"
-  )
+def _drawn(title: str, figures: list[str]) -> str:
+  return f"<h2>{title}</h2><div class=plots>{''.join(figures)}</div>" if figures else ""
 
 
 def _videos(report: Report) -> str:

@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import Float
 
 from d4s_jax.data.source import open_source
-from d4s_jax.evaluation import cost
+from d4s_jax.evaluation import cost, fit_curve
 from d4s_jax.formats import checked, scene, trajectories
 from d4s_jax.formats.video import frame_rate, read_video
 from d4s_jax.geometry import cameras as pinhole
@@ -32,6 +32,8 @@ VIDEOS = (".mp4", ".mkv", ".webm", ".mov", ".avi", ".gif", ".npy")
 SOURCE = "source.json"
 # Files that may lie beside samples.
 _BESIDE = (".txt", ".json", ".md")
+# Files in a scene's folder that tell how it was made.
+_BESIDE_SCENES = {"cost": cost.FILE, "fit": fit_curve.FILE}
 _LONGEST_JSON = 16 * 2**20
 _LONGEST_PROMPT = 10_000
 
@@ -50,7 +52,7 @@ class Sample(abc.ABC):
   @property
   @abc.abstractmethod
   def has(self) -> frozenset[str]:
-    """What is there: of "video text cameras scene cost clip"."""
+    """What is there: of "video text cameras scene cost fit clip"."""
 
   @functools.cached_property
   @abc.abstractmethod
@@ -163,7 +165,7 @@ class Scene(Sample):
   @property
   def has(self) -> frozenset[str]:
     """See the base class."""
-    found = {"cost"} if (self.path / cost.FILE).is_file() else set()
+    found = {what for what, name in _BESIDE_SCENES.items() if (self.path / name).is_file()}
     return frozenset({"video", "text", "cameras", "scene"} | found)
 
   @functools.cached_property
@@ -177,8 +179,8 @@ class Scene(Sample):
     found = hashlib.sha256()
     for name in (scene.ARRAYS, scene.DESCRIPTION):
       found.update((self.path / name).read_bytes())
-    if "cost" in self.has:
-      found.update((self.path / cost.FILE).read_bytes())
+    for what in sorted(self.has & set(_BESIDE_SCENES)):
+      found.update((self.path / _BESIDE_SCENES[what]).read_bytes())
     return found.hexdigest()
 
   def frames(self, side: int | None = None) -> Float[np.ndarray, "f h w 3"]:

@@ -5,8 +5,9 @@ A sweep is a config file (`configs/sweeps/`): `rows` by name, each with
   run        a run that is there, "shipped", or "" to train one
   stages     (config file, overrides) of each stage to train; a stage starts from the one before
   sampling   settings of the sampler other than the checkpoint's
-  scenes     "generated" from a picture, "reconstructed" from the true video, or "two_stage": the
-             video through the autoencoder and then Gaussians fitted to it from random points
+  scenes     a kind of `maker.KINDS`: "generated" from a picture, "reconstructed" from the true
+             video, or Gaussians fitted to the decoded video: "two_stage" from random points,
+             "from_points" from those of SIFT, "refined" from what the model reconstructs
   paper      what the paper prints for this row, by metric
   told       what else the paper says of it
 
@@ -22,6 +23,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from d4s_jax.evaluation import benchmark, runner
+from d4s_jax.evaluation.maker import KINDS, Maker
 from d4s_jax.evaluation.metrics import METRICS
 from d4s_jax.evaluation.settings import Settings
 from d4s_jax.pipeline import progress
@@ -38,7 +40,7 @@ class Row:
     run: a run, "shipped", or "".
     stages: (config file, overrides) of each.
     sampling: settings.
-    scenes: a kind of `benchmark.KINDS`.
+    scenes: a kind of `maker.KINDS`.
     paper: numbers by metric.
     told: text.
   """
@@ -62,10 +64,10 @@ def rows_of(config: Mapping[str, Any]) -> dict[str, Row]:
     unknown = sorted(set(given) - _KEYS)
     row = Row(**{key: x for key, x in given.items() if key in _KEYS})
     wrong = [key for key in row.paper if key not in METRICS]
-    if unknown or wrong or row.scenes not in benchmark.KINDS or bool(row.run) == bool(row.stages):
+    if unknown or wrong or row.scenes not in KINDS or bool(row.run) == bool(row.stages):
       raise ValueError(
         f"Row {name!r} of the sweep: {unknown or wrong or row.scenes!r}; expected a run or stages,"
-        f" keys among {sorted(_KEYS)}, scenes of {', '.join(benchmark.KINDS)}, and metrics."
+        f" keys among {sorted(_KEYS)}, scenes of {', '.join(KINDS)}, and metrics."
       )
     found[name] = row
   if not found:
@@ -87,7 +89,7 @@ def run(config: Mapping[str, Any], settings: Settings) -> runner.Report:
     place = row.run or str(_trained(name, row, workdir))
     if place not in opened:
       opened = {place: inference.open_checkpoint(place, progress.timed)}
-    maker = benchmark.Maker(opened[place], sampling=row.sampling)
+    maker = Maker(opened[place], sampling=row.sampling)
     benchmark.embedded(workdir / name / "set", maker, config["count"], (row.scenes,))
     size = maker.frames
   first = next(iter(rows))
@@ -130,11 +132,16 @@ def _trained(name: str, row: Row, workdir: pathlib.Path) -> pathlib.Path:
 def _check_same(folder: pathlib.Path, options: list[str]) -> None:
   """Notes what a run is trained with, or refuses one that was trained with something else."""
   note = folder.with_suffix(".options.json")
+  if folder.exists() and not note.exists():
+    raise ValueError(
+      f"{folder} is a run that says nothing of its options ({note.name}); give another workdir"
+      " (--sweep.workdir), or remove that folder."
+    )
   if not note.exists():
     note.parent.mkdir(parents=True, exist_ok=True)
     note.write_text(json.dumps(options))
   elif (found := json.loads(note.read_text())) != options:
     raise ValueError(
-      f"{folder} was trained with {found}, not {options}; give another --config.output, or remove"
-      " that folder."
+      f"{folder} was trained with {found}, not {options}; give another workdir (--sweep.workdir),"
+      " or remove that folder."
     )

@@ -47,6 +47,7 @@ _OPACITY_WEIGHT = _SIZE_WEIGHT = 0.01
 _NOISE, _STEEPNESS = 5e5, 100.0
 _DEAD, _EVERY, _UNTIL = 0.005, 100, 0.8
 _MOST_COPIES = 51
+_OPTIMIZER = optax.scale_by_adam(eps=1e-15)
 
 Fields = dict[str, Array]
 
@@ -104,11 +105,42 @@ def refining(
   """
   # A step looks views up by numbers that are traced.
   views = jax.tree.map(jnp.asarray, views)
-  rates = dict(_RATES) | {name: extent * _RATES[name] for name in ("means", "deformation")}
-  optimizer = optax.scale_by_adam(eps=1e-15)
-  count = views.times.shape[0]
+  dynamic = jax.tree.map(jnp.asarray, dynamic)
+  metres = jnp.asarray(extent, jnp.float32)
+  fields, footprints = _fields(dynamic), jnp.asarray(dynamic.footprints)
+  moments, number = _OPTIMIZER.init(fields), 0
+  while True:
+    if number and number % _EVERY == 0 and number < _UNTIL * steps:
+      random = np.random.default_rng(_seed(key, number))
+      fields, footprints, moved = _relocated(fields, footprints, random)
+      moments = jax.tree.map(functools.partial(_without, moved=moved), moments)
+    slower = jnp.asarray(_SLOWEST ** min(number / steps, 1.0), jnp.float32)
+    state = fields, moments, footprints
+    told = dynamic, views, metres, slower, jax.random.fold_in(key, number)
+    fields, moments = jax.block_until_ready(_step(*state, *told))
+    number += 1
+    now = fields, footprints
+    yield lambda now=now: _scene(dynamic, *now)
 
-  def loss(fields: Fields, footprints, index):
+
+# Compiled once for all scenes of one size.
+@jax.jit
+def _step(
+  fields: Fields,
+  moments: Any,
+  footprints: Array,
+  dynamic: DynamicGaussians,
+  views: Views,
+  extent: Array,
+  slower: Array,
+  key: PRNGKeyArray,
+):
+  """The fields and moments after a step."""
+  of_views, of_noise = jax.random.split(key)
+  count = views.times.shape[0]
+  index = jax.random.choice(of_views, count, (min(_VIEWS_A_STEP, count),), replace=False)
+
+  def loss(fields: Fields):
     scene = _scene(dynamic, fields, footprints)
     now = at(scene, views.times[index])
     image, target = render(now, views.cameras[index]).image, views.images[index]
@@ -118,33 +150,18 @@ def refining(
     held = held + _SIZE_WEIGHT * jnp.mean(now.scales) / extent
     return error + held + _SMOOTHNESS * _roughness(scene) / extent**2
 
-  @jax.jit
-  def step(fields: Fields, moments: Any, footprints: Array, slower: Array, key: PRNGKeyArray):
-    of_views, of_noise = jax.random.split(key)
-    index = jax.random.choice(of_views, count, (min(_VIEWS_A_STEP, count),), replace=False)
-    gradient: Any = jax.grad(loss)(fields, footprints, index)
-    updates: Any
-    updates, moments = optimizer.update(gradient, moments)
-    factors = {name: slower if name in ("means", "deformation") else 1.0 for name in rates}
-    fields = {name: x - rates[name] * factors[name] * updates[name] for name, x in fields.items()}
-    wander = (
-      _NOISE * rates["means"] * slower * _wander(_scene(dynamic, fields, footprints), of_noise)
-    )
-    return fields | {"means": fields["means"] + wander}, moments
+  gradient: Any = jax.grad(loss)(fields)
+  updates: Any
+  updates, moments = _OPTIMIZER.update(gradient, moments)
+  rates = {name: rate * _metres(name, extent, slower) for name, rate in _RATES.items()}
+  fields = {name: x - rates[name] * updates[name] for name, x in fields.items()}
+  wander = _wander(_scene(dynamic, fields, footprints), of_noise)
+  return fields | {"means": fields["means"] + _NOISE * rates["means"] * wander}, moments
 
-  fields, footprints = _fields(dynamic), jnp.asarray(dynamic.footprints)
-  moments, number = optimizer.init(fields), 0
-  while True:
-    if number and number % _EVERY == 0 and number < _UNTIL * steps:
-      random = np.random.default_rng(_seed(key, number))
-      fields, footprints, moved = _relocated(fields, footprints, random)
-      moments = jax.tree.map(functools.partial(_without, moved=moved), moments)
-    slower = jnp.asarray(_SLOWEST ** min(number / steps, 1.0), jnp.float32)
-    of_step = jax.random.fold_in(key, number)
-    fields, moments = jax.block_until_ready(step(fields, moments, footprints, slower, of_step))
-    number += 1
-    now = fields, footprints
-    yield lambda now=now: _scene(dynamic, *now)
+
+def _metres(name: str, extent: Array, slower: Array) -> Array | float:
+  """Positions and displacements are in extents, and move ever slower."""
+  return extent * slower if name in ("means", "deformation") else 1.0
 
 
 def _fields(dynamic: DynamicGaussians) -> Fields:

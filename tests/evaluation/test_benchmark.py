@@ -6,7 +6,19 @@ import shutil
 import numpy as np
 import pytest
 
-from d4s_jax.evaluation import benchmark, cost, families, runner, samples
+from d4s_jax.data.source import open_source
+from d4s_jax.evaluation import (
+  benchmark,
+  cost,
+  families,
+  fit_curve,
+  geometry,
+  plots,
+  runner,
+  samples,
+  timing,
+)
+from d4s_jax.evaluation import maker as maker_of
 from d4s_jax.evaluation.metric import Case, Context
 from d4s_jax.evaluation.settings import Settings
 from d4s_jax.formats.images import write_image
@@ -28,7 +40,7 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def maker(run):
-  return benchmark.Maker(inference.open_checkpoint(run, progress.timed))
+  return maker_of.Maker(inference.open_checkpoint(run, progress.timed))
 
 
 def photographs(folder, count=2):
@@ -85,7 +97,7 @@ def test_embedded_scenes_have_their_truth_beside_them_and_can_be_scored(maker, t
   after = {x: x.stat().st_mtime_ns for x in before}
   assert [x.parent.name for x in before if after[x] != before[x]] == ["clip000"]
   # Nor is it taken for something else's.
-  other = benchmark.Maker(maker.trained, seed=1)
+  other = maker_of.Maker(maker.trained, seed=1)
   with pytest.raises(ValueError, match="generated/clip000 is of seed 0, not 1; give another"):
     benchmark.embedded(tmp_path / "set", other, 2)
   true = open_true(tmp_path)
@@ -125,14 +137,79 @@ def test_costs_are_measured_and_read_back(tmp_path):
     block = np.ones(2**25)  # 256 MiB
     del block
   with costs.stage("small"):
-    pass
+    small = np.ones(2**20)  # 8 MiB
+  with costs.stage("small"):
+    del small
   costs.write(tmp_path)
   found = cost.read(tmp_path)
-  assert found == costs.stages
-  assert found["large"].host_gib is None or found["large"].host_gib > 0.2
+  assert found == costs.stages and found["small"].seconds > 0
+  large, small = found["large"], found["small"]
+  # Whatever was there before, and what the first stage gave back, doesn't count.
+  assert large.added_gib == pytest.approx(0.25, abs=0.03)
+  assert small.added_gib == pytest.approx(0.008, abs=0.01)
+  assert large.host_gib > 0.3 and large.device_gib is None
   (tmp_path / cost.FILE).write_text(json.dumps({"a": {"seconds": -1, "host_gib": 0}}))
-  with pytest.raises(ValueError, match="missing device_gib"):
+  with pytest.raises(ValueError, match="missing added_gib, missing device_gib"):
     cost.read(tmp_path)
+
+
+def test_memory_of_accelerators_stands_under_a_name_of_its_own(tmp_path, monkeypatch):
+  class Device:
+    def memory_stats(self):
+      return {"peak_bytes_in_use": 3 * 2**30, "bytes_in_use": 2**30}
+
+  monkeypatch.setattr(cost.jax, "devices", lambda: [Device()])
+  # Where the system doesn't let the mark of resident memory be reset, it is not told.
+  monkeypatch.setattr(cost, "_RESET", tmp_path / "nowhere" / "clear_refs")
+  costs = cost.Costs()
+  with costs.stage("video model"):
+    pass
+  costs.write(tmp_path)
+  assert cost.read(tmp_path)["video model"].device_gib == 3
+  assert costs.stages["video model"].host_gib is None
+  (values,) = timing.COST.measure([Case(samples.Scene("a", tmp_path))], Context(Settings(), {}))
+  assert values["device"] == 3 and "gib" not in values and "added" not in values
+
+
+def test_fitting_is_followed_over_time_from_each_start(maker, tmp_path, monkeypatch):
+  monkeypatch.setattr(fit_curve, "STEPS", (0, 30))
+  clip = open_source("synthetic", split="heldout", views=2, frames=5, height=16, width=16).read(0)
+  folder = tmp_path / "refined" / "clip000"
+  maker_of.KINDS["refined"](maker, folder, clip)
+  maker_of.KINDS["two_stage"](maker, tmp_path / "two_stage" / "clip000", clip)
+  (tmp_path / "true").mkdir()
+  options = {"split": "heldout", "views": 2, "frames": 5, "height": 16, "width": 16}
+  told = {"source": "synthetic", "options": options, "clips": {"clip000": 0}}
+  (tmp_path / "true" / samples.SOURCE).write_text(json.dumps(told))
+  settings = Settings(
+    samples=f"{tmp_path / 'refined'},{tmp_path / 'two_stage'}",
+    reference=str(tmp_path / "true"),
+    metrics="fit_psnr_0,fit_psnr_30,fit_psnr_100,fit_seconds_0,fit_seconds_30,seconds,seconds_fit",
+    output=str(tmp_path / "out"),
+  )
+  report = runner.evaluate(settings)
+  found = {row.name: row.results for row in report.rows}
+  for name in ("refined", "two_stage"):
+    values = {key: x[name].value for key, x in found.items()}
+    # Fitted to what an untrained autoencoder decodes, so better or worse, but not the same.
+    assert abs(values["fit_psnr_30"] - values["fit_psnr_0"]) > 0.01
+    # The last moment is of the scene that is kept.
+    scene, _ = read_scene(tmp_path / name / "clip000")
+    drawn = geometry.scene_views(scene, clip.target.cameras, np.asarray(clip.target.times))
+    errors = np.mean(np.square(drawn - clip.target.images), axis=(1, 2, 3))
+    assert values["fit_psnr_30"] == pytest.approx(np.mean(-10 * np.log10(errors)), abs=0.01)
+    assert 0 < values["seconds_fit"] <= values["fit_seconds_30"] <= values["seconds"]
+    assert found["fit_psnr_100"][name].failures == {"clip000": "it has no such moment"}
+  (drawn,) = plots.fits(report, ["refined", "two_stage"])
+  assert drawn.count("<circle") == 4 and "refined</text>" in drawn
+  # SIFT finds nothing in pictures that small, and nothing takes its place.
+  with pytest.raises(ValueError, match="0 points were triangulated; expected at least 4"):
+    maker_of.KINDS["from_points"](maker, tmp_path / "from_points" / "clip000", clip)
+  assert not (tmp_path / "from_points" / "clip000").exists()
+  for broken, message in [("{}", "expected a list"), ('[{"steps": -1}]', "missing seconds")]:
+    (folder / fit_curve.FILE).write_text(broken)
+    with pytest.raises(ValueError, match=message):
+      fit_curve.read(folder)
 
 
 def test_a_video_whose_path_is_closed_has_a_cycle_and_others_have_not(tmp_path):

@@ -7,7 +7,7 @@ import subprocess
 import numpy as np
 import pytest
 
-from d4s_jax.evaluation import benchmark, page, report, runner, sweeps
+from d4s_jax.evaluation import benchmark, page, plots, report, runner, sweeps
 from d4s_jax.evaluation.samples import open_set
 from d4s_jax.evaluation.settings import Settings
 
@@ -38,7 +38,7 @@ def quick(monkeypatch):
     (folder / "summary.json").write_text("{}")
     return subprocess.CompletedProcess(command, 0)
 
-  monkeypatch.setattr(benchmark, "Maker", Maker)
+  monkeypatch.setattr(sweeps, "Maker", Maker)
   monkeypatch.setattr(benchmark, "embedded", embedded)
   monkeypatch.setattr(sweeps.inference, "open_checkpoint", lambda place, report: place)
   monkeypatch.setattr(sweeps.subprocess, "run", train)
@@ -82,6 +82,25 @@ def test_rows_are_trained_stage_after_stage_and_scored_beside_the_papers_numbers
   sweeps.run(config, Settings(output=str(tmp_path / "out")))
   assert len([line for line in quick if line.startswith("train")]) == before
   assert len(open_set(tmp_path / "sweep" / "other" / "set" / "reconstructed").samples) == 3
+
+
+def test_a_run_of_other_options_is_not_taken_for_the_rows(quick, tmp_path):
+  def of(steps):
+    stages = (("configs/dynamic.py", (f"steps={steps}",)),)
+    return sweep(tmp_path, a={"stages": stages})
+
+  settings = Settings(output=str(tmp_path / "out"))
+  sweeps.run(of(80), settings)
+  done = len(quick)
+  with pytest.raises(
+    ValueError, match=r"was trained with \['--config.steps=80'\], not \['--config.steps=300'\]"
+  ):
+    sweeps.run(of(300), settings)
+  assert len(quick) == done
+  # Nor is one that is there already and of which nobody knows how it was trained.
+  (tmp_path / "sweep" / "a" / "dynamic.options.json").unlink()
+  with pytest.raises(ValueError, match="says nothing of its options"):
+    sweeps.run(of(80), settings)
 
 
 @pytest.mark.parametrize(
@@ -135,7 +154,7 @@ def test_quality_is_drawn_against_time():
 
   rows = [row("seconds", {"a": 1.0, "b": 2.0}), row("view_psnr", {"a": 20.0, "b": 25.0})]
   found = runner.Report(Settings(), {x: SampleSet(x, {}) for x in "ab"}, "", {}, rows)
-  drawn = page._tradeoffs(found, ["a", "b"])
+  drawn = "".join(plots.tradeoffs(found, ["a", "b"]))
   assert drawn.count("<circle") == 2 and "novel views, PSNR, dB against a scene, s" in drawn
   one = dataclasses.replace(found, rows=rows[:1])
-  assert page._tradeoffs(one, ["a", "b"]) == ""
+  assert plots.tradeoffs(one, ["a", "b"]) == []

@@ -1,0 +1,183 @@
+"""Makes scenes of any kind with one checkpoint, and leaves each with what it cost."""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from d4s_jax.evaluation import fit_curve, starts
+from d4s_jax.evaluation.cost import Costs
+from d4s_jax.formats import scene
+from d4s_jax.formats.scene import SceneMetadata
+from d4s_jax.pipeline import Pipeline, progress, results
+from d4s_jax.training import fitting, inference
+from d4s_jax.types import Cameras, Clip, DynamicGaussians, Views
+
+# Metres to what is seen, round which random points lie.
+_DEPTH = 3.0
+
+
+@dataclasses.dataclass
+class Maker:
+  """Makes scenes with one checkpoint.
+
+  What is compiled, which is not what a scene costs, is compiled by making the first scene of a kind
+  twice.
+
+  Attributes:
+    trained: the checkpoint.
+    seed: of the noise.
+    sampling: settings other than the checkpoint's.
+  """
+
+  trained: inference.Trained
+  seed: int = 0
+  sampling: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+  def __post_init__(self):
+    if not self.trained.reconstructs:
+      raise ValueError(
+        f"{self.trained.name} makes videos, no scenes; expected a run of the joint stage."
+      )
+    self.params = dict(self.trained.parts)
+    settings, _ = inference.sampling(self.trained.config, self.sampling)
+    self.pipeline = Pipeline(self.trained.system, self.params, **settings)
+    self.frames, self.height, self.width = (
+      self.trained.config["clip"][name] for name in ("frames", "height", "width")
+    )
+    self._gaussians = self.trained.config["model"]["ldrm"]["gaussians"]
+    backbone = self.trained.system.backbone
+    self._encode, self._decode = jax.jit(backbone.encode), jax.jit(backbone.decode)
+    self._autoencoder = {"autoencoder": self.params["autoencoder"]}
+    self._digest = self.trained.digest(progress.timed)
+    self._warm: set[str] = set()
+
+  def generate(self, folder: pathlib.Path, image, cameras: Cameras, times, text: str) -> None:
+    """A scene from a picture, a path and a caption."""
+
+    def make(costs: Costs) -> DynamicGaussians:
+      with costs.stage("video model"):
+        sampled = self.pipeline.sample(image, cameras, text, self.seed)
+        latents = jax.block_until_ready(sampled)
+      return self._reconstruct(costs, latents, cameras)
+
+    told = self._metadata(cameras, times, text, self.trained.name)
+    self._make(folder, "generated", make, told)
+
+  def reconstruct(self, folder: pathlib.Path, clip: Clip) -> None:
+    """A scene from a true video, through the autoencoder."""
+
+    def make(costs: Costs) -> DynamicGaussians:
+      with costs.stage("encoder"):
+        latents = jax.block_until_ready(self._latents(clip))
+      return self._reconstruct(costs, latents, clip.source.cameras)
+
+    self._make(folder, "reconstructed", make, self._of_clip(clip, self.trained.name))
+
+  def fit(self, folder: pathlib.Path, clip: Clip, begin: str) -> None:
+    """The second of two stages: Gaussians fitted to a video, that of the clip as decoded.
+
+    Args:
+      folder: of the scene, which gets its curve (`fit_curve`).
+      clip: the video, and the views that are looked at meanwhile.
+      begin: a name in `_STARTS`: where the Gaussians, as many as the model's, are at first.
+    """
+    told = self._of_clip(clip, f"{begin}, {fit_curve.STEPS[-1]} steps")
+    curve: list[fit_curve.Moment] = []
+
+    def make(costs: Costs) -> DynamicGaussians:
+      with costs.stage("encoder"):
+        latents = self._latents(clip)
+        decoded = np.clip(self._decode(self._autoencoder, latents[None])[0], 0, 1)
+      views = fitting.video_views(decoded, told)
+      with costs.stage("start"):
+        start = jax.block_until_ready(_STARTS[begin](self, latents, views))
+      moments = fit_curve.STEPS if begin in self._warm else (0, 1)
+      fitted, curve[:] = fit_curve.optimise(start, views, clip.target, costs, self.seed, moments)
+      return fitted
+
+    self._make(folder, begin, make, told, lambda staged: fit_curve.write(staged, curve))
+
+  def from_random(self, views: Views) -> DynamicGaussians:
+    """Points of any depth and colour."""
+    return starts.of_random(views, self._gaussians, _DEPTH, self.seed)
+
+  def from_points(self, views: Views) -> DynamicGaussians:
+    """Points of SIFT matches at the true cameras."""
+    return starts.of_sift(views, self._gaussians)[0]
+
+  def _latents(self, clip: Clip):
+    return self._encode(self._autoencoder, np.asarray(clip.source.images)[None])[0]
+
+  def _reconstruct(self, costs: Costs, latents, cameras: Cameras) -> DynamicGaussians:
+    with costs.stage("reconstruction"):
+      return jax.block_until_ready(self.pipeline.reconstruct(latents, cameras))
+
+  def _of_clip(self, clip: Clip, name: str) -> SceneMetadata:
+    return self._metadata(clip.source.cameras, clip.source.times, str(clip.text), name)
+
+  def _metadata(self, cameras: Cameras, times, text: str, name: str) -> SceneMetadata:
+    config = self.trained.config | {"sampling": self.pipeline.sampling}
+    told = (cameras, np.asarray(times), text, self.seed)
+    return results.metadata(config, name, self._digest, *told)
+
+  def _make(
+    self,
+    folder: pathlib.Path,
+    kind: str,
+    make: Callable[[Costs], DynamicGaussians],
+    metadata: SceneMetadata,
+    leave: Callable[[pathlib.Path], None] = lambda staged: None,
+  ) -> None:
+    if _is_there(folder, metadata):
+      return
+    if kind not in self._warm:
+      make(Costs())
+      self._warm.add(kind)
+    costs = Costs()
+    dynamic = make(costs)
+    with scene.replacing(folder, dynamic, metadata) as staged:
+      costs.write(staged)
+      leave(staged)
+
+
+# Where per-scene optimisation begins.
+_STARTS: dict[str, Callable[[Maker, Any, Views], DynamicGaussians]] = {
+  "two_stage": lambda maker, latents, views: maker.from_random(views),
+  "from_points": lambda maker, latents, views: maker.from_points(views),
+  "refined": lambda maker, latents, views: maker.pipeline.reconstruct(latents, views.cameras),
+}
+
+# What is made of an embedded clip.
+KINDS: dict[str, Callable[[Maker, pathlib.Path, Clip], None]] = {
+  # From the first frame, the true path and the caption.
+  "generated": lambda maker, folder, clip: maker.generate(
+    *(folder, np.asarray(clip.source.images[0]), clip.source.cameras, clip.source.times),
+    str(clip.text),
+  ),
+  # From the true video.
+  "reconstructed": lambda maker, folder, clip: maker.reconstruct(folder, clip),
+  # Fitted to the true video through the autoencoder: from random points, from points of SIFT, from
+  # what the model reconstructs.
+  "two_stage": lambda maker, folder, clip: maker.fit(folder, clip, "two_stage"),
+  "from_points": lambda maker, folder, clip: maker.fit(folder, clip, "from_points"),
+  "refined": lambda maker, folder, clip: maker.fit(folder, clip, "refined"),
+}
+
+
+def _is_there(folder: pathlib.Path, wanted: SceneMetadata) -> bool:
+  """Whether a scene was made before; raises ValueError if it was made of something else."""
+  if not (folder / scene.DESCRIPTION).is_file():
+    return False
+  _, found = scene.read_scene(folder)
+  names = ("prompt", "seed", "checkpoint", "config_hash", "checkpoint_hash")
+  for name in names:
+    old, new = getattr(found, name), getattr(wanted, name)
+    if old != new:
+      raise ValueError(
+        f"{folder} is of {name} {old!r:.80}, not {new!r:.80}; give another folder, or remove it."
+      )
+  return True
