@@ -10,8 +10,8 @@ Examples:
 With --output clips are cut, measured, judged and written as shards, which config.data.source takes
 as shards:DIR, with a manifest and a report. The same command goes on after a kill. "videos" is any
 folder of video files. --limit=FIGURE=LEAST:MOST changes a limit, --set=KEY=VALUE frames, shortest,
-side or shard (and batch, gpus, workers of plug-ins), --plugin=KIND=NAME adds an estimator; see
-d4s_jax/curation/README.md. RAY_ADDRESS names a cluster.
+side, shard, height, baseline, patience, batch, gpus or workers, --plugin=KIND=NAME adds an
+estimator; see d4s_jax/curation/README.md. RAY_ADDRESS names a cluster.
 
 --check opens every scene and reads its files, says what is broken or missing, and draws contact
 sheets. Its status is 0 if there is nothing to complain about. --list shows datasets and licences.

@@ -48,37 +48,42 @@ class Anchors:
 
 
 def from_depth_maps(
-  points: Float[np.ndarray, "n 3"],
+  points: Float[np.ndarray, "n 3"] | Float[np.ndarray, "n f 3"],
   visible: Bool[np.ndarray, "n f"],
   cameras: Cameras,
   depth: Float[np.ndarray, "f h w"],
+  *,
+  relative: bool = False,
 ) -> Anchors:
-  """Points of structure from motion where metric depth maps see them; a group is a frame.
+  """Points where depth maps see them; a group is a frame.
 
   Args:
-    points: in the world of the poses, in their unit.
+    points: of structure from motion, or, frame by frame, of tracks: in the world of the poses.
     visible: whether a point was seen in a frame.
     cameras: of the frames, [f].
-    depth: z-depth of the frames in metres, 0 where unknown.
+    depth: z-depth of the frames in metres, 0 where unknown, by which poses in a unit of their own
+      are scaled; or, if `relative`, depth or disparity that is scaled by metric poses.
+    relative: whether the poses are metric.
   """
   if depth.shape[1:] != (cameras.height, cameras.width):
     raise ValueError(
       f"Depth maps of {depth.shape[2]} x {depth.shape[1]} pixels for cameras of {cameras.width} x"
       f" {cameras.height}; expected one size: resize the cameras or the maps first."
     )
-  pixels, z = camera_geometry.project(np.broadcast_to(points, (len(depth), *points.shape)), cameras)
+  over = points.swapaxes(0, 1) if points.ndim == 3 else points[None]
+  pixels, z = camera_geometry.project(np.broadcast_to(over, (len(depth), *over.shape[1:])), cameras)
   column, row = np.floor(pixels).astype(int).transpose(2, 0, 1)
   inside = (column >= 1) & (column < cameras.width - 1) & (row >= 1) & (row < cameras.height - 1)
   frame, point = np.nonzero(inside & visible.T & (z > 0))
   row, column = row[frame, point], column[frame, point]
   here = depth[frame, row, column]
-  good = (here > _NEAR) & (here < _FAR)
+  pair = (here, z[frame, point]) if relative else (z[frame, point], here)
+  good = (here > 0) & (pair[1] > _NEAR) & (pair[1] < _FAR)
   for down, right in ((1, 0), (-1, 0), (0, 1), (0, -1)):
     beside = depth[frame, row + down, column + right]
     with np.errstate(divide="ignore", invalid="ignore"):
       good &= np.abs(np.log(beside / here)) < _EDGE
-  frame, point, here = frame[good], point[good], here[good]
-  return Anchors(z[frame, point], here, np.ones(len(here)), frame)
+  return Anchors(pair[0][good], pair[1][good], np.ones(int(good.sum())), frame[good])
 
 
 def triangulate(
@@ -121,8 +126,8 @@ def from_stereo(
   right: Float[np.ndarray, "n 2"],
   relative: Float[np.ndarray, "n"],
   *,
-  focal: float,
-  offset: float,
+  focal: float | Float[np.ndarray, "n"],
+  offset: float | Float[np.ndarray, "n"],
   baseline: float,
 ) -> Anchors:
   """Matches of a rectified stereo pair of known baseline.
@@ -131,18 +136,18 @@ def from_stereo(
     left: pixels (x, y) of the matches in the left picture.
     right: the same in the right one; rows that differ by over a pixel are no matches.
     relative: relative depth, or disparity, at each match in the left picture.
-    focal: pixels.
+    focal: pixels; one for all, or of the frame of each match.
     offset: cx of the right picture less that of the left one, pixels.
     baseline: metres between the cameras.
   """
-  if not (focal > 0 and baseline > 0):
+  if not (np.all(np.asarray(focal) > 0) and baseline > 0):
     raise ValueError(f"A stereo pair of focal {focal} and baseline {baseline}; expected positive.")
   disparity = left[:, 0] - right[:, 0] + offset
   good = (np.abs(left[:, 1] - right[:, 1]) < 1) & (disparity > 4 * _PIXEL)
   disparity = disparity[good]
   return Anchors(
     np.asarray(relative)[good],
-    focal * baseline / disparity,
+    np.broadcast_to(focal, good.shape)[good] * baseline / disparity,
     _PIXEL / disparity,
     np.arange(len(disparity)),
   )

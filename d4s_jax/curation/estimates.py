@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 
 from d4s_jax.curation import plugins
+from d4s_jax.curation.guard import SUSPICIOUS, Guard, watched
+from d4s_jax.curation.metric import second_camera
 from d4s_jax.curation.plugins import Excerpt
 from d4s_jax.curation.recording import cameras_of
 from d4s_jax.curation.settings import Settings
@@ -15,6 +17,10 @@ from d4s_jax.data.record import Record
 from d4s_jax.types import Tracks
 
 Row = dict[str, Any]
+
+_DEADLY = (
+  "the plug-ins' process crashes on it, or doesn't end, repeatedly; see what they do with this clip"
+)
 
 
 def excerpt(row: Row) -> Excerpt:
@@ -38,7 +44,8 @@ def excerpt(row: Row) -> Excerpt:
 class Estimators:
   """The plug-ins, opened once in a worker; takes clips in batches."""
 
-  def __init__(self, settings: Settings):
+  def __init__(self, settings: Settings, guard: Guard):
+    self._guard = guard
     self._open = {
       kind: plugins.open_estimator(kind, settings.plugins[kind])
       for kind in plugins.KINDS
@@ -46,8 +53,29 @@ class Estimators:
     }
 
   def estimate(self, *given: Row) -> list[Row] | Row:
-    """The rows, with what the plug-ins say in their records; of one row, that."""
-    rows = self(list(given))
+    """The rows, with what the plug-ins say in their records; of one row, that.
+
+    Clips that were under way when a worker died are asked about alone, so that the one that kills
+    workers is found; after some deaths it is asked about no more.
+    """
+    rows = list(given)
+    names = [f"asking about {row['span'].name}" for row in rows]
+    before = [self._guard.before(name) for name in names]
+    groups = [[i for i, count in enumerate(before) if not count]]
+    groups += [[i] for i, count in enumerate(before) if count]
+    for group in groups:
+      if not group:
+        continue
+      if max(before[i] for i in group) > SUSPICIOUS:
+        (i,) = group
+        rows[i] = {**rows[i], "failed": _DEADLY}
+        self._guard.forget(names[i])
+        continue
+      with self._guard.attempt(*(names[i] for i in group)):
+        with watched(self._guard.patience * len(group)):
+          done = self([rows[i] for i in group])
+      for i, row in zip(group, done):
+        rows[i] = row
     return rows if len(rows) > 1 else rows[0]
 
   def __call__(self, rows: list[Row]) -> list[Row]:
@@ -90,17 +118,19 @@ def _taken(kind: str, row: Row, clip: Excerpt, result: Any) -> Row:
       record = dataclasses.replace(record, caption=result[:2000])
       return {**row, "record": records.encode(record)}
     arrays = plugins.checked(kind, result, clip)
-    return {**row, **_with(kind, record, arrays)}
+    return {**row, **_with(kind, record, arrays, clip)}
   except Exception as error:
     return {**row, "failed": f"{kind}: {' '.join(str(error).split())[:400]}"}
 
 
-def _with(kind: str, record: Record, arrays: dict[str, np.ndarray]) -> Row:
+def _with(kind: str, record: Record, arrays: dict[str, np.ndarray], clip: Excerpt) -> Row:
   mine = np.flatnonzero(record.view == 0)
-  if len(mine) < len(record.view):
-    # What is estimated for one camera says nothing of the others.
-    record = _first_view(record, mine)
   more: Row = {}
+  if len(mine) < len(record.view):
+    # What is estimated for one camera says nothing of the others, but where the second one is.
+    second = None if record.metric else second_camera(record)
+    more |= {} if second is None else {"second": second}
+    record = _first_view(record, mine)
   if kind == "cameras":
     record = dataclasses.replace(
       record,
@@ -111,14 +141,30 @@ def _with(kind: str, record: Record, arrays: dict[str, np.ndarray]) -> Row:
       depth=None,
       tracks=None,
     )
+    more = {"second": arrays["second"]} if "second" in arrays else {}
     if "points" in arrays and "visible" in arrays:
       more["points"] = (arrays["points"], arrays["visible"].T > 0)
   elif kind == "depth":
-    depth = [records.to_depth_png(x) for x in arrays["depth"].astype(np.float32)]
-    record = dataclasses.replace(record, depth=depth)
-    more["metric_depth"] = True
+    ((name, depth),) = arrays.items()
+    depth = depth.astype(np.float32)
+    if name == "depth":
+      more["metric_depth"] = True
+    else:
+      # In any unit: about 1, as far as it can be from the ends of what files hold.
+      known = depth[depth > 0]
+      depth = depth / (np.median(known) if len(known) else 1)
+      more["relative_depth"] = name
+    record = dataclasses.replace(record, depth=[records.to_depth_png(x) for x in depth])
   elif kind == "tracks":
     more["pixels"] = (arrays["pixels"].astype(np.float64), arrays["visible"] > 0)
+  elif kind == "lengths":
+    metres, objects = (arrays[x].astype(np.float64) for x in ("metres", "objects"))
+    more["lengths"] = (arrays["ends"].astype(np.float64), metres, objects.astype(np.int64))
+  elif kind == "matches":
+    frame = arrays["frame"].astype(np.int64) - clip.frames[0]
+    offset = arrays.get("offset", np.zeros(len(frame)))
+    here = (frame >= 0) & (frame < len(clip.images))
+    more["matches"] = tuple(x[here] for x in (frame, arrays["left"], arrays["right"], offset))
   return {**more, "record": records.encode(record)}
 
 

@@ -106,6 +106,8 @@ class Ledger:
     return shards
 
   def _note(self, told: dict[str, Any]) -> None:
+    if told.get("again"):  # not decided yet: the next start tries it again
+      return
     if "clip" not in told:
       self.units[told["unit"]] = told["clips"]
       return
@@ -121,13 +123,15 @@ class Ledger:
     """Whether all clips of a unit are decided about."""
     return unit in self.units and self._of_unit.get(unit, 0) >= self.units[unit]
 
-  def add_unit(self, unit: str, clips: int, problems: list[str], failed: str) -> None:
-    """Notes into how many clips a unit was split, once."""
+  def add_unit(
+    self, unit: str, clips: int, problems: list[str], failed: str, again: bool = False
+  ) -> None:
+    """Notes into how many clips a unit was split, once, or why it wasn't, perhaps only now."""
     if unit in self.units:
       return
     told = {"unit": unit, "clips": clips, "problems": problems}
     if failed:
-      told |= {"quarantined": True, "reason": failed}
+      told |= {"quarantined": True, "reason": failed} | ({"again": True} if again else {})
     self._take(told)
 
   def add(self, told: dict[str, Any], record: bytes) -> None:
@@ -186,12 +190,20 @@ class Ledger:
 
 
 def decisions(folder: pathlib.Path) -> Iterator[dict[str, Any]]:
-  """The lines of a manifest about units and clips."""
+  """The last lines of a manifest about each unit and clip."""
+  waiting: dict[str, dict[str, Any]] = {}
   with (folder / MANIFEST).open("rb") as file:
     for text in file:
       told = json.loads(text)
-      if "commit" not in told:
+      if "commit" in told:
+        continue
+      name = told.get("clip") or told["unit"]
+      waiting.pop(name, None)
+      if told.get("again"):
+        waiting[name] = told
+      else:
         yield told
+  yield from waiting.values()
 
 
 def _figure(told: dict[str, Any]) -> str:

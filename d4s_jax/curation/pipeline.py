@@ -17,6 +17,7 @@ from typing import Any
 import filelock
 
 from d4s_jax.curation import estimates, work
+from d4s_jax.curation.guard import Guard
 from d4s_jax.curation.ledger import Ledger
 from d4s_jax.curation.report import write_report
 from d4s_jax.curation.settings import Settings
@@ -42,6 +43,7 @@ def run(
   batch: int = 4,
   gpus: float = 0,
   workers: int = 1,
+  patience: float = 1800,
 ) -> str:
   """Curates a dataset or a folder of videos; goes on where an earlier run ended.
 
@@ -54,6 +56,7 @@ def run(
     batch: clips that a plug-in is given at once.
     gpus: of each worker of plug-ins.
     workers: of plug-ins.
+    patience: seconds that one clip, or the search for shots in one file, may take.
 
   Returns:
     What was found, in a few lines.
@@ -79,7 +82,7 @@ def run(
     if left:
       with _engine() as engine, bar(f"Curating {dataset}", len(units)) as shown:
         shown.update(len(units) - len(left))
-        flow = _Flow(engine, settings, attempts, batch, gpus, workers)
+        flow = _Flow(engine, settings, Guard(attempts, patience), batch, gpus, workers)
         for start in range(0, len(left), _WAVE):
           _wave(flow, left[start : start + _WAVE], ledger, shown)
         ledger.commit()
@@ -91,7 +94,7 @@ def _wave(flow: "_Flow", units: list[Unit], ledger: Ledger, shown: Any) -> None:
   spans, last = [], {}
   for row in flow.split(units):
     ledger_new = [span for span in row["spans"] if span.name not in ledger.clips]
-    ledger.add_unit(row["unit"], len(row["spans"]), row["problems"], row["failed"])
+    ledger.add_unit(row["unit"], len(row["spans"]), row["problems"], row["failed"], row["again"])
     spans += ledger_new
     if ledger_new:
       last[ledger_new[-1].name] = row["unit"]
@@ -110,14 +113,14 @@ class _Flow:
     self,
     engine: Any,
     settings: Settings,
-    attempts: pathlib.Path,
+    guard: Guard,
     batch: int,
     gpus: float,
     workers: int,
   ):
     self._engine = engine
     # Once in the engine's store, instead of with every call.
-    self._common = (engine.put(settings), engine.put(attempts))
+    self._common = (engine.put(settings), engine.put(guard))
     # Whatever kills a worker, another one does its clip again.
     again = engine.remote(max_retries=-1)
     self._split, self._read = again(work.split), again(work.read)
@@ -128,7 +131,9 @@ class _Flow:
       lasting = engine.remote(
         max_restarts=-1, max_task_retries=-1, num_gpus=gpus, num_cpus=0 if gpus else 0.1
       )
-      self._plugins = [lasting(estimates.Estimators).remote(settings) for _ in range(workers)]
+      self._plugins = [
+        lasting(estimates.Estimators).remote(settings, guard) for _ in range(workers)
+      ]
 
   def split(self, units: list[Unit]) -> Iterator[work.Row]:
     """The clips of units."""
@@ -146,7 +151,7 @@ class _Flow:
       actor = self._plugins[number % len(self._plugins)]
       rows = actor.estimate.options(num_returns=len(rows)).remote(*rows)
       rows = rows if isinstance(rows, list) else [rows]
-    return [self._assess.remote(row, self._common[0]) for row in rows]
+    return [self._assess.remote(row, *self._common) for row in rows]
 
   def _ordered(self, things: list[Any], start: Callable[[Any, int], list[Any]], size: int):
     """Results in order, while as many are under way as keep all workers busy, and no more."""

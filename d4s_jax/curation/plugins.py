@@ -1,4 +1,4 @@
-"""Heavy estimators, from outside: cameras, depth, tracks, captions.
+"""Heavy estimators, from outside: cameras, depth, tracks, lengths, matches, captions.
 
 A plug-in is named by a text:
 
@@ -25,22 +25,37 @@ from jaxtyping import Float, UInt8
 from d4s_jax.captioning import Endpoint
 from d4s_jax.types import Cameras
 
-KINDS = ("cameras", "depth", "tracks", "captions")
+KINDS = ("cameras", "depth", "tracks", "lengths", "matches", "captions")
 # What the arrays of a result are: name to axes, of which f are the clip's frames.
 RESULTS: dict[str, dict[str, tuple[str, ...]]] = {
-  # Poses in any unit, pixels of the pictures given; points of structure from motion if there are.
+  # Poses in any unit, pixels of the pictures given; points of structure from motion if there are,
+  # and poses of a second camera on the same rig, NaN where it has none.
   "cameras": {
     "world_from_camera": ("f", "4", "4"),
     "intrinsics": ("f", "3", "3"),
     "points": ("n", "3"),
     "visible": ("f", "n"),
+    "second": ("f", "4", "4"),
   },
-  # Z-depth in metres, 0 where unknown.
-  "depth": {"depth": ("f", "h", "w")},
+  # One of: z-depth in metres; z-depth up to a factor; disparity (1 / depth) up to a factor and a
+  # shift. 0 where unknown.
+  "depth": {
+    "depth": ("f", "h", "w"),
+    "relative": ("f", "h", "w"),
+    "disparity": ("f", "h", "w"),
+  },
   # Pixels (x, y) of points in each frame.
   "tracks": {"pixels": ("f", "n", "2"), "visible": ("f", "n")},
+  # Things of known size: both ends of a length in the world of the poses, metres, and the number
+  # of the thing.
+  "lengths": {"ends": ("n", "2", "3"), "metres": ("n",), "objects": ("n",)},
+  # Of a rectified stereo pair whose left picture is the clip's: number of the frame, pixels (x, y)
+  # in both pictures at the size given, and cx of the right one less that of the left one (0).
+  "matches": {"frame": ("n",), "left": ("n", "2"), "right": ("n", "2"), "offset": ("n",)},
 }
-_OPTIONAL = {"points", "visible"}
+_OPTIONAL = {"points", "visible", "second", "depth", "relative", "disparity", "offset"}
+# NaN stands for what isn't known.
+_WITH_GAPS = {"second"}
 # Bytes that the arrays of one unit may take.
 _MOST = 8 << 30
 _LONGEST = 5000
@@ -118,6 +133,8 @@ def checked(kind: str, result: Any, footage: Excerpt) -> dict[str, np.ndarray]:
   frames, height, width, _ = footage.images.shape
   sizes = {"f": frames, "h": height, "w": width}
   arrays = {}
+  if kind == "depth" and len(set(RESULTS[kind]) & set(result)) != 1:
+    raise ValueError(f"depth: arrays {sorted(result)}; expected one of {', '.join(RESULTS[kind])}.")
   for name, axes in RESULTS[kind].items():
     if name not in result:
       if name in _OPTIONAL:
@@ -133,7 +150,8 @@ def checked(kind: str, result: Any, footage: Excerpt) -> dict[str, np.ndarray]:
       raise ValueError(
         f"{kind}: {name} of shape {array.shape}; expected ({shape}), as the pictures have."
       )
-    if array.dtype.kind not in "fiub" or array.dtype.kind == "f" and np.isnan(array).any():
+    holes = array.dtype.kind == "f" and name not in _WITH_GAPS and np.isnan(array).any()
+    if array.dtype.kind not in "fiub" or holes:
       raise ValueError(f"{kind}: {name} has NaN, or is no number.")
     arrays[name] = array
   return arrays

@@ -26,6 +26,7 @@ def write_report(folder: pathlib.Path, settings: Settings, problems: list[str]) 
   figures: dict[str, list[tuple[float, bool]]] = {}
   quarantined: list[tuple[str, str]] = []
   shown: dict[str, list[tuple[str, str]]] = {}
+  metres: Counter[str] = Counter()
   clips = units = 0
   problems = list(problems)
   for told in decisions(folder):
@@ -38,6 +39,8 @@ def write_report(folder: pathlib.Path, settings: Settings, problems: list[str]) 
     clips += 1
     why = _why(told)
     reasons[why] += 1
+    if "metres" in told:
+      metres[told["metres"]] += 1
     for name, value in told.get("figures", {}).items():
       figures.setdefault(name, []).append((value, told["kept"]))
     if told.get("thumbnail"):
@@ -49,6 +52,8 @@ def write_report(folder: pathlib.Path, settings: Settings, problems: list[str]) 
   limits = stages.limits(settings.limits)
   lines = ["# Curation", "", summary, "", "| decision | clips |", "|---|---|"]
   lines += [f"| {why} | {count} |" for why, count in reasons.most_common()]
+  lines += ["", "| metres are from | clips |", "|---|---|"]
+  lines += [f"| {where} | {count} |" for where, count in metres.most_common()]
   lines += ["", "| figure | clips | 5% | median | 95% | limits |", "|---|---|---|---|---|---|"]
   for name, values in sorted(figures.items()):
     low, middle, high = np.percentile([value for value, _ in values], [5, 50, 95])

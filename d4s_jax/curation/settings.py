@@ -1,6 +1,7 @@
 """What a curation run does; written beside its results, and the same when it goes on."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +17,8 @@ class Settings:
     shortest: fewest.
     side: most pixels of the shorter side of the pictures that are kept.
     shard: clips of a shard.
+    height: metres of the cameras over a flat ground, for clips of unknown scale; 0 if unknown.
+    baseline: metres between the two cameras of a rig, likewise.
     limits: changes of the limits of figures, "LEAST:MOST" by figure; see `curation.stages`.
     plugins: text of each plug-in by kind; see `curation.plugins`.
   """
@@ -24,6 +27,8 @@ class Settings:
   shortest: int = 17
   side: int = 576
   shard: int = 64
+  height: float = 0.0
+  baseline: float = 0.0
   limits: dict[str, str] = dataclasses.field(default_factory=dict)
   plugins: dict[str, str] = dataclasses.field(default_factory=dict)
 
@@ -37,6 +42,9 @@ class Settings:
     for name, low in least.items():
       if getattr(self, name) < low:
         raise ValueError(f"{name} is {getattr(self, name)}; expected at least {low}.")
+    for name in ("height", "baseline"):
+      if not 0 <= getattr(self, name) < math.inf:
+        raise ValueError(f"{name} is {getattr(self, name)}; expected metres, or 0 for unknown.")
     stages.limits(self.limits)
     for kind, name in self.plugins.items():
       plugins.check(kind, name)
@@ -46,8 +54,12 @@ class Settings:
     return dataclasses.asdict(self)
 
 
-# Options that results don't depend on, and their types.
-_SPREAD = {"batch": int, "gpus": float, "workers": int}
+# Settings that are numbers, and options that results don't depend on, with their types.
+_NUMBERS = {
+  **{"frames": int, "shortest": int, "side": int, "shard": int},
+  **{"height": float, "baseline": float},
+}
+_SPREAD = {"batch": int, "gpus": float, "workers": int, "patience": float}
 
 
 def parse(
@@ -65,17 +77,14 @@ def parse(
   """
   numbers, spread = {}, {}
   for name, value in _pairs(values).items():
-    kind = _SPREAD.get(name, int)
-    if name not in _SPREAD and name not in ("frames", "shortest", "side", "shard"):
-      raise ValueError(
-        f"Unknown setting {name!r}; choose frames, shortest, side, shard or one of"
-        f" {sorted(_SPREAD)}."
-      )
+    kind = (_NUMBERS | _SPREAD).get(name)
+    if kind is None:
+      raise ValueError(f"Unknown setting {name!r}; choose one of {', '.join(_NUMBERS | _SPREAD)}.")
     try:
       number = kind(value)
     except ValueError:
       raise ValueError(f"{name}={value}; expected a number.") from None
-    if number < (name != "gpus"):
+    if not number >= (1 if kind is int else 0):
       raise ValueError(f"{name}={value}; expected a positive number.")
     (spread if name in _SPREAD else numbers)[name] = number
   plugged = _pairs(chosen)

@@ -116,6 +116,28 @@ def test_a_full_disk_is_told_and_gone_on_from(tmp_path, undisturbed):
   check(folder, undisturbed)
 
 
+def test_what_a_bad_disk_kept_from_being_decided_is_tried_again(tmp_path):
+  """A unit that could not be split, and a clip that could not be read: lost for one run alone."""
+  settings = {"shard": 3}
+  ledger = Ledger(tmp_path / "a", settings)
+  told = {"kept": False, "quarantined": True, "again": True, "reason": "EIO"}
+  ledger.add_unit("videos/a.mp4", 1, [], "")
+  ledger.add({"clip": "videos/a.mp4/0-9", "unit": "videos/a.mp4", **told}, b"")
+  ledger.add_unit("videos/b.mp4", 0, [], "EIO", again=True)
+  ledger.commit()
+  assert len([x for x in decisions(tmp_path / "a") if x.get("again")]) == 2
+  ledger = Ledger(tmp_path / "a", settings)
+  assert not ledger.clips and not any(ledger.done(f"videos/{x}.mp4") for x in "ab")
+  good = {"kept": False, "reason": "flow 0 is below 1", "figures": {}, "hashes": []}
+  ledger.add({"clip": "videos/a.mp4/0-9", "unit": "videos/a.mp4", **good}, b"")
+  ledger.add_unit("videos/b.mp4", 0, [], "")
+  ledger.commit()
+  ledger = Ledger(tmp_path / "a", settings)
+  assert all(ledger.done(f"videos/{x}.mp4") for x in "ab")
+  last = {x.get("clip") or x["unit"]: x for x in decisions(tmp_path / "a")}
+  assert len(last) == 3 and not any(x.get("again") for x in last.values())
+
+
 def test_other_settings_and_foreign_folders_are_refused(tmp_path):
   work(tmp_path / "a", 5)
   with pytest.raises(ValueError, match="begun with other settings"):

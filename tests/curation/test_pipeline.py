@@ -147,4 +147,43 @@ def test_a_clip_that_kills_its_reader_is_quarantined(tmp_path):
   path = os.pathsep.join([str(tmp_path), str(ROOT)])
   told = finish(start(tmp_path / "films", tmp_path / "out", PYTHONPATH=path))
   assert "1 of 2 clips of 2 scenes or files were kept, 1 quarantined" in told
-  assert "its reader crashes, repeatedly" in (tmp_path / "out" / "report.md").read_text()
+  assert "its worker crashes, repeatedly" in (tmp_path / "out" / "report.md").read_text()
+
+
+@pytest.mark.slow
+def test_a_plug_in_that_kills_its_process_loses_one_clip(tmp_path):
+  """On one of the clips, whatever else is asked with it."""
+  write_films(tmp_path / "films", 3, 1)
+  (tmp_path / "deadly.py").write_text(
+    "import os\n"
+    "def captioner():\n"
+    "  def ask(clips):\n"
+    "    if any('film 1' in clip.unit for clip in clips): os.kill(os.getpid(), 9)\n"
+    "    return ['a cat'] * len(clips)\n"
+    "  return ask\n"
+  )
+  path = os.pathsep.join([str(tmp_path), str(ROOT)])
+  plugin = "--plugin=captions=deadly:captioner"
+  told = finish(start(tmp_path / "films", tmp_path / "out", plugin, PYTHONPATH=path))
+  assert "2 of 3 clips of 3 scenes or files were kept, 1 quarantined" in told
+  assert "process crashes on it, or doesn't end" in (tmp_path / "out" / "report.md").read_text()
+
+
+@pytest.mark.slow
+def test_a_clip_that_hangs_is_quarantined(tmp_path):
+  """On the first attempt already; the rest goes on."""
+  write_films(tmp_path / "films", 2, 1)
+  (tmp_path / "sitecustomize.py").write_text(
+    "import time\n"
+    "from d4s_jax.formats.footage import Footage\n"
+    "whole = Footage.read\n"
+    "def read(self, number):\n"
+    "  if 'film 1' in str(self.path): time.sleep(10000)\n"
+    "  return whole(self, number)\n"
+    "Footage.read = read\n"
+  )
+  path = os.pathsep.join([str(tmp_path), str(ROOT)])
+  arguments = ("--set=patience=20",)
+  told = finish(start(tmp_path / "films", tmp_path / "out", *arguments, PYTHONPATH=path))
+  assert "1 of 2 clips of 2 scenes or files were kept, 1 quarantined" in told
+  assert "it does not end within 20 s" in (tmp_path / "out" / "report.md").read_text()

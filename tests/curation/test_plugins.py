@@ -8,22 +8,15 @@ import numpy as np
 import pytest
 
 from d4s_jax import captioning
-from d4s_jax.curation import estimates, plugins, work
+from d4s_jax.curation import estimates, plugins
+from d4s_jax.curation.recording import cameras_of
 from d4s_jax.curation.scale import Refused
 from d4s_jax.curation.settings import Settings, parse
 from d4s_jax.curation.units import Span, Unit
 from d4s_jax.data import record as records
 from d4s_jax.formats.images import write_image
-from d4s_jax.geometry import cameras as camera_geometry
+from tests.curation.rows import assess, estimators, row, tracked
 from tests.data.records import FRAMES, scene_record
-
-
-def row(record):
-  span = Span(Unit("videos", "/films", "a.mp4"), 3, 3 + FRAMES - 1)
-  return {
-    **{"span": span, "record": records.encode(record), "failed": ""},
-    **{"group": "videos/a.mp4", "split": "", "known": True},
-  }
 
 
 # Entry points, as a user writes them.
@@ -52,7 +45,7 @@ def importable(monkeypatch):
 
 def test_an_entry_point_is_asked_in_batches():
   rows = [row(scene_record(0)), row(scene_record(1))]
-  made = estimates.Estimators(Settings(plugins={"captions": "entry_points:captioner"}))(rows)
+  made = estimators(Settings(plugins={"captions": "entry_points:captioner"}))(rows)
   assert [records.decode(one["record"]).caption for one in made] == [f"{FRAMES} frames"] * 2
 
 
@@ -60,10 +53,10 @@ def test_an_estimator_that_fails_spoils_its_clip_alone():
   other = row(scene_record(1))
   other["span"] = Span(Unit("videos", "/films", "b.mp4"), 0, FRAMES - 1)
   settings = Settings(plugins={"captions": "entry_points:broken"})
-  made = estimates.Estimators(settings)([row(scene_record(0)), other])
+  made = estimators(settings)([row(scene_record(0)), other])
   assert made[0]["failed"] == "captions: no memory"
   assert "expected a text" in made[1]["failed"]
-  told = work.assess(made[0], settings)["told"]
+  told = assess(made[0], settings)["told"]
   assert told["quarantined"] and not told["kept"] and told["reason"] == "captions: no memory"
 
 
@@ -71,9 +64,9 @@ def test_a_clip_that_cannot_be_judged_is_quarantined():
   settings = Settings()
   one = row(scene_record(0))
   for damaged in (b"no record", records.encode(thin(scene_record(0)))):
-    told = work.assess({**one, "record": damaged}, settings)["told"]
+    told = assess({**one, "record": damaged}, settings)["told"]
     assert told["quarantined"] and not told["kept"] and "it can't be judged" in told["reason"]
-  assert not work.assess(one, settings)["told"].get("quarantined")
+  assert not assess(one, settings)["told"].get("quarantined")
 
 
 def thin(record):
@@ -89,25 +82,10 @@ def test_estimated_cameras_leave_nothing_of_the_datasets_own():
   assert record.depth is not None
   poses = np.tile(np.eye(4), (len(record.view), 1, 1))
   arrays = {"world_from_camera": poses, "intrinsics": np.asarray(record.intrinsics)}
-  made = records.decode(estimates._with("cameras", record, arrays)["record"])
+  made = records.decode(
+    estimates._with("cameras", record, arrays, estimates.excerpt(row(record)))["record"]
+  )
   assert made.depth is None and made.tracks is None and not made.metric
-
-
-def tracked(record, count=300):
-  """Pixels of points on the first frame's surface, as a tracker would see them."""
-  cameras = work.cameras_of(record, slice(None))
-  size = (record.height, record.width)
-  depth = np.stack([records.read_depth(one, size) for one in record.depth])
-  rng = np.random.default_rng(0)
-  world = camera_geometry.unproject(depth[0], cameras[0]).reshape(-1, 3)
-  world = world[rng.permutation(len(world))[:count]]
-  over = np.broadcast_to(world, (len(depth), *world.shape))
-  pixels, z = camera_geometry.project(over, cameras)
-  column, row = np.floor(pixels).astype(int).transpose(2, 0, 1)
-  inside = (column >= 0) & (column < size[1]) & (row >= 0) & (row < size[0]) & (z > 0)
-  frame = np.arange(len(depth))[:, None]
-  there = depth[frame, np.clip(row, 0, size[0] - 1), np.clip(column, 0, size[1] - 1)]
-  return pixels, inside & (np.abs(there / np.maximum(z, 1e-6) - 1) < 0.02), depth
 
 
 def test_relative_poses_become_metric_by_precomputed_depth_and_tracks(tmp_path):
@@ -129,9 +107,9 @@ def test_relative_poses_become_metric_by_precomputed_depth_and_tracks(tmp_path):
     plugins={"depth": f"files:{tmp_path}", "tracks": f"files:{tmp_path}"},
     limits={x: ":" for x in ("parallax", "flow", "turn", "track_jerk", "reprojection")},
   )
-  (made,) = estimates.Estimators(settings)([row(relative)])
+  (made,) = estimators(settings)([row(relative)])
   assert not made["failed"]
-  done = work.assess(made, settings)
+  done = assess(made, settings)
   figures = done["told"]["figures"]
   assert abs(figures["scale"] / unit - 1) < 0.02 and figures["scale_variation"] < 0.05
   assert done["told"]["kept"] and done["told"]["record"]["metric"]
@@ -142,9 +120,11 @@ def test_relative_poses_become_metric_by_precomputed_depth_and_tracks(tmp_path):
   assert back.tracks is not None and np.asarray(back.tracks.valid).mean() > 0.3
   # Without anything to anchor to there is no scale, and no depth that contradicts the poses.
   alone = Settings(plugins={"depth": f"files:{tmp_path}"}, limits=settings.limits)
-  (made,) = estimates.Estimators(alone)([row(relative)])
-  done = work.assess(made, alone)
-  assert "scale" not in done["told"]["figures"] and "scale unknown" in done["told"]["notes"][0]
+  (made,) = estimators(alone)([row(relative)])
+  done = assess(made, alone)
+  assert (
+    "scale" not in done["told"]["figures"] and "no scale by depth maps" in done["told"]["notes"][0]
+  )
   assert not done["told"]["record"]["metric"] and records.decode(done["record"]).depth is None
 
 
@@ -153,7 +133,7 @@ def test_triangulation_leaves_out_what_it_cannot_know():
 
   truth = scene_record(3)
   pixels, visible, _ = tracked(truth)
-  cameras = work.cameras_of(truth, slice(None))
+  cameras = cameras_of(truth, slice(None))
   visible[:, 0] = False
   pixels[:, 1] += np.random.default_rng(0).normal(0, 20, pixels[:, 1].shape)
   visible[:, 1] = True
@@ -168,7 +148,7 @@ def test_triangulation_leaves_out_what_it_cannot_know():
 BAD = {
   "size": ({"depth": np.ones((40, 20, 20))}, "depth of shape .17, 20, 20.; expected .17, 48, 64."),
   "NaN": ({"depth": np.full((40, 48, 64), np.nan)}, "depth has NaN"),
-  "missing": ({"d": np.ones(3)}, "no array 'depth'"),
+  "missing": ({"d": np.ones(3)}, "expected one of depth, relative, disparity"),
   "short": ({"depth": np.ones((5, 48, 64))}, "expected frame 19 to be in it"),
 }
 
@@ -177,9 +157,7 @@ BAD = {
 def test_depth_that_does_not_fit_is_refused(arrays, message, tmp_path):
   (tmp_path / "videos").mkdir()
   np.savez(tmp_path / "videos" / "a.mp4.npz", **arrays)
-  (made,) = estimates.Estimators(Settings(plugins={"depth": f"files:{tmp_path}"}))(
-    [row(scene_record(0))]
-  )
+  (made,) = estimators(Settings(plugins={"depth": f"files:{tmp_path}"}))([row(scene_record(0))])
   import re
 
   assert re.search(message, made["failed"]), made["failed"]
@@ -188,7 +166,7 @@ def test_depth_that_does_not_fit_is_refused(arrays, message, tmp_path):
 def test_archives_of_others_are_bounded_and_run_nothing(tmp_path, monkeypatch):
   (tmp_path / "videos").mkdir()
   path = tmp_path / "videos" / "a.mp4.npz"
-  estimator = estimates.Estimators(Settings(plugins={"depth": f"files:{tmp_path}"}))
+  estimator = estimators(Settings(plugins={"depth": f"files:{tmp_path}"}))
   np.savez(path, depth=np.array([{}], dtype=object))
   assert "cannot be read" in estimator([row(scene_record(0))])[0]["failed"]
   monkeypatch.setattr(plugins, "_MOST", 10_000)
@@ -275,7 +253,7 @@ def endpoint(monkeypatch):
 def test_captions_come_from_an_endpoint(endpoint):
   asked, answers = endpoint
   answers += [503, "A cat\nturns."]
-  made = estimates.Estimators(Settings(plugins={"captions": "endpoint"}))([row(scene_record(0))])
+  made = estimators(Settings(plugins={"captions": "endpoint"}))([row(scene_record(0))])
   assert records.decode(made[0]["record"]).caption == "A cat turns."
   body, key = asked[-1]
   assert key == "Bearer secret" and body["model"] == "qwen" and len(asked) == 2
@@ -296,16 +274,16 @@ def test_an_endpoint_that_fails_is_no_fault_of_the_clip(endpoint):
   answers += [503] * 4
   settings = Settings(plugins={"captions": "endpoint"})
   with pytest.raises(ConnectionError, match="HTTP 503.*is the server running"):
-    estimates.Estimators(settings)([row(scene_record(0))])
+    estimators(settings)([row(scene_record(0))])
   answers += [400]
-  made = estimates.Estimators(settings)([row(scene_record(0))])
+  made = estimators(settings)([row(scene_record(0))])
   assert "refused: HTTP 400" in made[0]["failed"]
   # The key goes to no other place.
   answers += [302]
-  made = estimates.Estimators(settings)([row(scene_record(0))])
+  made = estimators(settings)([row(scene_record(0))])
   assert "refused: HTTP 302" in made[0]["failed"]
   answers += [""]
-  assert "empty caption" in estimates.Estimators(settings)([row(scene_record(0))])[0]["failed"]
+  assert "empty caption" in estimators(settings)([row(scene_record(0))])[0]["failed"]
 
 
 def test_without_an_endpoint_auto_says_what_to_set(monkeypatch):
