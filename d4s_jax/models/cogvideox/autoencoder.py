@@ -5,10 +5,9 @@ one frame. Convolutions see only the past; group statistics are those of a chunk
 `chunks`), so a frame depends on the others of its chunk too, and the latent of an image alone is
 near that of the same image at the start of a clip, not equal to it.
 
-A clip computed whole and one computed chunk by chunk are the same up to the order of sums, and what
-diffusers makes of it.
-Where the number of latents is even, diffusers decodes four frames of the first one; here it is one
-frame, as it was encoded.
+A clip computed whole and one computed chunk by chunk are the same, as `layers.past` says, and what
+diffusers makes of it. Where the number of latents is even, diffusers decodes four frames of the
+first one; here it is one frame, as it was encoded.
 """
 
 from collections.abc import Sequence

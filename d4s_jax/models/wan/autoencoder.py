@@ -2,7 +2,7 @@
 
 Their strides are 4 x 8 x 8 and 4 x 16 x 16. Video is in [-1, 1] here. The first frame is encoded
 and decoded by itself, so a single image is a clip of one frame; every later frame sees only the
-past. A clip computed in chunks is the same, up to the order of sums, in the memory of a chunk.
+past. A clip computed in chunks is the same, as `layers.past` says, in the memory of a chunk.
 """
 
 from collections.abc import Sequence
