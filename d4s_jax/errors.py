@@ -68,7 +68,10 @@ def one_line() -> Iterator[None]:
     if number == CRASHED:
       raise
     if _NO_MEMORY in text:
-      text = f"Out of memory ({text.strip().splitlines()[0]}); ask for less, or use more devices."
+      text = (
+        f"Out of memory ({text.strip().splitlines()[0]}); ask for less (fewer frames or views,"
+        " smaller pictures or batches), or use more devices."
+      )
     _end(text, number)
 
 

@@ -21,7 +21,7 @@ from d4s_jax.formats.images import write_image
 from d4s_jax.formats.scene import SceneMetadata, read_scene, write_scene
 from d4s_jax.geometry.deformation import identity
 from d4s_jax.models.system import System
-from d4s_jax.pipeline import shot
+from d4s_jax.pipeline import Pipeline, shot
 from d4s_jax.types import DynamicGaussians
 from tests.support import full_disk, random_params, run_command, small_config, write_run
 
@@ -361,6 +361,19 @@ def test_no_memory_is_one_line(capsys):
   assert line.startswith("error: Out of memory (RESOURCE_EXHAUSTED") and "dump" not in line
   with pytest.raises(RuntimeError, match="^else$"), errors.one_line():
     raise RuntimeError("else")
+
+
+def test_a_scene_for_which_there_is_no_memory_is_one_line(place, capsys, monkeypatch):
+  # XLA's own error, of an array of 32 TiB.
+  monkeypatch.setattr(Pipeline, "sample", lambda *order: jnp.zeros((2**23, 2**20)))
+  arguments = [f"--image={place / 'photo.png'}", "--trajectory=up", f"--output={place / 'new'}"]
+  line = refused(capsys, "generate", *arguments)
+  assert re.fullmatch(
+    r"error: Out of memory \(RESOURCE_EXHAUSTED: .*35184372088832 bytes\.\); ask for less"
+    " \\(fewer frames or views, smaller pictures or batches\\), or use more devices\\.",
+    line,
+  ), line
+  assert not (place / "new").exists()
 
 
 def test_a_stop_by_signal_leaves_no_temporary_folder(tmp_path):

@@ -180,7 +180,11 @@ def _of_run(folder: Place, report: Report) -> Trained:
 
 def _of_pipeline(folder: pathlib.Path, report: Report) -> Trained:
   if (folder / "transformer_2").is_dir():
-    raise ValueError(f"{folder} has two transformers, as Wan2.2-A14B; expected one of the others.")
+    raise ValueError(
+      f"{folder} has two transformers, one for each half of the noise levels, as Wan2.2-A14B: such"
+      " pipelines convert there and back, but generate nothing here. Expected a pipeline with one"
+      " (README, published video models)."
+    )
   opened = {}
   for name in parts_on_disk.PARTS:
     place = parts_on_disk.find(folder, name)

@@ -62,12 +62,21 @@ class Reader:
 
     return self._read(name, (0.0,) * count, read)
 
-  def only(self, name: str, *supported: Any) -> None:
-    """A value that our model has built in; the first one is also what a missing key means."""
+  def only(self, name: str, *supported: Any, others: str = "") -> None:
+    """A value that our model has built in; the first one is also what a missing key means.
+
+    Args:
+      name: the key.
+      *supported: values.
+      others: which models have another value, where that is known.
+    """
     self._asked.add(name)
     value = self._config.get(name, supported[0])
     if value not in supported:
-      self._problems.append(f"{name} is {value!r:.60}, and our model has only {supported[0]!r}")
+      note = f" (another is of {others}, which we don't have)" if others else ""
+      self._problems.append(
+        f"{name} is {value!r:.60}, and our model has only {supported[0]!r}{note}"
+      )
 
   def rest(self, *ignored: str) -> None:
     """Nothing else is switched on: a later version may have what our model doesn't.

@@ -119,7 +119,7 @@ def transformer_fields(config: Mapping[str, Any]) -> dict[str, Any]:
     read.size("image_dim", WIDE)
   # The embeddings of the image reach the blocks at the width of the model.
   read.only("added_kv_proj_dim", heads * head_dim if takes_image else None)
-  read.only("pos_embed_seq_len", None)
+  read.only("pos_embed_seq_len", None, others="models of the first and the last frame")
   fields = {
     "dim": heads * head_dim,
     "ffn_dim": read.size("ffn_dim"),

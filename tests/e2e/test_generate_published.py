@@ -157,6 +157,9 @@ def test_what_is_not_converted_or_not_one_family_is_one_line(place, tmp_path, ca
 
   line = refused(place / "published" / "transformer")
   assert "d4s_jax.convert" in line and "--format=flax" in line
+  shutil.copytree(place / "ours", tmp_path / "pair")
+  shutil.copytree(tmp_path / "pair" / "transformer", tmp_path / "pair" / "transformer_2")
+  assert "has two transformers" in refused(tmp_path / "pair")
   shutil.copytree(place / "ours", tmp_path / "mixed")
   shutil.rmtree(tmp_path / "mixed" / "vae")
   diffusers.AutoencoderKLCogVideoX(

@@ -2,6 +2,8 @@ import copy
 import functools
 
 import flax.linen as nn
+import hypothesis
+import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -106,6 +108,56 @@ def test_gradients_equal_diffusers(method):
   ):
     size = max(np.abs(want).max(), 1.0)
     np.testing.assert_allclose(got, want, atol=2e-4 * size, err_msg=str(path))
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("method", ["encode", "decode"])
+def test_bfloat16_is_as_near_to_float32_as_that_of_diffusers(method):
+  torch, model, ours, variables = _pair()
+  x = 2 * torch.rand(2, 3, 9, 16, 24) - 1 if method == "encode" else torch.randn(2, 3, 3, 4, 6)
+
+  def run(model, x):
+    with torch.no_grad():
+      out = getattr(model, method)(x)
+    out = out.latent_dist.mean if method == "encode" else out.sample
+    return channel_last(out.float(), 1)
+
+  exact = run(model, x)
+  theirs = run(copy.deepcopy(model).to(torch.bfloat16), x.to(torch.bfloat16))
+  half = jit(functools.partial(ours.clone(dtype=jnp.bfloat16).apply, method=method))
+  if method == "encode":
+    got = half(variables, channel_last(x, 1))[0] / 0.7
+  else:
+    got = half(variables, 0.7 * channel_last(x, 1))
+  size = np.sqrt(np.mean(np.square(exact)))
+  error, allowed = (np.sqrt(np.mean(np.square(x - exact))) / size for x in (got, theirs))
+  # Both round after every layer, if not at the same places.
+  assert 0 < error < 1.5 * allowed < 0.1
+
+
+@pytest.mark.slow
+@pytest.mark.parity
+@hypothesis.settings(max_examples=12)
+@hypothesis.given(
+  latents=st.sampled_from([1, 3, 5]),
+  batch=st.integers(1, 3),
+  rows=st.integers(1, 5),
+  columns=st.integers(1, 5),
+  chunk=st.sampled_from([0, 2, 4]),
+)
+def test_every_shape_equals_diffusers(latents, batch, rows, columns, chunk):
+  # Odd numbers of latents: of even ones they decode four frames of the first.
+  torch, model, ours, variables = _pair()
+  video = 2 * torch.rand(batch, 3, 4 * latents - 3, 4 * rows, 4 * columns) - 1
+  with torch.no_grad():
+    z = model.encode(video).latent_dist.mean
+    want = channel_last(model.decode(z).sample, 1)
+  ours, z = ours.clone(chunk=chunk), 0.7 * channel_last(z, 1)
+  got, _ = jit(functools.partial(ours.apply, method="encode"))(variables, channel_last(video, 1))
+  # As above: of the largest value, float32 sums in another order.
+  np.testing.assert_allclose(got, z, atol=1e-4 * max(1.0, np.abs(z).max()))
+  got = jit(functools.partial(ours.apply, method="decode"))(variables, z)
+  np.testing.assert_allclose(got, want, atol=1e-4 * np.abs(want).max())
 
 
 def test_even_numbers_of_latents_decode_to_the_frames_they_came_from(key):

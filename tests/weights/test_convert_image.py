@@ -192,6 +192,11 @@ def test_damaged_image_models_are_refused(tmp_path, capsys):
   assert f"{UNREAD[1]} is missing" in line
   assert f"{UNREAD[0]} has shape [31], not [32]" in line
 
+  path = tmp_path / "a" / "config.json"
+  path.write_text(json.dumps(json.loads(path.read_text()) | {"pos_embed_seq_len": 514}))
+  line = refused(capsys, tmp_path / "a", tmp_path / "new", "flax")
+  assert "pos_embed_seq_len is 514" in line and "models of the first and the last frame" in line
+
   torch_encoder(CLIP).save_pretrained(tmp_path / "b")
   path = tmp_path / "b" / "config.json"
   good = json.loads(path.read_text())
