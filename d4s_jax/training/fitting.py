@@ -22,6 +22,8 @@ _SAME = 0.02
 # Metres to what is seen where nothing is.
 _NOWHERE = 2.0
 _MOST_STEPS = 1_000_000
+# Which frames a fit doesn't see: the fifth and every eighth after it.
+_HELD, _EVERY = 4, 8
 
 
 def video_views(video: Float[np.ndarray, "f h w 3"], metadata: SceneMetadata) -> Views:
@@ -48,6 +50,23 @@ def video_views(video: Float[np.ndarray, "f h w 3"], metadata: SceneMetadata) ->
   images: Any = video
   resized = pinhole.resize(cameras, height, width)
   return Views(images=images, depth=depth, cameras=resized, times=metadata.times)
+
+
+def hold_out(views: Views) -> tuple[Views, Views | None]:
+  """The views to fit, and the fifth and every eighth after it, to see whether fitting helps.
+
+  Returns:
+    Both; of fewer than five views all and None.
+  """
+  count = len(views.times)
+  held = np.arange(count) % _EVERY == _HELD
+  if not held.any():
+    return views, None
+
+  def chosen(which: np.ndarray) -> Views:
+    return jax.tree.map(lambda x: np.asarray(x)[which], views)
+
+  return chosen(~held), chosen(held)
 
 
 def psnr(dynamic: DynamicGaussians, views: Views) -> float:

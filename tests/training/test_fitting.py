@@ -45,3 +45,18 @@ def test_other_videos_are_refused(shape, message):
 
 def test_what_was_refined_says_so():
   assert fitting.refined(metadata(), 7).checkpoint == "unknown, refined in 7 steps"
+
+
+@pytest.mark.parametrize(
+  ("frames", "held"), [(3, []), (5, [4]), (9, [4]), (49, [4, 12, 20, 28, 36, 44])]
+)
+def test_every_eighth_frame_is_held_out(frames, held):
+  views = fitting.video_views(np.zeros((frames, 16, 24, 3), np.float32), metadata(frames))
+  fitted, others = fitting.hold_out(views)
+  assert len(fitted.times) == len(fitted.images) == frames - len(held)
+  assert (others is None) == (not held)
+  if others is not None:
+    np.testing.assert_allclose(others.times, np.linspace(0, 1, frames)[held], rtol=1e-6)
+    assert (
+      others.cameras.world_from_camera.shape == (len(held), 4, 4) and others.cameras.height == 16
+    )

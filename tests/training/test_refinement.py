@@ -22,11 +22,11 @@ FRAMES, SIDE, COUNT = 4, 24, 40
 STEPS = 150
 
 
-def scene() -> DynamicGaussians:
+def scene(times=FRAMES) -> DynamicGaussians:
   rng = np.random.default_rng(0)
   means = rng.uniform(-1, 1, (COUNT, 3)) + (0, 0, 4)
-  still = identity(FRAMES, COUNT)
-  ramp = jnp.linspace(0, 0.3, FRAMES)[:, None]
+  still = identity(times, COUNT)
+  ramp = jnp.linspace(0, 0.3, times)[:, None]
   return DynamicGaussians(
     means=jnp.asarray(means, jnp.float32),
     quaternions=jnp.tile(jnp.array([1.0, 0, 0, 0]), (COUNT, 1)),
@@ -34,7 +34,7 @@ def scene() -> DynamicGaussians:
     footprints=jnp.full(COUNT, 0.1),
     opacities=jnp.full(COUNT, 0.7),
     harmonics=harmonics.from_rgb(jnp.asarray(rng.random((COUNT, 3)), jnp.float32)),
-    times=jnp.linspace(0, 1, FRAMES),
+    times=jnp.linspace(0, 1, times),
     # Half of them go to the right.
     deformation=still.at[:, : COUNT // 2, 0].add(ramp),
   )
@@ -43,8 +43,8 @@ def scene() -> DynamicGaussians:
 def pictures(dynamic: DynamicGaussians) -> Views:
   lens = jnp.array([[SIDE, 0, SIDE / 2], [0, SIDE, SIDE / 2], [0, 0, 1.0]])
   cameras = Cameras(
-    world_from_camera=jnp.tile(jnp.eye(4), (FRAMES, 1, 1)),
-    intrinsics=jnp.tile(lens, (FRAMES, 1, 1)),
+    world_from_camera=jnp.tile(jnp.eye(4), (len(dynamic.times), 1, 1)),
+    intrinsics=jnp.tile(lens, (len(dynamic.times), 1, 1)),
     height=SIDE,
     width=SIDE,
   )
@@ -143,9 +143,27 @@ def test_the_command_improves_a_scene_and_refuses_other_videos(tmp_path, capsys)
     run_command("refine", *arguments, f"--video={tmp_path}/short.mp4")
   assert "2 frames and the scene 4 cameras" in capsys.readouterr().err
   run_command("refine", *arguments, f"--video={tmp_path}/true.mp4")
-  before, after = map(float, re.findall(r"([\d.]+) dB", capsys.readouterr().out))
-  assert after > before + 1
+  said = capsys.readouterr()
+  before, after = map(float, re.findall(r"([\d.]+) dB", said.out))
+  assert after > before + 1 and "fewer than five frames" in said.err
   better, told = read_scene(tmp_path / "better")
   assert told.checkpoint == "unknown, refined in 40 steps"
   assert np.isfinite(np.asarray(better.means)).all()
   assert (tmp_path / "better" / "preview.png").is_file()
+
+
+def test_the_command_warns_when_frames_that_were_not_fitted_get_worse(tmp_path, capsys):
+  truth = scene(times=5)
+  views = pictures(truth)
+  metadata = SceneMetadata(cameras=views.cameras, times=truth.times, prompt="", package_version="0")
+  write_scene(tmp_path / "scene", truth, metadata)
+  # All but the frame that is held out are of something else.
+  video = 1 - np.asarray(views.images)
+  video[4] = 1 - video[4]
+  write_video(tmp_path / "other.mp4", video, 8)
+  arguments = [f"--scene={tmp_path}/scene", f"--video={tmp_path}/other.mp4", "--steps=20"]
+  run_command("refine", *arguments, f"--output={tmp_path}/worse")
+  said = capsys.readouterr()
+  fitted, held = re.findall(r"([\d.]+) dB before, ([\d.]+) dB after", said.out)
+  assert float(fitted[1]) > float(fitted[0]) and float(held[1]) < float(held[0])
+  assert "warning: the result is worse than its start on frames that were not fitted" in said.err
