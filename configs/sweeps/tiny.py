@@ -82,14 +82,19 @@ ROWS = {
 METRICS = (
   "fvd,kvd,psnr,lpips,view_psnr,view_lpips,depth_abs_rel,motion_ratio,matches_xfeat,pose_success,"
   "rpe_translation,rpe_rotation,subject_consistency_segmented,background_consistency_segmented,"
-  "qa_quality,seconds,memory,latency"
+  "qa_quality,seconds,memory_added,latency,fit_psnr_0,fit_psnr_30,fit_psnr_100,fit_psnr_300,"
+  "fit_seconds_0,fit_seconds_30,fit_seconds_100,fit_seconds_300"
 )
 
 
 def get_config(names: str = ""):
   """The rows with these names, with commas; all of them without."""
   chosen = names.split(",") if names else list(ROWS)
-  config = ConfigDict(dict(count=16, workdir="runs/sweep-tiny", metrics=METRICS))
+  unknown = [name for name in chosen if name not in ROWS]
+  if unknown:
+    raise ValueError(f"Unknown rows {unknown}; expected some of {', '.join(ROWS)}.")
+  config = ConfigDict(dict(count=8, workdir="runs/sweep-tiny", metrics=METRICS))
   with config.unlocked():
-    config.rows = {name: ROWS[name] for name in chosen}
+    # As they are written, not by name.
+    config.rows = ConfigDict({name: ROWS[name] for name in chosen}, sort_keys=False)
   return config

@@ -81,15 +81,20 @@ def image_scores(images: np.ndarray, truth: np.ndarray, weights) -> Values:
     raise ValueError(
       f"pictures of {images.shape} and true ones of {truth.shape}; expected one size"
     )
-  error = np.mean(np.square(images.astype(np.float64) - truth), axis=(1, 2, 3))
   rows = [_similar(images[rows], truth[rows], weights) for rows in _chunks(len(images))]
   similar, distance = (np.concatenate(x)[: len(images)] for x in zip(*rows))
   found = {
-    "psnr": np.mean(-10 * np.log10(np.maximum(error, 1e-10))),
+    "psnr": np.mean(psnr(images, truth)),
     "ssim": np.mean(similar),
     "lpips": np.mean(distance),
   }
   return {name: np.asarray(x) for name, x in found.items()}
+
+
+def psnr(images: np.ndarray, truth: np.ndarray) -> np.ndarray:
+  """Of each picture [v h w 3] in [0, 1], dB, at most 100."""
+  error = np.mean(np.square(images.astype(np.float64) - truth), axis=(1, 2, 3))
+  return -10 * np.log10(np.maximum(error, 1e-10))
 
 
 @jax.jit

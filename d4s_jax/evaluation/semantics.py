@@ -63,7 +63,9 @@ def _tokenizer(contents: bytes) -> Any:
   try:
     library = importlib.import_module("tokenizers")
   except ImportError as error:
-    raise ValueError("CLIP-Score needs the package tokenizers: pip install -e '.[text]'") from error
+    raise ValueError(
+      "CLIP-Score needs the package tokenizers: pip install -e '.[evaluation]'"
+    ) from error
   try:
     tokenizer = library.Tokenizer.from_buffer(contents)
   except Exception as error:

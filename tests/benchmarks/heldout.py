@@ -10,32 +10,27 @@ in time or in camera; one Gaussian for each 2x2 input pixels, of its colour, all
 the mean depth of that pixel of that frame over training scenes, or at its true depth; and our own
 with its deformation off. Lifted pixels lie before the mean colour of the input. Means and standard
 deviations over scenes.
-
-  python tests/benchmarks/heldout.py --optimised=8
-
-adds the two-stage baseline on the first so many scenes: the video through the autoencoder, pixels
-lifted at the mean depth, and then their Gaussians fitted to the video for --seconds each.
 """
 
 import argparse
 import dataclasses
 import pathlib
-import time
+import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from d4s_jax.config import base
-from d4s_jax.data.source import open_source
-from d4s_jax.geometry.deformation import at, identity
-from d4s_jax.models import gaussian_head, shipped
-from d4s_jax.models.system import System
-from d4s_jax.render import render
-from d4s_jax.training import checkpoint, run_folder, validation
-from d4s_jax.training.motion_queries import MOVING, motion_queries
-from d4s_jax.training.refinement import refine
-from d4s_jax.types import Clip, DynamicGaussians
+sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
+
+from d4s_jax.config import base  # noqa: E402
+from d4s_jax.data.source import open_source  # noqa: E402
+from d4s_jax.evaluation import families, geometry  # noqa: E402
+from d4s_jax.geometry.deformation import identity  # noqa: E402
+from d4s_jax.models import gaussian_head, shipped  # noqa: E402
+from d4s_jax.models.system import System  # noqa: E402
+from d4s_jax.training import checkpoint, run_folder, validation  # noqa: E402
+from d4s_jax.types import Clip, DynamicGaussians  # noqa: E402
 
 SCENES, BATCH, VIEWS = 64, 4, 8
 # Training scenes over which the mean depth is taken.
@@ -102,35 +97,10 @@ def drawn_lifted(clip: Clip, depth: jax.Array) -> jax.Array:
   return rendering.image + (1 - rendering.alpha[..., None]) * mean
 
 
-def masked_psnr(image, target, mask):
-  """PSNR over the masked pixels of all views of a scene; NaN without any."""
-  square = jnp.where(mask[..., None], jnp.square(image - target), 0.0)
-  count = 3 * jnp.sum(mask, axis=(1, 2, 3))
-  return -10 * jnp.log10(jnp.sum(square, axis=(1, 2, 3, 4)) / jnp.where(count > 0, count, jnp.nan))
-
-
-def optimised(clip: Clip, video, layout, seconds: float) -> jax.Array:
-  """The views [v h w 3] of one scene whose lifted pixels were fitted to its video [f h w 3]."""
-  seen = dataclasses.replace(clip.source, images=jnp.clip(video, 0, 1)[None])
-  start = lifted(dataclasses.replace(clip, source=seen), layout * jnp.ones_like(seen.depth))
-  times = clip.source.times
-  shape = (*times.shape, start.means.shape[1])
-  start = dataclasses.replace(start, times=times, deformation=identity(*shape))
-  start, views = jax.tree.map(lambda x: x[0], (start, seen))
-  begin: list[float] = []
-
-  def proceed(number: int) -> bool:
-    # The first step compiles, outside of what is timed.
-    if number == 1:
-      begin.append(time.perf_counter())
-    return number < 2 or time.perf_counter() - begin[0] < seconds
-
-  extent = float(jnp.median(layout))
-  fitted = refine(start, views, extent=extent, key=jax.random.key(0), proceed=proceed)
-  cameras = jax.tree.map(lambda x: x[0], clip.target.cameras)
-  drawn = render(at(fitted, clip.target.times[0]), cameras)
-  mean = jnp.mean(video, axis=(0, 1, 2))[None, None, None]
-  return drawn.image + (1 - drawn.alpha[..., None]) * mean
+def masked_psnr(image, target, mask) -> float:
+  """PSNR over the masked pixels of all views [v h w 3] of a scene; NaN without any."""
+  chosen = np.square(np.asarray(image, np.float64) - target)[mask]
+  return float(-10 * np.log10(chosen.mean())) if chosen.size else float("nan")
 
 
 def moving_masks(count: int) -> np.ndarray:
@@ -145,22 +115,17 @@ def moving_masks(count: int) -> np.ndarray:
   return np.stack(masks)
 
 
-def make_scores(system: System, params, constant, layout):
-  """The function from a batch to scores of each scene: PSNR by method, geometry, motion."""
+def make_views(system: System, params, constant, layout):
+  """The function from a batch to pictures by method, our depth, and our scene at source times."""
 
   @jax.jit
-  def scores(clip: Clip, moving_pixels):
+  def views(clip: Clip):
     target = clip.target
     latents = system.backbone.encode(params, clip.source.images)
-    points, frames, (true, valid) = motion_queries(
-      clip, jax.random.key(0), clip.source.times.shape[1]
-    )
-    times = jnp.concatenate([target.times, clip.source.times[:, frames]], axis=1)
-    dynamic, auxiliary = system.reconstruct(
-      params, latents, clip.source.cameras, times, points=points
-    )
-    views = target.times.shape[1]
-    ours = _at(dynamic, slice(0, views))
+    times = jnp.concatenate([target.times, clip.source.times], axis=1)
+    dynamic, _ = system.reconstruct(params, latents, clip.source.cameras, times)
+    count = target.times.shape[1]
+    ours = _at(dynamic, slice(0, count))
     drawn = validation.draw(ours, target.cameras)
     images = {
       "ours": drawn.image,
@@ -173,42 +138,35 @@ def make_scores(system: System, params, constant, layout):
       "pixels at the mean depth": drawn_lifted(clip, layout * jnp.ones_like(clip.source.depth)),
       "pixels at their true depth": drawn_lifted(clip, clip.source.depth),
     }
-    psnr = {
-      name: (
-        jnp.mean(validation.psnr(x, target.images), axis=1),
-        masked_psnr(x, target.images, moving_pixels),
-      )
-      for name, x in images.items()
-    }
-
-    known = target.depth > 0
     depth = jnp.where(drawn.alpha > 0.5, drawn.depth, 0)
-    both = known & (depth > 0)
-    ratio = jnp.where(both, jnp.log(jnp.maximum(depth, 1e-3) / jnp.maximum(target.depth, 1e-3)), 0)
-    count = jnp.sum(both, axis=(1, 2, 3))
-    shift = jnp.sum(ratio, axis=(1, 2, 3)) / count
-    aligned = depth * jnp.exp(-shift)[:, None, None, None]
-    relative = jnp.where(both, jnp.abs(aligned - target.depth) / jnp.maximum(target.depth, 1e-3), 0)
+    correlation = jnp.mean(validation.correlation(drawn.depth, target.depth), axis=1)
+    return images, depth, correlation, _at(dynamic, slice(count, None))
 
-    displacement = auxiliary.displacement[:, views:]
-    length = jnp.linalg.norm(true, axis=-1)
-    moving = valid & (length > MOVING)
-    error = jnp.sum(jnp.linalg.norm(displacement - true, axis=-1) * moving, axis=(1, 2))
-    none = jnp.sum(length * moving, axis=(1, 2))
-    still = valid & (length < 1e-3)
-    drift = jnp.sum(jnp.linalg.norm(displacement, axis=-1) * still, axis=(1, 2))
-    return psnr, {
-      "depth correlation": jnp.mean(validation.correlation(drawn.depth, target.depth), axis=1),
-      "relative depth error, scale aligned": jnp.sum(relative, axis=(1, 2, 3)) / count,
-      "scale error (1 is none)": jnp.exp(jnp.abs(shift)),
-      "moving points: error over no motion": jnp.where(none > 0, error / none, jnp.nan),
-      "moving points: error in metres": jnp.where(
-        none > 0, error / jnp.sum(moving, (1, 2)), jnp.nan
-      ),
-      "still points: drift in metres": drift / jnp.maximum(jnp.sum(still, axis=(1, 2)), 1),
+  return views
+
+
+def scores(views, clip: Clip, moving: np.ndarray) -> list[dict[str, float]]:
+  """Of each scene of a batch, as `d4s_jax.evaluate` measures them."""
+  images, depth, correlation, dynamic = jax.device_get(views(clip))
+  found = []
+  for index, mask in enumerate(moving):
+    one = jax.tree.map(lambda x, i=index: np.asarray(x)[i], clip)
+    told = {}
+    for name, pictures in images.items():
+      told[name] = float(np.mean(families.psnr(pictures[index], one.target.images)))
+      told[f"{name}, moving"] = masked_psnr(pictures[index], one.target.images, mask)
+    depths = geometry.depth_scores(depth[index], one.target.depth)
+    motion = geometry.motion_scores(jax.tree.map(lambda x, i=index: x[i], dynamic), one)
+    told |= {
+      "depth correlation": float(correlation[index]),
+      "depth, AbsRel": depths["absolute_relative"],
+      "error of the scale (1 is none)": float(np.exp(np.abs(np.log(depths["scale"])))),
+      "moving points: error over no motion": motion["over_none"],
+      "moving points: error in metres": motion["end_point"],
+      "still points: drift in metres": motion["drift"],
     }
-
-  return scores
+    found.append(told)
+  return found
 
 
 def _at(dynamic: DynamicGaussians, times: slice) -> DynamicGaussians:
@@ -229,8 +187,6 @@ def main() -> None:
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   parser.add_argument("--run", type=pathlib.Path, help="a run; the shipped weights without")
-  parser.add_argument("--optimised", type=int, default=0, help="scenes of the two-stage baseline")
-  parser.add_argument("--seconds", type=float, default=60, help="of it for each scene")
   options = parser.parse_args()
 
   if options.run:
@@ -243,40 +199,18 @@ def main() -> None:
     params = {part: shipped.load("tiny", part, abstract[part]) for part in ("autoencoder", "ldrm")}
   tokenize = system.backbone.tokenizer
   constant, layout = layouts(clips("train", _LAYOUTS, tokenize, views=0))
-  score = make_scores(system, params, constant, layout)
+  views = make_views(system, params, constant, layout)
   masks = moving_masks(SCENES)
   found = []
   for number, clip in enumerate(clips("heldout", SCENES, tokenize)):
-    found.append(jax.device_get(score(clip, masks[number * BATCH : (number + 1) * BATCH])))
-  psnr, others = jax.tree.map(lambda *x: np.concatenate(x), *found)
+    found += scores(views, clip, masks[number * BATCH : (number + 1) * BATCH])
+  values = {name: [each[name] for each in found] for name in found[0]}
   print(f"PSNR in dB over {SCENES} scenes, {VIEWS} views each: all pixels; moving solids")
-  for name, (whole, moving) in psnr.items():
-    print(f"  {name:28} {summary(whole)}; {summary(moving)}")
-  for name, values in others.items():
-    print(f"  {name:40} {summary(values)}")
-  if options.optimised:
-    two_stage(system, params, layout, masks, psnr["ours"], options)
-
-
-def two_stage(system, params, layout, masks, ours, options) -> None:
-  """Prints the two-stage baseline beside ours on the same scenes."""
-  through = jax.jit(
-    lambda images: system.backbone.decode(params, system.backbone.encode(params, images))
-  )
-  source = open_source("synthetic", split="heldout", views=VIEWS)
-  clips = validation.load_clips(source, system.backbone.tokenizer, 1, options.optimised)
-  found = []
-  for number, clip in enumerate(clips):
-    video = through(clip.source.images)[0]
-    image = optimised(clip, video, layout, options.seconds)[None]
-    whole = jnp.mean(validation.psnr(image, clip.target.images), axis=1)
-    moving = masked_psnr(image, clip.target.images, masks[number : number + 1])
-    found.append((whole[0], moving[0]))
-  print(f"the first {options.optimised} scenes, {options.seconds:g} s each:")
-  count = options.optimised
-  rows = {"two stages": np.transpose(found), "ours": [values[:count] for values in ours]}
-  for name, (whole, moving) in rows.items():
-    print(f"  {name:28} {summary(whole)}; {summary(moving)}")
+  for name in values:
+    if f"{name}, moving" in values:
+      print(f"  {name:28} {summary(values[name])}; {summary(values[f'{name}, moving'])}")
+    elif not name.endswith(", moving"):
+      print(f"  {name:40} {summary(values[name])}")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+import scipy.ndimage
 
 from d4s_jax import packaged
 from d4s_jax.data.synthetic import SyntheticScenes
@@ -51,13 +52,33 @@ def test_order_of_the_frames_counts(videos, known):
   assert np.abs(backwards - known[:1]).max() > 0.05
 
 
-def test_the_distance_grows_with_noise(videos, known):
-  rng = np.random.default_rng(0)
-  noises = [rng.normal(size=video.shape).astype(np.float32) for video in videos]
-  found = [
-    frechet(known, features([np.clip(v + level * n, 0, 1) for v, n in zip(videos, noises)]))
-    for level in (0.05, 0.2)
-  ]
+def noisy(video, level):
+  noise = np.random.default_rng(int(1e6 * video.mean())).normal(size=video.shape)
+  return np.clip(video + level * noise, 0, 1).astype(np.float32)
+
+
+def blurred(video, level):
+  return scipy.ndimage.gaussian_filter(video, (0, level, level, 0))
+
+
+def shuffled(video, level):
+  """The first so many frames in another order."""
+  order = np.arange(len(video))
+  order[:level] = np.random.default_rng(1).permutation(level)
+  return video[order]
+
+
+def frozen(video, level):
+  """From the frame after so many on, it stands."""
+  return video[np.minimum(np.arange(len(video)), level)]
+
+
+@pytest.mark.parametrize(
+  ("worsen", "levels"),
+  [(noisy, (0.05, 0.2)), (blurred, (0.5, 2.0)), (shuffled, (5, 9)), (frozen, (4, 0))],
+)
+def test_the_distance_grows_with_what_makes_videos_worse(videos, known, worsen, levels):
+  found = [frechet(known, features([worsen(x, level) for x in videos])) for level in levels]
   assert frechet(known, known) < 1e-6 < found[0] < found[1]
 
 

@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+import scipy.ndimage
 
 from d4s_jax.data.synthetic import SyntheticScenes
 from d4s_jax.evaluation import page, report, runner, samples, summary
@@ -60,6 +61,43 @@ def test_more_noise_is_worse_and_the_truth_is_perfect(sets, tmp_path):
     settings(tmp_path, tmp_path, names=("copy",), reference=str(sets / "true"))
   )
   assert [round(row.results["copy"].value, 6) for row in perfect.rows] == [100, 1, 0]
+
+
+def test_more_blur_is_worse(sets, tmp_path):
+  for path in (sets / "true").iterdir():
+    for name, level in (("little", 0.5), ("much", 2.0)):
+      (tmp_path / name).mkdir(exist_ok=True)
+      blurred = scipy.ndimage.gaussian_filter(np.load(path), (0, level, level, 0))
+      np.save(tmp_path / name / path.name, blurred)
+  found = runner.evaluate(settings(tmp_path, tmp_path, reference=str(sets / "true")))
+  for name in QUICK.split(","):
+    less, more = values(found, name)
+    assert (less > more) == (METRICS[name].better == "higher")
+
+
+def test_a_few_videos_are_in_memory_together_and_the_bar_estimates(
+  sets, tmp_path, monkeypatch, capsys
+):
+  held: set[str] = set()
+  most = []
+  whole, release = samples.Video.frames, samples.Video.release
+
+  def frames(self, side=None):
+    held.add(str(self.path))
+    most.append(len(held))
+    return whole(self, side)
+
+  def released(self):
+    release(self)
+    assert "video" not in vars(self)
+    held.discard(str(self.path))
+
+  monkeypatch.setattr(samples.Video, "frames", frames)
+  monkeypatch.setattr(samples.Video, "release", released)
+  runner.evaluate(settings(sets, tmp_path, batch=1))
+  # One video and its reference.
+  assert max(most) == 2 and len(most) > 2 * COUNT and not held
+  assert re.search(r"score little: +100%.*\[\d\d:\d\d<\d\d:\d\d", capsys.readouterr().err)
 
 
 def test_two_runs_make_the_same_report_and_the_second_measures_nothing(sets, tmp_path, monkeypatch):

@@ -141,7 +141,10 @@ def test_the_sweep_that_comes_along_is_one():
   for row in rows.values():
     for config, overrides in row.stages:
       assert (place.parents[2] / config).is_file() and all("=" in x for x in overrides)
-  assert list(sweeps.rows_of(module.get_config("joint,shipped").to_dict())) == ["joint", "shipped"]
+  chosen = "shipped,joint,default"
+  assert list(sweeps.rows_of(module.get_config(chosen).to_dict())) == chosen.split(",")
+  with pytest.raises(ValueError, match=r"Unknown rows \['imagined'\]; expected some of shipped"):
+    module.get_config("shipped,imagined")
 
 
 def test_quality_is_drawn_against_time():

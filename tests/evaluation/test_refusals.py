@@ -1,0 +1,116 @@
+"""What a user may give that can't be scored: told at once, or counted, named and explained."""
+
+import json
+
+import numpy as np
+import pytest
+
+from d4s_jax.evaluation import cost, families, maker, runner, samples
+from d4s_jax.evaluation.metric import Case, Context, Failure
+from d4s_jax.evaluation.settings import Settings
+
+GREY = np.full((4, 40, 40, 3), 0.5, np.float32)
+
+
+@pytest.fixture
+def place(tmp_path):
+  """Folders with a video each."""
+  for name in ("a", "b/a", "true"):
+    (tmp_path / name).mkdir(parents=True)
+    np.save(tmp_path / name / "clip.npy", GREY)
+  return tmp_path
+
+
+def settings(place, **options) -> Settings:
+  return Settings(
+    **dict(samples=str(place / "a"), metrics="psnr", output=str(place / "out")) | options
+  )
+
+
+def why(place, metric: str, **options) -> str:
+  """Why the sample has no value."""
+  (row,) = runner.evaluate(settings(place, metrics=metric, **options)).rows
+  (result,) = row.results.values()
+  assert result.value is None and result.count == 0
+  return " ".join([*result.failures.values(), *result.notes])
+
+
+def test_names_that_mean_two_things_are_refused(place):
+  with pytest.raises(ValueError, match="Two sets are named 'a'; write NAME=FOLDER"):
+    runner.evaluate(settings(place, samples=f"{place / 'a'},{place / 'b' / 'a'}"))
+  with pytest.raises(ValueError, match="Samples and references are both named 'a'; write NAME="):
+    runner.evaluate(settings(place, reference=str(place / "b" / "a")))
+  # With names they are taken.
+  found = runner.evaluate(
+    settings(place, samples=f"x={place / 'a'},{place / 'b' / 'a'}", reference=str(place / "true"))
+  )
+  assert {name: x.value for name, x in found.rows[0].results.items()} == {"x": 100, "a": 100}
+
+
+def test_videos_too_short_for_a_distance_are_named(place):
+  told = why(place, "fvd", reference=str(place / "true"))
+  assert "4 frames; expected at least 16 (config.frames), and 9 for this network" in told
+  assert "0 samples and 0 references; a distance needs 2 of each" in told
+
+
+def test_a_file_that_is_no_array_is_named(place):
+  (place / "a" / "clip.npy").write_bytes(b"no array")
+  assert "clip.npy cannot be read as an array" in why(place, "matches_sift")
+
+
+def test_a_prompt_of_a_book_is_refused(place):
+  (place / "a" / "clip.txt").write_text("a" * 20_000)
+  (sample,) = samples.open_set(place / "a").samples.values()
+  with pytest.raises(ValueError, match="clip.txt"):
+    _ = sample.text
+
+
+def test_what_costs_are_not(place):
+  (place / "a" / cost.FILE).write_text("[]")
+  with pytest.raises(ValueError, match="expected an object of stages"):
+    cost.read(place / "a")
+
+
+def test_options_of_a_source_are_objects(place):
+  told = {"source": "synthetic", "options": [], "clips": {"a": 0}}
+  (place / "true" / samples.SOURCE).write_text(json.dumps(told))
+  with pytest.raises(ValueError, match="options and clips; expected objects"):
+    samples.open_set(place / "true")
+
+
+def test_a_damaged_value_in_the_cache_is_measured_again(place):
+  asked = settings(place, reference=str(place / "true"))
+  first = runner.evaluate(asked).rows[0].results["a"]
+  kept = list((place / "out" / "cache").glob("frames-*.npz"))
+  assert kept
+  for path in kept:
+    path.write_bytes(path.read_bytes()[:40])
+  assert runner.evaluate(asked).rows[0].results["a"] == first
+  assert all(path.stat().st_size > 40 for path in kept)
+
+
+def test_a_video_model_makes_no_scenes():
+  class Trained:
+    name, reconstructs = "runs/diffusion-tiny", False
+
+  with pytest.raises(
+    ValueError, match="runs/diffusion-tiny makes videos, no scenes; expected a run"
+  ):
+    maker.Maker(Trained())  # pyright: ignore
+
+
+def test_a_path_of_another_length_than_the_video_is_no_path_of_it(monkeypatch):
+  class Sample:
+    has = frozenset(("video", "cameras"))
+
+    def frames(self, side):
+      return GREY
+
+    def cameras(self, height, width):
+      class Path:
+        world_from_camera = np.zeros((3, 4, 4))
+
+      return Path()
+
+  (found,) = families.POSES.measure([Case(Sample())], Context(Settings(), {}))  # pyright: ignore
+  assert found == Failure("4 frames and 3 cameras; expected one for each")
