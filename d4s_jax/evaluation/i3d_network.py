@@ -75,7 +75,8 @@ def logits(units: Mapping[str, Unit], videos: Float[Array, "b f h w 3"]) -> Floa
 
 def _module(x: Array, units: Mapping[str, Unit]) -> Array:
   first = [units[name] for name in _FIRST]
-  together = _pointwise(x, tuple(jnp.concatenate(part, axis=-1) for part in zip(*first)))
+  kernel, bias = (jnp.concatenate(part, axis=-1) for part in zip(*first))
+  together = _pointwise(x, (kernel, bias))
   ends = np.cumsum([bias.shape[0] for _, bias in first])[:-1]
   whole, *narrow = jnp.split(together, ends, axis=-1)
   second = [_convolve(part, units[name]) for part, name in zip(narrow, _SECOND)]
