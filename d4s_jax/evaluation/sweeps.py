@@ -8,6 +8,7 @@ A sweep is a config file (`configs/sweeps/`): `rows` by name, each with
   scenes     a kind of `maker.KINDS`: "generated" from a picture, "reconstructed" from the true
              video, or Gaussians fitted to the decoded video: "two_stage" from random points,
              "from_points" from those of SIFT, "refined" from what the model reconstructs
+  count      scenes, if not as many as the sweep says: the first of the others'
   paper      what the paper prints for this row, by metric
   told       what else the paper says of it
 
@@ -29,7 +30,7 @@ from d4s_jax.evaluation.settings import Settings
 from d4s_jax.pipeline import progress
 from d4s_jax.training import inference
 
-_KEYS = {"run", "stages", "sampling", "scenes", "paper", "told"}
+_KEYS = {"run", "stages", "sampling", "scenes", "count", "paper", "told"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +42,7 @@ class Row:
     stages: (config file, overrides) of each.
     sampling: settings.
     scenes: a kind of `maker.KINDS`.
+    count: scenes; 0 for the sweep's.
     paper: numbers by metric.
     told: text.
   """
@@ -49,6 +51,7 @@ class Row:
   stages: tuple[tuple[str, tuple[str, ...]], ...] = ()
   sampling: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   scenes: str = "reconstructed"
+  count: int = 0
   paper: Mapping[str, float] = dataclasses.field(default_factory=dict)
   told: str = ""
 
@@ -90,9 +93,11 @@ def run(config: Mapping[str, Any], settings: Settings) -> runner.Report:
     if place not in opened:
       opened = {place: inference.open_checkpoint(place, progress.timed)}
     maker = Maker(opened[place], sampling=row.sampling)
-    benchmark.embedded(workdir / name / "set", maker, config["count"], (row.scenes,))
+    count = row.count or config["count"]
+    benchmark.embedded(workdir / name / "set", maker, count, (row.scenes,))
     size = maker.frames
-  first = next(iter(rows))
+  # The most scenes, so that each has its truth.
+  first = max(rows, key=lambda name: rows[name].count or config["count"])
   settings = dataclasses.replace(
     settings,
     samples=",".join(f"{name}={workdir / name / 'set' / row.scenes}" for name, row in rows.items()),

@@ -59,7 +59,7 @@ def test_rows_are_trained_stage_after_stage_and_scored_beside_the_papers_numbers
   config = sweep(
     tmp_path,
     shipped={"run": "shipped", "paper": {"psnr": 33.5, "fvd": 210.2}},
-    other={"stages": stages, "told": "worse", "sampling": {"scale": 1.0}},
+    other={"stages": stages, "told": "worse", "sampling": {"scale": 1.0}, "count": 2},
   )
   found = sweeps.run(config, Settings(output=str(tmp_path / "out")))
   first = tmp_path / "sweep" / "other" / "geometry"
@@ -81,7 +81,8 @@ def test_rows_are_trained_stage_after_stage_and_scored_beside_the_papers_numbers
   before = len([line for line in quick if line.startswith("train")])
   sweeps.run(config, Settings(output=str(tmp_path / "out")))
   assert len([line for line in quick if line.startswith("train")]) == before
-  assert len(open_set(tmp_path / "sweep" / "other" / "set" / "reconstructed").samples) == 3
+  assert len(open_set(tmp_path / "sweep" / "other" / "set" / "reconstructed").samples) == 2
+  assert {name: x.count for name, x in found.rows[0].results.items()} == {"shipped": 3, "other": 2}
 
 
 def test_a_run_of_other_options_is_not_taken_for_the_rows(quick, tmp_path):
