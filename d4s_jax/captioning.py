@@ -1,8 +1,9 @@
 """A small client of an OpenAI-compatible endpoint: pictures in, a caption out.
 
 The address is an argument, or else OPENAI_BASE_URL, such as http://127.0.0.1:8000/v1; the key is
-OPENAI_API_KEY, if one is needed; the model OPENAI_MODEL, or else the first that the server lists.
-vLLM, SGLang, llama.cpp and Ollama serve Qwen-VL, which the paper uses, this way.
+OPENAI_API_KEY, if one is needed (it is sent to that server alone; the one of `evaluation.q_align`,
+which may be somebody else's, has a key of its own); the model OPENAI_MODEL, or else the first that
+the server lists. vLLM, SGLang, llama.cpp and Ollama serve Qwen-VL, which the paper uses, this way.
 """
 
 import base64

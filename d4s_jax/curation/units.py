@@ -13,9 +13,11 @@ from typing import Any, Protocol, runtime_checkable
 import av
 import numpy as np
 from av.error import FFmpegError
+from av.video.reformatter import VideoReformatter
 from jaxtyping import Float, Int, UInt8
 
 from d4s_jax.data.datasets import registry
+from d4s_jax.data.datasets.scene import check_folder
 from d4s_jax.formats.footage import Footage
 from d4s_jax.formats.images import MAX_PIXELS
 from d4s_jax.types import Cameras, Tracks
@@ -92,8 +94,7 @@ def find(dataset: str, root: pathlib.Path) -> tuple[list[Unit], list[str]]:
   if dataset != VIDEOS:
     opened = registry.open_dataset(dataset, root)
     return [Unit(dataset, str(root), name) for name in opened.names], list(opened.problems)
-  if not root.is_dir():
-    raise NotADirectoryError(f"No folder at {root}; expected one with videos.")
+  check_folder(root, "one with videos")
   top = root.resolve()
   names, problems = [], []
   for path in sorted(root.rglob("*")):
@@ -152,7 +153,7 @@ def _scan(path: pathlib.Path) -> tuple[list[int], np.ndarray, list[str]]:
   stamps: list[int] = []
   change: list[float] = []
   problems: list[str] = []
-  before, dropped = None, 0
+  before, dropped, shrink = None, 0, VideoReformatter()
   try:
     with av.open(str(path)) as container:
       stream = container.streams.video[0]
@@ -164,8 +165,8 @@ def _scan(path: pathlib.Path) -> tuple[list[int], np.ndarray, list[str]]:
           if frame.pts is None or stamps and frame.pts <= stamps[-1]:
             dropped += 1
             continue
-          small = frame.reformat(*_SMALL, format="rgb24", interpolation="AREA").to_ndarray()
-          small = small.astype(np.int16)
+          small = shrink.reformat(frame, *_SMALL, format="rgb24", interpolation="AREA", threads=1)
+          small = small.to_ndarray().astype(np.int16)
           change.append(255.0 if before is None else float(np.abs(small - before).mean()))
           stamps.append(frame.pts)
           before = small

@@ -94,9 +94,15 @@ class Cut:
     chosen = sampling.choose_frames(footage, wanted.frames, wanted.views, rng, how)
     to = (wanted.height, wanted.width)
     window = sampling.choose_window((footage.height, footage.width), to, rng, how)
+    # Each once, in the order of their cameras and times: decoders of videos only go ahead.
+    needed, places = np.unique([*chosen.source, *chosen.target], return_inverse=True)
+    frames = _views(footage, needed, window, to)
     source, target = (
-      _views(footage, index, times, window, to)
-      for index, times in ((chosen.source, chosen.times), (chosen.target, chosen.target_times))
+      _some(frames, index, times)
+      for index, times in (
+        (places[: wanted.frames], chosen.times),
+        (places[wanted.frames :], chosen.target_times),
+      )
     )
     tracks = sampling.cap_tracks(footage.tracks(chosen.source), wanted.tracks, wanted.frames, rng)
     first, scale = np.asarray(source.cameras.world_from_camera[0]), 1.0
@@ -118,9 +124,9 @@ class Cut:
 
 
 def _views(
-  footage: Filmed, chosen: Int[np.ndarray, "v"], times: Any, window: Window, to: tuple[int, int]
+  footage: Filmed, chosen: Int[np.ndarray, "v"], window: Window, to: tuple[int, int]
 ) -> Views:
-  """Frames as views, with cameras in float64."""
+  """Frames as views: images still in 8 bits, cameras in float64, times not told."""
   images = np.stack([footage.picture(int(index), window, to) for index in chosen])
   depth = np.zeros(images.shape[:-1], np.float32)
   for place, index in enumerate(chosen):
@@ -135,11 +141,19 @@ def _views(
     lenses, poses = footage.intrinsics[chosen], footage.world_from_camera[chosen]
   whole: Any = {"world_from_camera": poses, "intrinsics": lenses}
   cameras = Cameras(**whole, height=size[0], width=size[1])
-  shown: Any = images.astype(np.float32) / 255
   known: Any = np.where(depth < _FAR, depth, 0)
+  shown: Any = images
+  times: Any = np.zeros(len(chosen), np.float32)
   return Views(
     images=shown, depth=known, cameras=sampling.cut_cameras(cameras, window, to), times=times
   )
+
+
+def _some(frames: Views, index: Int[np.ndarray, "v"], times: Any) -> Views:
+  """Some of the views, with their times, and images in [0, 1]."""
+  images: Any = np.divide(np.asarray(frames.images)[index], np.float32(255), dtype=np.float32)
+  depth: Any = np.asarray(frames.depth)[index]
+  return Views(images=images, depth=depth, cameras=frames.cameras[index], times=times)
 
 
 def _instances(
@@ -151,6 +165,8 @@ def _instances(
     one = footage.instances(int(index))
     if one is not None:
       found[place] = sampling.nearest(one, window, to)
+  if not found.any():
+    return found.astype(np.int32)
   there = np.bincount(found.ravel()) > 0
   there[0] = False
   return np.cumsum(there, dtype=np.int32)[found]
@@ -161,7 +177,7 @@ def _moved(views: Views, first, scale: float) -> Views:
   moved: Any = sampling.in_first(np.asarray(views.cameras.world_from_camera), first, scale)
   lenses: Any = np.asarray(views.cameras.intrinsics, np.float32)
   cameras = dataclasses.replace(views.cameras, world_from_camera=moved, intrinsics=lenses)
-  depth: Any = (np.asarray(views.depth) / scale).astype(np.float32)
+  depth: Any = np.asarray(views.depth) / np.float32(scale)
   return dataclasses.replace(views, cameras=cameras, depth=depth)
 
 

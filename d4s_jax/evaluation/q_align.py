@@ -27,7 +27,8 @@ PROMPT = (
   " or bad."
 )
 PROMPT_HASH = hashlib.sha256(PROMPT.encode()).hexdigest()[:8]
-# Environment variable of a key, if the server wants one.
+# Environment variable of a key, if the server wants one: not OPENAI_API_KEY, which is for the
+# server of captions and would be given away to another.
 KEY = "D4S_JAX_QA_KEY"
 # Of the answer's first token; more is more than servers give.
 _ALTERNATIVES = 20

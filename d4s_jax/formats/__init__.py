@@ -1,6 +1,8 @@
 """Files in and out: photographs, videos, camera paths and scenes.
 
 Readers treat every file as written by a stranger: sizes are bounded before anything is allocated,
-fields are allow-listed, nothing is unpickled, and whatever is wrong ends in one ValueError that
-names the file and the place. Writers are atomic: a file or scene is there as a whole or not at all.
+fields are allow-listed, and whatever is wrong ends in one ValueError that names the file and the
+place. No file can have code run: of the pickle in a file of PyTorch, names of tensors are answered
+with stand-ins and all others refused (`torch_tensors`), and nothing else that is pickled is read.
+Writers are atomic: a file or scene is there as a whole or not at all.
 """

@@ -13,7 +13,7 @@ import os
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from d4s_jax.formats import atomic, checked
 from d4s_jax.geometry import AnyArray, poses
@@ -146,6 +146,9 @@ def rigid(matrix: Float[np.ndarray, "4 4"], where: str) -> Float[np.ndarray, "4 
   Raises:
     ValueError: it mirrors, scales or shears, or its last row is not 0 0 0 1.
   """
+  cleaned, sound = nearest_rigid(matrix[None])
+  if sound[0]:
+    return cleaned[0]
   rotation = matrix[:3, :3]
   if not np.array_equal(matrix[3], [0, 0, 0, 1]):
     turned = np.array_equal(matrix[:, 3], [0, 0, 0, 1])
@@ -161,15 +164,26 @@ def rigid(matrix: Float[np.ndarray, "4 4"], where: str) -> Float[np.ndarray, "4 
       f"{where}: not a rotation ({what}; R R^T is off the identity by {error:.2g}); expected"
       " orthonormal columns. Divide a scale out of the matrix."
     )
-  left, _, right = np.linalg.svd(rotation)
-  if np.linalg.det(left @ right) < 0:
-    raise ValueError(
-      f"{where}: a mirror image (determinant -1: left-handed axes, as in Unity and Unreal), not a "
-      "rotation; expected right-handed axes, x right, y down, z forward."
-    )
-  cleaned = matrix.copy()
-  cleaned[:3, :3] = left @ right
-  return cleaned
+  raise ValueError(
+    f"{where}: a mirror image (determinant -1: left-handed axes, as in Unity and Unreal), not a "
+    "rotation; expected right-handed axes, x right, y down, z forward."
+  )
+
+
+def nearest_rigid(
+  matrices: Float[np.ndarray, "f 4 4"],
+) -> tuple[Float[np.ndarray, "f 4 4"], Bool[np.ndarray, "f"]]:
+  """The rigid motions nearest to matrices, and which of these were such up to a file's digits."""
+  rotations = matrices[:, :3, :3]
+  with np.errstate(invalid="ignore", over="ignore"):
+    error = np.abs(rotations @ rotations.transpose(0, 2, 1) - np.eye(3)).max((1, 2))
+    sound = (error < _ROTATION_TOLERANCE) & (matrices[:, 3] == [0, 0, 0, 1]).all(1)
+    sound &= np.isfinite(matrices).all((1, 2))
+    sound &= np.linalg.det(np.where(sound[:, None, None], rotations, np.eye(3))) > 0
+  left, _, right = np.linalg.svd(np.where(sound[:, None, None], rotations, np.eye(3)))
+  cleaned = np.array(matrices)
+  cleaned[sound, :3, :3] = (left @ right)[sound]
+  return cleaned, sound
 
 
 def _intrinsics(frame: dict[str, Any], place: str, height: int, width: int) -> np.ndarray:

@@ -8,6 +8,7 @@ from typing import Any
 import av
 import numpy as np
 from av.error import FFmpegError
+from av.video.reformatter import VideoReformatter
 from jaxtyping import UInt8
 
 from d4s_jax.formats.images import MAX_PIXELS
@@ -47,6 +48,7 @@ class Footage:
     self.path = path
     self._stamps, self._keys = list(stamps), []
     self._container, self._frames = None, iter(())
+    self._convert = VideoReformatter()
     # The number of the next frame; of the first one that is damaged, and what is wrong with it.
     self._next, self._damage = 0, (0, "")
     try:
@@ -68,8 +70,6 @@ class Footage:
         f"{path} has {self.frames} frames of {self.width} x {self.height} pixels; expected some,"
         f" of at most {MAX_PIXELS} pixels."
       )
-    # Of a scene with many cameras, few are read.
-    self.close()
 
   def read(self, number: int) -> UInt8[np.ndarray, "h w 3"]:
     """One frame, RGB; the first has number 0.
@@ -99,7 +99,8 @@ class Footage:
       self.close()
       raise ValueError(f"{self.path} has no frame {number} where it should be; fetch it again.")
     self._next = number + 1
-    return frame.to_ndarray(format="rgb24")
+    # One for all frames, in this thread: to make one, or threads, takes longer than converting.
+    return self._convert.reformat(frame, format="rgb24", threads=1).to_ndarray()
 
   def close(self) -> None:
     """Closes the file; reading opens it again."""
@@ -127,7 +128,8 @@ class Footage:
       pass
     self._stamps.sort()
     self._keys.sort()
-    self._open()
+    # What was looked through is behind.
+    self._next = 1 << 62
 
   def _jumps(self, number: int) -> bool:
     """Whether decoding goes on elsewhere: back, or past a key frame."""
@@ -157,10 +159,11 @@ class Footage:
     return None
 
   def _decoded(self, container: Any) -> Iterator[Any]:
-    context = self._stream.codec_context
+    context, skipping = self._stream.codec_context, None
     for packet in container.demux(self._stream):
       early = packet.pts is not None and packet.pts < self._wanted
-      context.skip_frame = "NONREF" if early else "DEFAULT"
+      if early != skipping:
+        context.skip_frame, skipping = "NONREF" if early else "DEFAULT", early
       try:
         frames = packet.decode()
       except FFmpegError:

@@ -1,11 +1,11 @@
-"""Loading of shards beside a torch DataLoader, the training step's wait for data, and memory.
+"""Loading beside a torch DataLoader, the training step's wait for data, and memory.
 
-  python tests/benchmarks/loading.py [--film=bunny.mp4] [--steps=100] [--clips=10000]
+  python tests/benchmarks/loading.py [--film=bunny.mp4] [--seconds=10] [--steps=60] [--clips=10000]
 
-One run, the same two cores: decoded clips per second of our loader, of a torch DataLoader over the
-same shards, and of one over video files of the same clips; ratios of medians over rounds that take
-turns. Then the share of a training run of `tiny` that waits for data, with the default source and
-with shards, and resident memory over many clips.
+One run, the same two cores: decoded clips per second of our loader over shards and over video files
+(Stereo4D's layout), and of a torch DataLoader over each of them; ratios of medians over rounds that
+take turns. Then the share of a training run of `tiny` that waits for data, with the default source
+and with shards, of the steps after compilation; and resident memory over many clips.
 """
 
 import pathlib
@@ -19,6 +19,7 @@ import numpy as np
 import psutil
 import torch
 from absl import app, flags
+from PIL import Image
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 
@@ -34,12 +35,14 @@ from tests.curation.footage import pan
 from tests.data.records import scene_record, write_folder
 
 _FILM = flags.DEFINE_string("film", "", "A video file to cut the clips from; else made up.")
-_STEPS = flags.DEFINE_integer("steps", 100, "Of the training runs; 0 for none.")
+_STEPS = flags.DEFINE_integer("steps", 60, "Of each training run after its first ones; 0 for none.")
 _CLIPS = flags.DEFINE_integer("clips", 10_000, "Over which memory is watched; 0 for none.")
 _SECONDS = flags.DEFINE_float("seconds", 10.0, "Of each measurement.")
 
-_COUNT, _LONG, _SIDE = 24, 49, 256
-_SHAPE, _BATCH, _ROUNDS = {"frames": 17, "height": 192, "width": 192}, 4, 2
+_COUNT, _LONG, _SIDE, _FPS = 24, 49, 256, 24
+_SHAPE, _BATCH, _ROUNDS = {"frames": 17, "height": 192, "width": 192}, 4, 5
+# Steps of one account of a training run.
+_EVERY = 10
 # Batches that workers make ahead, at the most.
 _READY = 8
 
@@ -57,17 +60,23 @@ def main(argv):
 
 
 def films(folder):
-  """The same clips as shards and as video files."""
-  (folder / "videos").mkdir()
-  made = []
+  """The same clips as shards and as video files with cameras."""
+  made, videos = [], folder / "videos" / "train"
+  videos.mkdir(parents=True)
   for number, frames in zip(range(_COUNT), footage()):
-    write_video(folder / "videos" / f"{number:03d}.mp4", frames, 24)
-    unit = units.Unit("videos", str(folder / "videos"), f"{number:03d}.mp4")
-    stamps, *_ = units._scan(folder / "videos" / f"{number:03d}.mp4")
-    span = units.Span(unit, 0, len(stamps) - 1, tuple(stamps))
+    name = f"film_{number:03d}"
+    write_video(videos / f"{name}-left_rectified.mp4", frames, _FPS)
+    poses = np.tile(np.eye(4)[:3], (_LONG, 1, 1))
+    poses[:, 0, 3] = np.linspace(0, 1, _LONG)
+    times = (np.arange(_LONG) * 1e6 / _FPS).astype(np.int64)
+    np.savez(videos / f"{name}.npz", camera2world=poses, timestamps=times)
+  for number in range(_COUNT):
+    unit = units.Unit("stereo4d", str(folder / "videos"), f"film_{number:03d}")
+    span = units.Span(unit, 0, _LONG - 1)
     made.append(recording.to_record(span, units.open_span(span), _SIDE))
   write_folder(folder / "shards", made)
-  size = {x: sum(y.stat().st_size for y in (folder / x).iterdir()) for x in ("videos", "shards")}
+  places = {"videos": videos, "shards": folder / "shards"}
+  size = {x: sum(y.stat().st_size for y in place.iterdir()) for x, place in places.items()}
   print(
     f"{_COUNT} clips of {_LONG} frames, {made[0].width} x {made[0].height}; MB a clip: "
     + ", ".join(f"{x} {y / _COUNT / 1e6:.2f}" for x, y in size.items())
@@ -76,7 +85,7 @@ def films(folder):
 
 def footage():
   if not _FILM.value:
-    yield from (pan(seed, _LONG, 2, _SIDE, _SIDE * 16 // 9) for seed in range(_COUNT))
+    yield from (pan(seed, _LONG, 2, _SIDE, _SIDE) for seed in range(_COUNT))
     return
   with av.open(_FILM.value) as container:
     frames = []
@@ -84,7 +93,8 @@ def footage():
       if number < 1500:
         continue
       wide = frame.width * _SIDE // frame.height
-      frames.append(frame.reformat(wide, _SIDE, format="rgb24").to_ndarray())
+      whole = frame.reformat(wide, _SIDE, format="rgb24").to_ndarray()
+      frames.append(whole[:, (wide - _SIDE) // 2 :][:, :_SIDE])
       if len(frames) == _LONG:
         yield np.stack(frames).astype(np.float32) / 255
         frames = []
@@ -114,7 +124,7 @@ class OfVideos(torch.utils.data.Dataset):
   """What a user of torch writes over video files: decode, choose, cut, resize."""
 
   def __init__(self, folder):
-    self.files = sorted(folder.glob("*.mp4"))
+    self.files = sorted(folder.glob("train/*.mp4"))
 
   def __len__(self):
     return 1 << 20
@@ -131,16 +141,23 @@ class OfVideos(torch.utils.data.Dataset):
     with av.open(str(self.files[int(rng.integers(len(self.files)))])) as container:
       for number, frame in enumerate(container.decode(video=0)):
         if number in wanted:
-          images.append(frame.reformat(width * 16 // 9, height, format="rgb24").to_ndarray())
+          images.append(frame.to_ndarray(format="rgb24"))
         if number >= max(wanted):
           break
-    left = int(rng.integers(images[0].shape[1] - width + 1))
-    cut = np.stack(images)[:, :, left : left + width]
-    return torch.from_numpy(cut[:frames].astype(np.float32) / 255)
+    # A random window of the same sizes as our loader's, in the same quality.
+    side = int(rng.integers(height, _SIDE + 1))
+    top, left = rng.integers(_SIDE - side + 1, size=2)
+    box = (left, top, left + side, top + side)
+    cut = np.stack(
+      [
+        np.asarray(Image.fromarray(x).resize((width, height), Image.Resampling.BICUBIC, box=box))
+        for x in images
+      ]
+    )
+    return torch.from_numpy(cut.astype(np.float32) / 255)
 
 
-def ours(folder, workers):
-  source = open_shards(folder)
+def ours(source, workers):
   with make_loader(source, tokenize, batch_size=_BATCH, seed=0, workers=workers) as batches:
     yield from rate(batches)
 
@@ -168,22 +185,19 @@ def rate(batches):
     yield count / (time.perf_counter() - start)
 
 
-def open_shards(folder):
-  return open_source(
-    f"shards:{folder}/shards",
-    posed=False,
-    cutting={"augment": Augmentation(stride=3)},
-    **_SHAPE,
-    length=1,
-  )
+def opened(name):
+  cutting = {"augment": Augmentation(stride=3)}
+  return open_source(name, posed=False, cutting=cutting, **_SHAPE, length=1000)
 
 
 def speed(folder):
+  shards, videos = opened(f"shards:{folder}/shards"), opened(f"stereo4d:{folder}/videos")
   contenders = {
-    "ours, 2 workers": lambda: ours(folder, 2),
-    "ours, a thread": lambda: ours(folder, 0),
-    "torch over shards, 2 workers": lambda: torch_over(OfShards(open_shards(folder))),
-    "torch over videos, 2 workers": lambda: torch_over(OfVideos(folder / "videos")),
+    "ours over shards": lambda: ours(shards, 2),
+    "torch over shards": lambda: torch_over(OfShards(shards)),
+    "ours over videos": lambda: ours(videos, 2),
+    "torch over videos": lambda: torch_over(OfVideos(folder / "videos")),
+    "ours over shards, a thread": lambda: ours(shards, 0),
   }
   found = {name: [] for name in contenders}
   # All are open at once: the others wait, with full buffers, while one is measured.
@@ -191,32 +205,35 @@ def speed(folder):
   for _ in range(_ROUNDS):
     for name, rates in measuring.items():
       found[name].append(next(rates))
-      print(f"{name}: {found[name][-1]:.1f} clips/s", flush=True)
   for rates in measuring.values():
     rates.close()
   median = {name: statistics.median(values) for name, values in found.items()}
   for name, values in found.items():
     print(f"{name}: {median[name]:.1f} clips/s ({min(values):.1f} to {max(values):.1f})")
-  best = max(median["ours, 2 workers"], median["ours, a thread"])
-  for name in list(contenders)[2:]:
-    print(f"ours over {name}: {best / median[name]:.2f}")
+  for ours_over, torchs in (("shards", "shards"), ("videos", "videos"), ("shards", "videos")):
+    ratio = median[f"ours over {ours_over}"] / median[f"torch over {torchs}"]
+    print(f"ours over {ours_over}, over torch over {torchs}: {ratio:.2f}")
 
 
 def waiting(folder):
-  """Share of time that training waits for data, after the first account."""
+  """Share of time that training waits for data, of the steps after the first account."""
   scenes = [scene_record(number, kind) for number in range(12) for kind in ("static", "dynamic")]
   write_folder(folder / "scenes", scenes, heldout=("static/0", "dynamic/0"))
   for name in ("synthetic", f"shards:{folder}/scenes"):
     config = joint.get_config("tiny")
-    config.steps, config.heldout.batches, config.heldout.every = _STEPS.value, 1, 10**6
-    config.checkpoint.every, config.data.source = 10**6, name
+    # The first account is that of starting and compiling.
+    config.steps, config.heldout.batches, config.heldout.every = _STEPS.value + _EVERY, 1, 10**6
+    config.log.every, config.checkpoint.every, config.data.source = _EVERY, 10**6, name
     run = folder / f"run-{name.partition(':')[0]}"
     loop.run(config, run)
-    # The first account is of the start, with its compilation.
     parts = read_metrics(run, "watch")[1:]
     total = {x: sum(part.get(x, 0.0) for part in parts) for x in ("steps", "data")}
     share = total["data"] / (total["steps"] + total["data"])
-    print(f"{name.partition(':')[0]}: {share:.2%} of {sum(total.values()):.0f} s waits for data")
+    steps = len(parts) * _EVERY
+    print(
+      f"{name.partition(':')[0]}: {share:.2%} of {sum(total.values()):.0f} s of {steps} steps after"
+      " compilation waits for data"
+    )
 
 
 def memory(folder):

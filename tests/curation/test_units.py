@@ -38,6 +38,9 @@ def test_files_are_found_by_any_name_and_never_outside(tmp_path):
   assert units.spans(found[0], 97, 10)[0]
   with pytest.raises(NotADirectoryError, match="expected one with videos"):
     units.find("videos", tmp_path / "none")
+  (tmp_path / "films.zip").write_bytes(b"PK")
+  with pytest.raises(NotADirectoryError, match="films.zip is a file.*unpack it yourself"):
+    units.find("videos", tmp_path / "films.zip")
   (tmp_path / "empty").mkdir()
   with pytest.raises(ValueError, match="has no videos"):
     units.find("videos", tmp_path / "empty")
@@ -66,20 +69,14 @@ def test_times_that_do_not_rise_are_left_out(tmp_path, monkeypatch):
   path = tmp_path / "film 0.mp4"
   stamps = [0, 1, 1, 5, 3, *range(6, 25)]
 
-  class Frame:
-    def __init__(self, frame, pts):
-      self._frame, self.pts = frame, pts
-
-    def __getattr__(self, name):
-      return getattr(self._frame, name)
-
   class Container:
     def __init__(self, container):
       self._container = container
       self.streams = container.streams
 
     def decode(self, stream):
-      return (Frame(x, pts) for x, pts in zip(self._container.decode(stream), stamps))
+      for frame, frame.pts in zip(self._container.decode(stream), stamps):
+        yield frame
 
     def __enter__(self):
       return self

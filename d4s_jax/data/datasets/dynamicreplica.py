@@ -6,7 +6,10 @@ x left, y up; depth is half precision whose bits are stored as 16-bit PNG. Track
 """
 
 import dataclasses
+import functools
+import json
 import pathlib
+import zlib
 from collections.abc import Iterable
 from typing import Any
 
@@ -14,16 +17,8 @@ import numpy as np
 from jaxtyping import Int
 
 from d4s_jax.data.datasets import files
-from d4s_jax.data.datasets.scene import (
-  Dataset,
-  Problems,
-  Scene,
-  Shot,
-  View,
-  assemble,
-  known,
-  make_tracks,
-)
+from d4s_jax.data.datasets.assembly import Problems, Shot, assemble, gather
+from d4s_jax.data.datasets.scene import Dataset, Scene, View, known, make_tracks
 from d4s_jax.formats import checked
 from d4s_jax.formats.json_lists import read_list
 from d4s_jax.formats.rasters import read_levels
@@ -59,7 +54,9 @@ class DynamicReplica(Dataset):
     lists = sorted(
       path for pattern in ("", "*/") for path in self.root.glob(f"{pattern}frame_annotations_*.jgz")
     )
-    self._scenes: dict[str, dict[str, list[_Entry]]] = {}
+    # The frames of each scene as compressed JSON: hundreds of thousands in all, which every worker
+    # process holds.
+    self._scenes: dict[str, bytes] = {}
     self._bases: dict[str, tuple[pathlib.Path, str]] = {}
     for path in lists:
       split = path.name.removeprefix("frame_annotations_").removesuffix(".jgz")
@@ -79,16 +76,28 @@ class DynamicReplica(Dataset):
 
   def _read(self, path: pathlib.Path, split: str) -> None:
     problems = Problems()
+    scenes: dict[str, dict[str, list[_Entry]]] = {}
+    try:
+      self._collect(path, split, problems, scenes)
+    finally:  # what was read before damage stays
+      for name, cameras in scenes.items():
+        self._scenes[name], self._bases[name] = _packed(cameras), (path.parent, path.name)
+      self.problems.extend(problems.all())
+
+  def _collect(
+    self,
+    path: pathlib.Path,
+    split: str,
+    problems: Problems,
+    scenes: dict[str, dict[str, list[_Entry]]],
+  ) -> None:
     for number, value in enumerate(read_list(path)):
       try:
         sequence, camera, entry = _entry(value, f"{path}, entry {number}")
       except ValueError as error:
         problems.add(f"bad entries in {path.name}", f"{error} It is left out.")
         continue
-      name = f"{split}/{sequence}"
-      self._scenes.setdefault(name, {}).setdefault(camera, []).append(entry)
-      self._bases[name] = path.parent, path.name
-    self.problems.extend(problems.all())
+      scenes.setdefault(f"{split}/{sequence}", {}).setdefault(camera, []).append(entry)
 
   def official(self, name: str) -> str | None:
     """By the list."""
@@ -98,22 +107,26 @@ class DynamicReplica(Dataset):
     """A scene."""
     problems = Problems()
     base, stated = self._bases[name]
-    views = []
-    for camera, entries in sorted(self._scenes[name].items()):
-      try:
-        views.append(_view(base, f"{base / stated}, {name}", camera, entries, problems))
-      except (OSError, ValueError) as error:
-        problems.add("cameras left out", str(error))
-    if not views:
-      raise ValueError(f"{name} has no usable camera. {problems[0]}")
-    return Scene(
-      name=name,
-      views=tuple(views),
-      metric=True,
-      dynamic=True,
-      timed=True,
-      problems=problems.all(),
-    )
+    where = f"{base / stated}, {name}"
+    cameras = [
+      functools.partial(_view, base, where, camera, entries, problems)
+      for camera, entries in sorted(_unpacked(self._scenes[name]).items())
+    ]
+    return gather(name, cameras, problems)
+
+
+def _packed(cameras: dict[str, list[_Entry]]) -> bytes:
+  plain = {name: [dataclasses.astuple(x) for x in entries] for name, entries in cameras.items()}
+  return zlib.compress(json.dumps(plain).encode())
+
+
+def _unpacked(contents: bytes) -> dict[str, list[_Entry]]:
+  def entry(row: list[Any]) -> _Entry:
+    values: Any = (tuple(x) if isinstance(x, list) else x for x in row)
+    return _Entry(*values)
+
+  cameras = json.loads(zlib.decompress(contents))
+  return {name: [entry(row) for row in rows] for name, rows in cameras.items()}
 
 
 def _view(

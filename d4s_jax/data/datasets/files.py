@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import numpy as np
 from PIL import Image
 
-from d4s_jax.data.datasets.scene import Problems, View, same_size
+from d4s_jax.data.datasets.assembly import Problems
+from d4s_jax.data.datasets.scene import View, same_size
 from d4s_jax.formats import checked, images
 
 # Camera files of the longest sequences take a few megabytes.

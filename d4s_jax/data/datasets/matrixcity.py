@@ -19,7 +19,8 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from d4s_jax.data.datasets import files
-from d4s_jax.data.datasets.scene import Dataset, Problems, Scene, Shot, assemble, known
+from d4s_jax.data.datasets.assembly import Problems, Shot, assemble
+from d4s_jax.data.datasets.scene import Dataset, Scene, known
 from d4s_jax.formats import checked
 from d4s_jax.formats.rasters import read_exr
 

@@ -5,6 +5,7 @@ right, up and position, in centimetres and left-handed axes. Focal lengths are i
 folder, `f24_aperture5`, in millimetres before a sensor 23.76 mm wide.
 """
 
+import functools
 import math
 import pathlib
 import re
@@ -14,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from d4s_jax.data.datasets import files
-from d4s_jax.data.datasets.scene import Dataset, Problems, Scene, Shot, View, assemble
+from d4s_jax.data.datasets.assembly import Problems, Shot, assemble, gather
+from d4s_jax.data.datasets.scene import Dataset, Scene, View
 from d4s_jax.formats import checked
 from d4s_jax.formats.footage import Footage
 
@@ -55,23 +57,14 @@ class MultiCamVideo(Dataset):
       raise ValueError(f"{stated}: expected an object with frame0, frame1, ...; fetch it again.")
     focal = _focal(folder)
     assert focal is not None
-    views = []
-    for number, video in files.numbered(folder / "videos", r"cam(\d+)\.mp4").items():
-      try:
-        views.append(_view(video, f"cam{number:02d}", focal, frames, stated, problems))
-      except (OSError, ValueError) as error:
-        problems.add("cameras left out", str(error))
-    if not views:
-      reason = problems[0] if problems else f"{folder / 'videos'} has no cam01.mp4."
-      raise ValueError(f"{name} has no usable camera. {reason}")
-    return Scene(
-      name=name,
-      views=tuple(views),
-      metric=True,
-      dynamic=True,
-      timed=True,
-      problems=problems.all(),
-    )
+    videos = files.numbered(folder / "videos", r"cam(\d+)\.mp4")
+    if not videos:
+      raise ValueError(f"{folder / 'videos'} has no cam01.mp4. Fetch it again.")
+    cameras = [
+      functools.partial(_view, video, f"cam{number:02d}", focal, frames, stated, problems)
+      for number, video in videos.items()
+    ]
+    return gather(name, cameras, problems)
 
 
 def _focal(folder: pathlib.Path) -> float | None:

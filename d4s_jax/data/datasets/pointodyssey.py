@@ -13,17 +13,8 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from d4s_jax.data.datasets import files
-from d4s_jax.data.datasets.scene import (
-  Dataset,
-  Problems,
-  Scene,
-  Shot,
-  assemble,
-  invert,
-  known,
-  make_tracks,
-  middle,
-)
+from d4s_jax.data.datasets.assembly import Problems, Shot, assemble
+from d4s_jax.data.datasets.scene import Dataset, Scene, invert, known, make_tracks, middle
 from d4s_jax.formats.arrays import ArrayArchive
 from d4s_jax.formats.rasters import read_levels
 from d4s_jax.types import Tracks

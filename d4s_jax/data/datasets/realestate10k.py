@@ -12,7 +12,8 @@ from collections.abc import Iterable
 import numpy as np
 
 from d4s_jax.data.datasets import files
-from d4s_jax.data.datasets.scene import Dataset, Problems, Scene, Shot, assemble, invert
+from d4s_jax.data.datasets.assembly import Problems, Shot, assemble
+from d4s_jax.data.datasets.scene import Dataset, Scene, invert
 from d4s_jax.formats import checked
 from d4s_jax.formats.trajectories.text import frame_lines, realestate_row
 

@@ -5,6 +5,7 @@ others report: read the licence where you fetch the data.
 """
 
 import os
+import pathlib
 from typing import NamedTuple
 
 from d4s_jax.data.datasets.dynamicreplica import DynamicReplica
@@ -175,6 +176,9 @@ DATASETS = {
 }
 
 
+_ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".7z", ".xz", ".bz2")
+
+
 def entry(name: str) -> Entry:
   """The line of a dataset.
 
@@ -198,8 +202,10 @@ def open_dataset(name: str, root: str | os.PathLike) -> Dataset:
   try:
     return line.dataset(root)
   except ValueError as error:
+    packed = [x.name for x in sorted(pathlib.Path(root).iterdir()) if x.suffix in _ARCHIVES]
+    hint = f" Unpack {', '.join(packed[:3])} first; archives are not read." if packed else ""
     raise ValueError(
-      f"{error} {line.title} is to be had from {line.page} ({line.licence})."
+      f"{error}{hint} {line.title} is to be had from {line.page} ({line.licence})."
     ) from None
 
 

@@ -15,18 +15,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
-from d4s_jax.formats import images
-from d4s_jax.formats.cameras import rigid
 from d4s_jax.types import Cameras, Tracks
 
 # Depth beyond this many metres is sky, or a buffer's end: none of the datasets tells it apart.
 FAR = 1000.0
-# Focal lengths over the image's side: fields of view of about 170 and 1 degrees.
-_FOCAL = (0.04, 60.0)
-# fx over fy. Further from 1, frames were resized without their intrinsics.
-_ASPECT = 1.05
-# Broken frames of a scene that are named one by one.
-_NAMED = 20
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -88,6 +80,21 @@ class Scene:
   problems: tuple[str, ...] = ()
 
 
+def check_folder(root: pathlib.Path, expected: str) -> None:
+  """Refuses what is no folder; archives are not unpacked here, so nothing in them can do harm.
+
+  Raises:
+    OSError: there is none, or it is a file.
+  """
+  if root.is_file():
+    raise NotADirectoryError(
+      f"{root} is a file; expected a folder, {expected}. Archives are not read: unpack it yourself,"
+      " into a folder of its own (tar -xf, or unzip, which keep paths that climb out inside)."
+    )
+  if not root.is_dir():
+    raise NotADirectoryError(f"No folder at {root}; expected {expected}.")
+
+
 class Dataset(abc.ABC):
   """A dataset on disk. Cheap to copy to other processes; a scene is read when it is opened.
 
@@ -105,8 +112,7 @@ class Dataset(abc.ABC):
       ValueError: it holds no scenes in the layout that is expected.
     """
     self.root = pathlib.Path(root)
-    if not self.root.is_dir():
-      raise NotADirectoryError(f"No folder at {root}; expected that of a dataset.")
+    check_folder(self.root, "that of a dataset")
     self.problems: list[str] = []
     self.names = sorted(set(self._find()))
 
@@ -131,135 +137,6 @@ class Dataset(abc.ABC):
     """The split that the dataset's own layout puts a scene in, "train" or "heldout", if it does."""
     del name
     return None
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Shot:
-  """One frame as a dataset states it, to be checked by `assemble`.
-
-  Attributes:
-    number: what the dataset calls it.
-    time: seconds, or the number.
-    world_from_camera: OpenCV axes.
-    intrinsics: pixels, centres at +0.5.
-    image: its file; None if frames come out of a video.
-    where: file and place that state the camera, for messages.
-  """
-
-  number: int
-  time: float
-  world_from_camera: Float[np.ndarray, "4 4"]
-  intrinsics: Float[np.ndarray, "3 3"]
-  image: pathlib.Path | None
-  where: str
-
-
-class Problems(list[str]):
-  """Sentences; of many about the same kind of thing the first are kept, and the rest counted."""
-
-  def __init__(self):
-    super().__init__()
-    self._count: dict[str, int] = {}
-
-  def add(self, kind: str, text: str) -> None:
-    """Notes a problem."""
-    self._count[kind] = self._count.get(kind, 0) + 1
-    if self._count[kind] <= _NAMED:
-      self.append(text)
-
-  def all(self) -> tuple[str, ...]:
-    """The sentences."""
-    more = {kind: count - _NAMED for kind, count in self._count.items() if count > _NAMED}
-    return (*self, *(f"... and {count} more: {kind}." for kind, count in more.items()))
-
-
-def assemble(
-  name: str,
-  shots: Iterable[Shot],
-  height: int,
-  width: int,
-  problems: Problems,
-  pixels: Callable[[int], UInt8[np.ndarray, "h w 3"]] | None = None,
-) -> View:
-  """The frames of a camera that can be used, in order; why others can't is noted.
-
-  Args:
-    name: of the camera.
-    shots: its frames, in any order.
-    height: of its pictures.
-    width: of its pictures.
-    problems: where is noted what is left out.
-    pixels: reads the picture of a frame, given by its number; None: each has a file.
-
-  Raises:
-    ValueError: no frame can be used.
-  """
-  usable: list[Shot] = []
-  matrices = []
-  for shot in sorted(shots, key=lambda shot: shot.number):
-    try:
-      matrices.append(_checked(shot, usable[-1] if usable else None, height, width))
-      usable.append(shot)
-    except FileNotFoundError as error:
-      problems.add("frames without a picture", str(error))
-    except ValueError as error:
-      problems.add("frames with an unusable camera", str(error))
-  if not usable:
-    reason = f" The first reason: {problems[0]}" if problems else ""
-    raise ValueError(f"No frame of the camera {name!r} has a picture and a pose.{reason}")
-  intrinsics: Any = np.stack([shot.intrinsics for shot in usable])
-  poses: Any = np.stack(matrices)
-  cameras = Cameras(world_from_camera=poses, intrinsics=intrinsics, height=height, width=width)
-  numbers = np.array([shot.number for shot in usable], np.int64)
-  paths = [shot.image for shot in usable]
-
-  def read(index: int) -> UInt8[np.ndarray, "h w 3"]:
-    path = paths[index]
-    if pixels is not None:
-      return pixels(int(numbers[index]))
-    assert path is not None
-    return same_size(images.read_pixels(path), cameras, path, "a picture")
-
-  return View(
-    name=name,
-    numbers=numbers,
-    times=np.array([shot.time for shot in usable], np.float64),
-    cameras=cameras,
-    pixels=read,
-  )
-
-
-def _checked(shot: Shot, before: Shot | None, height: int, width: int) -> Float[np.ndarray, "4 4"]:
-  """The pose of a frame, if the frame can be used."""
-  if shot.image is not None and not shot.image.is_file():
-    raise FileNotFoundError(f"No picture at {shot.image}; the frame is left out. Fetch it again.")
-  if not np.isfinite(shot.time) or before is not None and not shot.time > before.time:
-    after = "" if before is None else f" after {before.time:g}"
-    raise ValueError(
-      f"{shot.where}: time {shot.time:g}{after}; expected rising times. The frame is left out."
-    )
-  if before is not None and shot.number == before.number:
-    raise ValueError(f"{shot.where}: frame {shot.number} occurs twice; the second is left out.")
-  (fx, skew, cx), (low, fy, cy), last = np.asarray(shot.intrinsics, np.float64)
-  focal = (fx / width, fy / height)
-  possible = (
-    np.isfinite(shot.intrinsics).all()
-    and all(_FOCAL[0] < x < _FOCAL[1] for x in focal)
-    and 1 / _ASPECT < fx / fy < _ASPECT
-    and -0.5 < cx / width < 1.5
-    and -0.5 < cy / height < 1.5
-    and max(abs(skew), abs(low)) < 1e-3 * fx
-    and np.allclose(last, [0, 0, 1])
-  )
-  if not possible:
-    raise ValueError(
-      f"{shot.where}: focal lengths {fx:g}, {fy:g} and centre {cx:g}, {cy:g} for {width} x {height}"
-      " pixels, which no camera of square pixels has; the frame is left out. Were frames resized"
-      " without keeping their aspect?"
-    )
-  if not np.isfinite(shot.world_from_camera).all():
-    raise ValueError(f"{shot.where}: a pose that is not finite; the frame is left out.")
-  return rigid(np.asarray(shot.world_from_camera, np.float64), shot.where)
 
 
 def same_size(

@@ -7,6 +7,7 @@ pixels of 1920 columns.
 """
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Iterable
 
@@ -14,17 +15,8 @@ import numpy as np
 from PIL import Image
 
 from d4s_jax.data.datasets import files
-from d4s_jax.data.datasets.scene import (
-  Dataset,
-  Problems,
-  Scene,
-  Shot,
-  View,
-  assemble,
-  invert,
-  known,
-  middle,
-)
+from d4s_jax.data.datasets.assembly import Problems, Shot, assemble, gather
+from d4s_jax.data.datasets.scene import Dataset, Scene, View, invert, known, middle
 from d4s_jax.formats.rasters import read_hdf5, read_levels
 
 _FPS = 24
@@ -57,20 +49,10 @@ class Spring(Dataset):
   def open(self, name: str) -> Scene:
     """A scene."""
     problems = Problems()
-    views = [_view(self.root / name, "left", problems)]
-    if (self.root / name / "frame_right").is_dir():
-      try:
-        views.append(_view(self.root / name, "right", problems))
-      except (OSError, ValueError) as error:
-        problems.add("cameras left out", str(error))
-    return Scene(
-      name=name,
-      views=tuple(views),
-      metric=True,
-      dynamic=True,
-      timed=True,
-      problems=problems.all(),
-    )
+    folder = self.root / name
+    sides = ("left", "right") if (folder / "frame_right").is_dir() else ("left",)
+    cameras = [functools.partial(_view, folder, side, problems) for side in sides]
+    return gather(name, cameras, problems, first=True)
 
 
 def _view(folder: pathlib.Path, side: str, problems: Problems) -> View:

@@ -6,6 +6,7 @@ metre. Videos are those of its tools: square, 60 degrees wide.
 """
 
 import dataclasses
+import functools
 import os
 import pathlib
 from collections.abc import Iterable
@@ -14,7 +15,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from d4s_jax.data.datasets.scene import Dataset, Problems, Scene, Shot, View, assemble, make_tracks
+from d4s_jax.data.datasets.assembly import Problems, Shot, assemble, gather
+from d4s_jax.data.datasets.scene import Dataset, Scene, View, make_tracks
 from d4s_jax.formats.arrays import ArrayArchive
 from d4s_jax.formats.footage import Footage
 from d4s_jax.geometry.cameras import intrinsics_from_fov
@@ -77,30 +79,18 @@ class Stereo4D(Dataset):
     archive.spec("timestamps", (frames,))
     left = archive.read("camera2world").astype(np.float64)
     stamps = archive.read("timestamps").astype(np.float64)
-    views = []
-    for side in _SIDES:
-      video = self._video(name, side)
-      if video is None:
-        continue
+
+    def camera(side: str, video: pathlib.Path) -> View:
       poses = left.copy()
       if side == "right":
         poses[:, :, 3] += _BASELINE * poses[:, :, 0]
-      try:
-        views.append(_view(video, side, poses, stamps, archive.path, problems))
-      except (OSError, ValueError) as error:
-        if side == "left":
-          raise
-        problems.add("cameras left out", str(error))
-    if "track_lengths" in archive.specs:
-      views[0] = _with_tracks(views[0], archive, frames)
-    return Scene(
-      name=name,
-      views=tuple(views),
-      metric=True,
-      dynamic=True,
-      timed=True,
-      problems=problems.all(),
-    )
+      view = _view(video, side, poses, stamps, archive.path, problems)
+      tracked = side == "left" and "track_lengths" in archive.specs
+      return _with_tracks(view, archive, frames) if tracked else view
+
+    videos = {side: self._video(name, side) for side in _SIDES}
+    cameras = [functools.partial(camera, side, x) for side, x in videos.items() if x is not None]
+    return gather(name, cameras, problems, first=True)
 
 
 def _view(

@@ -5,13 +5,15 @@ forward, y right, z down) in both the world and the camera, quaternions `xyzw`. 
 """
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Iterable
 
 import numpy as np
 
 from d4s_jax.data.datasets import files
-from d4s_jax.data.datasets.scene import Dataset, Problems, Scene, Shot, View, assemble, known
+from d4s_jax.data.datasets.assembly import Problems, Shot, assemble, gather
+from d4s_jax.data.datasets.scene import Dataset, Scene, View, known
 from d4s_jax.formats.rasters import read_npy
 from d4s_jax.geometry import poses, rotations
 
@@ -48,20 +50,9 @@ class TartanAir(Dataset):
   def open(self, name: str) -> Scene:
     """A flight."""
     folder, problems = self.root / name, Problems()
-    views = [_view(folder, "left", problems)]
-    if (folder / "pose_right.txt").exists():
-      try:
-        views.append(_view(folder, "right", problems))
-      except (OSError, ValueError) as error:
-        problems.add("cameras left out", str(error))
-    return Scene(
-      name=name,
-      views=tuple(views),
-      metric=True,
-      dynamic=False,
-      timed=False,
-      problems=problems.all(),
-    )
+    sides = ("left", "right") if (folder / "pose_right.txt").exists() else ("left",)
+    cameras = [functools.partial(_view, folder, side, problems) for side in sides]
+    return gather(name, cameras, problems, dynamic=False, timed=False, first=True)
 
 
 def _view(folder: pathlib.Path, side: str, problems: Problems) -> View:

@@ -5,22 +5,15 @@ points that count pixel centres as whole numbers: half a pixel is added. Depth i
 """
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Iterable
 
 import numpy as np
 
 from d4s_jax.data.datasets import files
-from d4s_jax.data.datasets.scene import (
-  Dataset,
-  Problems,
-  Scene,
-  Shot,
-  View,
-  assemble,
-  invert,
-  known,
-)
+from d4s_jax.data.datasets.assembly import Problems, Shot, assemble, gather
+from d4s_jax.data.datasets.scene import Dataset, Scene, View, invert, known
 from d4s_jax.formats.rasters import read_levels
 
 _FPS = 10
@@ -67,22 +60,8 @@ class VirtualKitti(Dataset):
   def open(self, name: str) -> Scene:
     """A drive."""
     problems = Problems()
-    views = []
-    for number in (0, 1):
-      try:
-        views.append(self._view(name, number, problems))
-      except (OSError, ValueError) as error:
-        problems.add("cameras left out", str(error))
-    if not views:
-      raise ValueError(f"{name} has no usable camera. {problems[0]}")
-    return Scene(
-      name=name,
-      views=tuple(views),
-      metric=True,
-      dynamic=True,
-      timed=True,
-      problems=problems.all(),
-    )
+    cameras = [functools.partial(self._view, name, number, problems) for number in (0, 1)]
+    return gather(name, cameras, problems)
 
   def _place(self, name: str) -> pathlib.Path:
     """A file or folder, in whichever of the bases it is."""

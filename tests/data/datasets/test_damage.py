@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import pickle
 import re
 import shutil
 
@@ -237,6 +238,25 @@ def test_dynamicreplica(tmp_path):
   assert not found.view.tracks(np.array([0, 1])).valid[:, 0].any()
 
 
+def test_dynamicreplica_travels_light(tmp_path):
+  """The real index lists hundreds of thousands of frames, and every worker process has it."""
+  written = dynamicreplica.write(tmp_path)
+
+  def change(entries):
+    entries += [
+      {**entry, "frame_number": 100 + number, "frame_timestamp": 10 + number / 30}
+      for number in range(1000)
+      for entry in entries[:2]
+    ]
+
+  plain = len(pickle.dumps(open_dataset("dynamicreplica", tmp_path)))
+  _annotations(tmp_path, change)
+  dataset = open_dataset("dynamicreplica", tmp_path)
+  assert len(pickle.dumps(dataset)) - plain < 20 * 2000
+  views = pickle.loads(pickle.dumps(dataset)).open(written.scene).views
+  assert [len(view) for view in views] == [1005, 1005]
+
+
 def test_dynamicreplica_files_that_are_cut(tmp_path):
   written = dynamicreplica.write(tmp_path)
   cut(only(tmp_path, "000004.pth"), 0.5)
@@ -285,6 +305,17 @@ def test_spring(tmp_path):
   found.says("1 scenes, such as .*0003, have no cam_data/extrinsics.txt")
   with pytest.raises(ValueError, match="disp1_left_0004.dsp5 cannot be read .*Fetch it again"):
     found.view.depth(1)
+
+
+def test_spring_of_another_aspect(tmp_path):
+  """The intrinsics are of another picture, and so is the depth."""
+  written = spring.write(tmp_path)
+  for path in (tmp_path / written.scene / "frame_left").iterdir():
+    Image.open(path).resize((96, 60)).save(path)
+  found = Found("spring", written)
+  found.says("frame_left has pictures of 96 x 60; expected the aspect of 1920 x 1080")
+  with pytest.raises(ValueError, match="depth of 96 x 54 pixels for cameras of 96 x 60"):
+    found.view.depth(0)
 
 
 def test_virtual_kitti(tmp_path):

@@ -1,9 +1,11 @@
 import pathlib
+import zipfile
 
 import pytest
 
 import d4s_jax.data
 from d4s_jax.data.datasets.registry import DATASETS, listing, open_dataset
+from tests.support import run_command
 
 README = pathlib.Path(d4s_jax.data.__file__).with_name("README.md").read_text()
 
@@ -29,6 +31,22 @@ def test_unknown_names_and_empty_folders(tmp_path):
     open_dataset("kubric", tmp_path)
   with pytest.raises(NotADirectoryError, match="No folder at .*none"):
     open_dataset("spring", tmp_path / "none")
+
+
+def test_archives_are_not_unpacked(tmp_path):
+  """Neither one that is named nor those in a folder: what climbs out of them can't do harm."""
+  path = tmp_path / "set" / "office.zip"
+  path.parent.mkdir()
+  with zipfile.ZipFile(path, "w") as archive:
+    archive.writestr("../pose_left.txt", "0 0 0 0 0 0 1")
+  with pytest.raises(NotADirectoryError, match="office.zip is a file.*unpack it yourself"):
+    open_dataset("tartanair", path)
+  with pytest.raises(ValueError, match="Unpack office.zip first; archives are not read. TartanAir"):
+    open_dataset("tartanair", path.parent)
+  assert [x.name for x in tmp_path.rglob("*")] == ["set", "office.zip"]
+  with pytest.raises(SystemExit):
+    run_command("curate", "--dataset=tartanair", f"--source={path}", f"--output={tmp_path}/out")
+  assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("name", sorted(DATASETS))
