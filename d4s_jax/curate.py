@@ -67,7 +67,7 @@ def main(argv: list[str]) -> None:
       pathlib.Path(_SOURCE.value),
       output,
       frames=_FRAMES.value,
-      bar=lambda what, total: progress.bar(what, total, unit="scene"),
+      bar=progress.bar,
     )
     for problem in found.problems[:_SHOWN]:
       print(f"- {problem}")

@@ -65,7 +65,7 @@ def inspect(
   *,
   frames: int = 0,
   sheets: int = 3,
-  bar: Callable[[str, int], Any],
+  bar: Callable[[str, int, str], Any],
 ) -> Findings:
   """Opens every scene and reads its files; writes `report.json`, `problems.txt` and sheets.
 
@@ -75,7 +75,7 @@ def inspect(
     output: folder for what is written.
     frames: that are read of each camera, evenly spaced; 0 is all.
     sheets: scenes that are drawn, evenly spaced.
-    bar: makes a progress bar of a label and a length.
+    bar: makes a progress bar of a label, a length and a unit.
 
   Raises:
     OSError: there is no such folder, or nothing can be written.
@@ -87,7 +87,7 @@ def inspect(
   found = Findings(problems=list(dataset.problems))
   names = dataset.names
   drawn = set(np.linspace(0, len(names) - 1, min(sheets, len(names))).round().astype(int).tolist())
-  with bar(f"Inspecting {line.title}", len(names)) as progress:
+  with bar(f"Inspecting {line.title}", len(names), "scene") as progress:
     for index, scene_name in enumerate(names):
       try:
         scene = dataset.open(scene_name)

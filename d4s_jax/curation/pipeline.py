@@ -30,7 +30,7 @@ _WAVE = 500
 # Bytes of this machine's memory for what passes between workers.
 _STORE = 2 << 30
 
-Bar = Callable[[str, int], Any]
+Bar = Callable[[str, int, str], Any]
 
 
 def run(
@@ -52,7 +52,8 @@ def run(
     source: its folder, which all workers see.
     output: folder for shards, manifest and report, which all workers see.
     settings: what results depend on.
-    bar: makes a progress bar of a caption and a total, a context with `update(n)`.
+    bar: makes a progress bar of a caption, a total and a unit: a context with `update(n)`, whose
+      `total` may be set.
     batch: clips that a plug-in is given at once.
     gpus: of each worker of plug-ins.
     workers: of plug-ins.
@@ -80,30 +81,27 @@ def run(
     attempts.mkdir(exist_ok=True)
     left = [unit for unit in units if not ledger.done(unit.name)]
     if left:
-      with _engine() as engine, bar(f"Curating {dataset}", len(units)) as shown:
-        shown.update(len(units) - len(left))
+      with _engine() as engine, bar(f"Curating {dataset}", len(ledger.clips), "clip") as shown:
+        shown.update(len(ledger.clips))
         flow = _Flow(engine, settings, Guard(attempts, patience), batch, gpus, workers)
         for start in range(0, len(left), _WAVE):
-          _wave(flow, left[start : start + _WAVE], ledger, shown)
+          later = len(left[start + _WAVE :])
+          _wave(flow, left[start : start + _WAVE], later, ledger, shown)
         ledger.commit()
     return write_report(output, settings, problems)
 
 
-def _wave(flow: "_Flow", units: list[Unit], ledger: Ledger, shown: Any) -> None:
-  """Curates some units; `shown` moves on by the share of each unit's clips that are done."""
-  spans, last = [], {}
+def _wave(flow: "_Flow", units: list[Unit], later: int, ledger: Ledger, shown: Any) -> None:
+  """Curates some units; as many more as `later` are thought to have as many clips each."""
+  spans: list[Span] = []
   for row in flow.split(units):
-    ledger_new = [span for span in row["spans"] if span.name not in ledger.clips]
     ledger.add_unit(row["unit"], len(row["spans"]), row["problems"], row["failed"], row["again"])
-    spans += ledger_new
-    if ledger_new:
-      last[ledger_new[-1].name] = row["unit"]
-    else:
-      shown.update(1)
+    spans += [span for span in row["spans"] if span.name not in ledger.clips]
+  usual = sum(ledger.units.values()) / max(len(ledger.units), 1)
+  shown.total = round(len(ledger.clips) + len(spans) + later * usual)
   for decision in flow.assess(spans):
     ledger.add(decision["told"], decision["record"])
-    if decision["told"]["clip"] in last:
-      shown.update(1)
+    shown.update(1)
 
 
 class _Flow:

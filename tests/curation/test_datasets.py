@@ -1,5 +1,7 @@
 """All nine datasets through `curate --output`: clips of the shards are those of the readers."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -27,7 +29,9 @@ def test_clips_of_shards_are_those_of_the_reader(name, tmp_path, monkeypatch, ca
   written = WRITERS[name].write(tmp_path / "päckchen", **FEW.get(name, {}))
   arguments = [f"--dataset={name}", f"--source={written.root}", f"--output={tmp_path}/out"]
   run_command("curate", *arguments, "--set=shortest=5", "--set=side=480", *ALL)
-  assert "0 quarantined" in capsys.readouterr().out
+  said = capsys.readouterr()
+  assert "0 quarantined" in said.out
+  assert re.search(r"Curating \w+: 100%.*(\d+)/\1 .*clip", said.err)
   entries = read_manifest(tmp_path / "out")
   line = DATASETS[name]
   assert entries and all(x.metric == line.metric and x.dynamic == line.dynamic for x in entries)
