@@ -40,7 +40,7 @@ _CLIPS = flags.DEFINE_integer("clips", 10_000, "Over which memory is watched; 0 
 _SECONDS = flags.DEFINE_float("seconds", 10.0, "Of each measurement.")
 
 _COUNT, _LONG, _SIDE, _FPS = 24, 49, 256, 24
-_SHAPE, _BATCH, _ROUNDS = {"frames": 17, "height": 192, "width": 192}, 4, 5
+_SHAPE, _BATCH, _ROUNDS = {"frames": 17, "height": 192, "width": 192}, 4, 4
 # Steps of one account of a training run.
 _EVERY = 10
 # Batches that workers make ahead, at the most.
@@ -134,27 +134,28 @@ class OfVideos(torch.utils.data.Dataset):
     frames, height, width = _SHAPE.values()
     stride = int(rng.integers(1, 4))
     first = int(rng.integers(_LONG - stride * (frames - 1)))
-    wanted = set(range(first, first + stride * (frames - 1) + 1, stride))
+    source = list(range(first, first + stride * (frames - 1) + 1, stride))
     # As many target views as our loader's clips have, of the frames between.
-    wanted |= set(rng.integers(first, first + stride * (frames - 1) + 1, 6).tolist())
-    images = []
+    target = rng.integers(first, source[-1] + 1, 6).tolist()
+    wanted, images = {*source, *target}, {}
     with av.open(str(self.files[int(rng.integers(len(self.files)))])) as container:
       for number, frame in enumerate(container.decode(video=0)):
         if number in wanted:
-          images.append(frame.to_ndarray(format="rgb24"))
-        if number >= max(wanted):
+          images[number] = frame.to_ndarray(format="rgb24")
+        if number == source[-1]:
           break
     # A random window of the same sizes as our loader's, in the same quality.
     side = int(rng.integers(height, _SIDE + 1))
     top, left = rng.integers(_SIDE - side + 1, size=2)
     box = (left, top, left + side, top + side)
-    cut = np.stack(
-      [
-        np.asarray(Image.fromarray(x).resize((width, height), Image.Resampling.BICUBIC, box=box))
-        for x in images
-      ]
+    cut = {
+      number: Image.fromarray(x).resize((width, height), Image.Resampling.BICUBIC, box=box)
+      for number, x in images.items()
+    }
+    return tuple(
+      torch.from_numpy(np.stack([np.asarray(cut[x]) for x in chosen]).astype(np.float32) / 255)
+      for chosen in (source, target)
     )
-    return torch.from_numpy(cut.astype(np.float32) / 255)
 
 
 def ours(source, workers):
