@@ -17,6 +17,7 @@ import numpy as np
 
 from d4s_jax.formats import atomic
 from d4s_jax.formats.scene import SceneMetadata
+from d4s_jax.formats.visible import finite
 from d4s_jax.types import LOG_SCALE_RANGE, DynamicGaussians
 
 _TEMPLATE = pathlib.Path(__file__).parent / "viewer" / "page.html"
@@ -38,13 +39,7 @@ def write_page(path: str | os.PathLike, dynamic: DynamicGaussians, metadata: Sce
   Raises:
     ValueError: a value is NaN or infinite, nothing is visible, or the degree is higher.
   """
-  arrays = {name: np.asarray(x, np.float32) for name, x in vars(dynamic).items()}
-  wrong = sorted(name for name, x in arrays.items() if not np.isfinite(x).all())
-  if wrong:
-    raise ValueError(f"{', '.join(wrong)} of the scene hold NaN or infinite values.")
-  seen = arrays["opacities"] > 0
-  if not seen.any():
-    raise ValueError("All Gaussians have opacity 0; there is nothing to show.")
+  arrays, seen = finite(dynamic)
   if arrays["harmonics"].shape[1] > _MOST_HARMONICS:
     raise ValueError(
       f"{arrays['harmonics'].shape[1]} harmonics a Gaussian; a page shows 1 or 4 (degree 0 or 1)."

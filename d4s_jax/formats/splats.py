@@ -37,7 +37,8 @@ def write_ply(path: str | os.PathLike, gaussians: Gaussians) -> None:
     ValueError: a value is NaN or infinite, or nothing is visible.
   """
   g = visible(gaussians)
-  rest = np.swapaxes(g.harmonics[:, 1:], 1, 2).reshape(len(g.means), -1)  # all red, green, blue
+  count = len(g.means)
+  rest = np.swapaxes(g.harmonics[:, 1:], 1, 2).reshape(count, -1)  # all red, green, blue
   columns = {
     "x y z": g.means,
     "nx ny nz": np.zeros_like(g.means),
@@ -48,10 +49,11 @@ def write_ply(path: str | os.PathLike, gaussians: Gaussians) -> None:
     "rot_0 rot_1 rot_2 rot_3": g.quaternions,
   }
   names = " ".join(columns).split()
-  table = np.concatenate(list(columns.values()), axis=1).astype("<f4")
+  table = np.empty((count, len(names)), "<f4")
+  np.concatenate(list(columns.values()), axis=1, out=table)
   header = ["ply", "format binary_little_endian 1.0"]
-  header += [f"element vertex {len(table)}", *(f"property float {x}" for x in names), "end_header"]
-  write_bytes(path, "\n".join(header).encode("ascii") + b"\n" + table.tobytes())
+  header += [f"element vertex {count}", *(f"property float {x}" for x in names), "end_header"]
+  write_bytes(path, "\n".join(header).encode("ascii") + b"\n", table.data)
 
 
 def write_splat(path: str | os.PathLike, gaussians: Gaussians) -> None:

@@ -5,11 +5,11 @@ import pathlib
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from d4s_jax.formats import atomic
 from d4s_jax.geometry import harmonics, rotations
-from d4s_jax.types import Gaussians
+from d4s_jax.types import DynamicGaussians, Gaussians
 
 # Opacities are stored as logits where a format wants them: 0 and 1 would be infinite.
 _OPAQUE = 1 - 1e-6
@@ -27,16 +27,29 @@ class Visible(NamedTuple):
 
 def visible(gaussians: Gaussians) -> Visible:
   """Those with an opacity, as float32 arrays of NumPy, quaternions of length 1."""
-  arrays = {name: np.asarray(x, np.float32) for name, x in vars(gaussians).items()}
+  arrays, seen = finite(gaussians)
+  if not seen.all():
+    arrays = {name: x[seen] for name, x in arrays.items()}
+  arrays["quaternions"] = np.asarray(rotations.normalize(arrays["quaternions"]))
+  return Visible(**arrays)
+
+
+def finite(
+  scene: Gaussians | DynamicGaussians,
+) -> tuple[dict[str, np.ndarray], Bool[np.ndarray, "n"]]:
+  """The fields as float32 arrays of NumPy, and which of the Gaussians can be seen.
+
+  Raises:
+    ValueError: a value is NaN or infinite, or nothing can be seen.
+  """
+  arrays = {name: np.asarray(x, np.float32) for name, x in vars(scene).items()}
   wrong = sorted(name for name, x in arrays.items() if not np.isfinite(x).all())
   if wrong:
     raise ValueError(f"{', '.join(wrong)} of the Gaussians hold NaN or infinite values.")
   seen = arrays["opacities"] > 0
   if not seen.any():
     raise ValueError("All Gaussians have opacity 0; there is nothing to export.")
-  arrays = {name: x[seen] for name, x in arrays.items()}
-  arrays["quaternions"] = np.asarray(rotations.normalize(arrays["quaternions"]))
-  return Visible(**arrays)
+  return arrays, seen
 
 
 def rgb(g: Visible) -> Float[np.ndarray, "n 3"]:
@@ -60,10 +73,11 @@ def byte(x) -> np.ndarray:
   return np.clip(np.round(x), 0, 255).astype("u1")
 
 
-def write_bytes(path: str | os.PathLike, contents: bytes) -> None:
-  """Writes a file whole or not at all."""
-  with atomic.replacing(pathlib.Path(path)) as temporary:
-    temporary.write_bytes(contents)
+def write_bytes(path: str | os.PathLike, *contents: bytes | memoryview) -> None:
+  """Writes a file whole or not at all; its parts one after another."""
+  with atomic.replacing(pathlib.Path(path)) as temporary, temporary.open("wb") as file:
+    for part in contents:
+      file.write(part)
 
 
 def morton(means: Float[np.ndarray, "n 3"]) -> np.ndarray:

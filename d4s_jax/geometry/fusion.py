@@ -12,13 +12,12 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from d4s_jax.geometry import cameras as pinhole
-from d4s_jax.geometry import rotations
 from d4s_jax.types import Cameras
 
 # Sides of the blocks, in voxels, of which only those near a surface are looked at.
-_BLOCK = 8
-# Voxels are padded to a multiple of so many.
-_ROUND = 2**18
+_BLOCK = 4
+# So many voxels are looked at in one call, whose numbers then stay near the processor.
+_CALL = 2**16
 # What is told with less trust than this, in all pictures, is unknown.
 _TRUST = 0.1
 # Depths of neighbours are averaged as long as they differ less, as a share.
@@ -33,14 +32,12 @@ class Field:
     distance: to the nearest surface over the truncation, in [-1, 1], positive outside; 1 where
       nothing was seen.
     seen: whether any picture tells the distance.
-    colours: of the surface near by, in [0, 1].
     low: world position of the first voxel's centre, metres.
     voxel: metres from one voxel to the next.
   """
 
   distance: Float[np.ndarray, "x y z"]
   seen: Bool[np.ndarray, "x y z"]
-  colours: Float[np.ndarray, "x y z 3"]
   low: Float[np.ndarray, "3"]
   voxel: float
 
@@ -102,7 +99,6 @@ def without_edges(depth: Float[np.ndarray, "v h w"], jump: float) -> Float[np.nd
 
 def fuse(
   depth: Float[np.ndarray, "v h w"],
-  images: Float[np.ndarray, "v h w 3"],
   cameras: Cameras,
   low: Float[np.ndarray, "3"],
   voxel: float,
@@ -114,78 +110,99 @@ def fuse(
 
   Args:
     depth: z-depth in metres; 0 where unknown, infinite where there is nothing.
-    images: colours in [0, 1].
     cameras: of the pictures, [v]; their arrays are NumPy's.
     low: position of the first voxel.
     voxel: metres from one to the next.
-    shape: voxels a side, multiples of 8.
-    truncation: in voxels, at most 8.
+    shape: voxels a side, multiples of 4.
+    truncation: in voxels, at most 4.
     found: `points` of the pictures, if they are at hand.
   """
   found = points(depth, cameras) if found is None else found
   near = _near(found, low, voxel, shape)
   count = len(near)
-  # A few sizes alone are compiled.
-  centres = np.zeros((-(-max(count, 1) // _ROUND) * _ROUND, 3), np.float32)
+  centres = np.zeros((-(-max(count, 1) // _CALL) * _CALL, 3), np.float32)
   centres[:count] = low + voxel * near
-  sums = _accumulate(
-    centres,
-    np.asarray(depth, np.float32),
-    np.asarray(images, np.float32),
-    np.asarray(cameras.world_from_camera, np.float32),
-    np.asarray(cameras.intrinsics, np.float32),
-    np.float32(truncation * voxel),
+  pictures = jax.device_put(
+    tuple(np.asarray(x, np.float32) for x in (depth, cameras.world_from_camera, cameras.intrinsics))
   )
-  total, weight, tint, tinted = (np.asarray(x)[:count] for x in sums)
+  reach = np.float32(truncation * voxel)
+  calls = [_accumulate(x, *pictures, reach) for x in np.split(centres, len(centres) // _CALL)]
+  total, weight = (np.concatenate(x)[:count] for x in zip(*jax.device_get(calls)))
   cells = tuple(near.T)
   distance, seen = np.ones(shape, np.float32), np.zeros(shape, bool)
-  colours = np.zeros((*shape, 3), np.float32)
   distance[cells] = np.where(weight > _TRUST, total / np.maximum(weight, _TRUST), 1)
   seen[cells] = weight > _TRUST
-  colours[cells] = tint / np.maximum(tinted, 1)[:, None]
-  return Field(distance, seen, colours, low, voxel)
+  return Field(distance, seen, low, voxel)
+
+
+def paint(
+  places: Float[np.ndarray, "n 3"],
+  depth: Float[np.ndarray, "v h w"],
+  images: Float[np.ndarray, "v h w 3"],
+  cameras: Cameras,
+  reach: float,
+) -> Float[np.ndarray, "n 3"]:
+  """Colours of points on the surface: the mean of the pictures that see them; black if none does.
+
+  Args:
+    places: world positions.
+    depth: z-depth in metres; 0 where unknown, infinite where there is nothing.
+    images: colours in [0, 1].
+    cameras: of the pictures, [v]; their arrays are NumPy's.
+    reach: metres before or behind the surface up to which a picture sees the point.
+  """
+  tint, seen = np.zeros((len(places), 3), np.float32), np.zeros(len(places), np.float32)
+  for index in range(len(depth)):
+    pixel, z = pinhole.project(np.asarray(places, np.float32), cameras[index])
+    column, row = np.floor(np.clip(pixel, -1, 1e6)).astype(np.int64).T
+    inside = (z > 0) & (column >= 0) & (row >= 0)
+    inside &= (column < cameras.width) & (row < cameras.height)
+    column, row = column[inside], row[inside]
+    front = depth[index, row, column]
+    close = (front > 0) & (np.abs(front - z[inside]) < reach)
+    which = np.flatnonzero(inside)[close]
+    tint[which] += images[index, row[close], column[close]]
+    seen[which] += 1
+  return tint / np.maximum(seen, 1)[:, None]
 
 
 @jax.jit
-def _accumulate(centres, depth, images, poses, intrinsics, reach):
-  """Sums over the pictures, of each voxel: distances and how many, colours and how many."""
+def _accumulate(centres, depth, poses, intrinsics, reach):
+  """Sums over the pictures, of each voxel: distances, and how much they are trusted.
+
+  Components are apart, so that XLA makes vector loops of them.
+  """
   height, width = depth.shape[1:]
+  places = centres.T
 
   def add(sums, picture):
-    depth, image, pose, lens = picture
-    total, weight, tint, tinted = sums
-    local = rotations.rotate(pose[None, :3, :3].swapaxes(1, 2), centres - pose[None, :3, 3])
-    z = local[:, 2]
-    focal, middle = lens[None, [0, 1], [0, 1]], lens[None, :2, 2]
-    pixel = local[:, :2] / jnp.maximum(z, 1e-6)[:, None] * focal + middle
-    column, row = jnp.floor(jnp.clip(pixel, -1, 1e6)).astype(jnp.int32).T
+    depth, pose, lens = picture
+    total, weight = sums
+    away = [places[axis] - pose[axis, 3] for axis in range(3)]
+    x, y, z = (sum(pose[axis, i] * away[axis] for axis in range(3)) for i in range(3))
+    column = lens[0, 0] * x / jnp.maximum(z, 1e-6) + lens[0, 2]
+    row = lens[1, 1] * y / jnp.maximum(z, 1e-6) + lens[1, 2]
     inside = (z > 0) & (column >= 0) & (column < width) & (row >= 0) & (row < height)
-    place = jnp.clip(row, 0, height - 1) * width + jnp.clip(column, 0, width - 1)
-    found = _between(depth, pixel - 0.5, depth.ravel()[place])
+    found = _between(depth, column - 0.5, row - 0.5)
     ahead = found - z
     told = inside & (found > 0) & (ahead > -reach)
-    close = told & (ahead < reach)
     # What a picture says of what lies behind its surface counts the less the further behind.
     trust = jnp.where(told, jnp.minimum(1 + ahead / reach, 1), 0)
-    total = total + trust * jnp.minimum(ahead / reach, 1)
-    tint = tint + jnp.where(close[:, None], image.reshape(-1, 3)[place], 0)
-    return (total, weight + trust, tint, tinted + close), None
+    return (total + trust * jnp.minimum(ahead / reach, 1), weight + trust), None
 
   zero = jnp.zeros(len(centres))
-  start = (zero, zero, jnp.zeros((len(centres), 3)), zero)
-  return jax.lax.scan(add, start, (depth, images, poses, intrinsics))[0]
+  return jax.lax.scan(add, (zero, zero), (depth, poses, intrinsics))[0]
 
 
-def _between(depth, pixel, nearest):
+def _between(depth, column, row):
   """Depth between four pixel centres, where all are near the nearest one, else that itself."""
   height, width = depth.shape
-  corner = jnp.floor(jnp.clip(pixel, 0, jnp.array([[width - 2, height - 2]])))
-  share = jnp.clip(pixel - corner, 0, 1)
-  column, row = corner.astype(jnp.int32).T
-  start = jnp.clip(row, 0, height - 2) * width + jnp.clip(column, 0, width - 2)
-  flat = depth.ravel()
+  left = jnp.floor(jnp.clip(column, 0, width - 2))
+  top = jnp.floor(jnp.clip(row, 0, height - 2))
+  x, y = jnp.clip(column - left, 0, 1), jnp.clip(row - top, 0, 1)
+  flat, start = depth.ravel(), top.astype(jnp.int32) * width + left.astype(jnp.int32)
   a, b, c, d = (flat[start + offset] for offset in (0, 1, width, width + 1))
-  x, y = share.T
+  nearest = jnp.where(x < 0.5, jnp.where(y < 0.5, a, c), jnp.where(y < 0.5, b, d))
   mean = (1 - y) * ((1 - x) * a + x * b) + y * ((1 - x) * c + x * d)
   spread = sum(jnp.abs(corner - nearest) < _SMOOTH * nearest for corner in (a, b, c, d))
   return jnp.where(spread == 4, mean, nearest)

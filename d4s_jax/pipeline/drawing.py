@@ -5,14 +5,14 @@ import pathlib
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from d4s_jax.formats import atomic
 from d4s_jax.formats.video import SUFFIXES
 from d4s_jax.geometry.deformation import at
 from d4s_jax.pipeline import progress
 from d4s_jax.render import render
-from d4s_jax.types import Cameras, DynamicGaussians, Rendering
+from d4s_jax.types import Cameras, DynamicGaussians, Gaussians, Rendering
 
 # Views that are drawn in one call: few enough for a laptop's memory.
 _VIEWS = 4
@@ -52,18 +52,23 @@ def draw(
     NumPy arrays. Where the renderer runs out of room it is given more; what is dropped even so
     is said, and counted in `overflow`.
   """
-  count, gaussians, room = len(times), len(dynamic.means), None
-  most = _MOST_ROOM * gaussians
-  parts = []
+  count, slots, room = len(times), len(dynamic.means), None
+  most = _MOST_ROOM * slots
+  times = np.asarray(times, np.float32)
+  # To the device once, not at every call.
+  dynamic, gaussians, parts = jax.device_put(dynamic), None, []
+  still = count > 0 and (times == times[0]).all()
   with progress.bar(what, count) as bar:
     for start in range(0, count, _VIEWS):
       # The last call repeats its last view instead of being compiled for another size.
       index = np.minimum(np.arange(start, start + _VIEWS), count - 1)
-      arguments = dynamic, cameras[index], np.asarray(times, np.float32)[index]
+      if gaussians is None or not still:
+        gaussians = _at(dynamic, times[index[:1] if still else index])
+      arguments = gaussians, cameras[index]
       part = _draw(*arguments, capacity=room)
       while (lost := int(part.overflow.max())) and (room or 0) < most:
         # The default room is at least 16 intersections a Gaussian.
-        room = min(2 * (room or 16 * gaussians) + lost, most)
+        room = min(2 * (room or 16 * slots) + lost, most)
         part = _draw(*arguments, capacity=room)
       parts.append(jax.device_get(part))
       bar.update(min(_VIEWS, count - start))
@@ -73,8 +78,10 @@ def draw(
   return whole
 
 
+# Apart, or XLA would compute the deformation again for each view of one moment.
+_at = jax.jit(at)
+
+
 @functools.partial(jax.jit, static_argnames="capacity")
-def _draw(
-  dynamic: DynamicGaussians, cameras: Cameras, times: Float[Array, "v"], *, capacity: int | None
-) -> Rendering:
-  return render(at(dynamic, times), cameras, capacity=capacity)
+def _draw(gaussians: Gaussians, cameras: Cameras, *, capacity: int | None) -> Rendering:
+  return render(gaussians, cameras, capacity=capacity)

@@ -8,6 +8,7 @@ from jaxtyping import Float
 
 from d4s_jax.formats.mesh import Mesh
 from d4s_jax.formats.scene import SceneMetadata
+from d4s_jax.geometry import cameras as pinhole
 from d4s_jax.geometry import fusion
 from d4s_jax.pipeline import shot
 from d4s_jax.pipeline.drawing import draw
@@ -15,10 +16,14 @@ from d4s_jax.types import Cameras, DynamicGaussians
 
 # Voxels along the longest side: 4 cm in a room.
 _VOXELS = 128
-# Cameras of the path that look, and how far to the sides of its middle one others stand, as shares
-# of the distance to what it sees.
-_VIEWS = 8
-_SIDES = np.array([[-0.2, 0, 0], [0.2, 0, 0], [0, -0.2, 0], [0, 0.2, 0]])
+# How far from the surface distances are told, voxels.
+_TRUNCATION = 4.0
+# Rows of what they see: a pixel is then about half a voxel.
+_ROWS = 256
+# Cameras of the path that look: so many, and one more for each turn by so many degrees.
+_LEAST, _MOST, _TURN = 4, 12, 30.0
+# How far to the sides of its middle one others stand, as shares of the distance to what it sees.
+_SIDES = np.array([[-0.2, 0.12, 0], [0.2, 0.12, 0], [0, -0.2, 0]])
 # What is less opaque has no surface, and where it is hardly opaque there is nothing.
 _SOLID, _EMPTY = 0.5, 0.1
 # Neighbouring depths that differ by more lie on different surfaces.
@@ -40,7 +45,7 @@ def meshes(
     ValueError: nothing is opaque enough to have a surface, or scikit-image is not installed.
   """
   cameras = view_cameras(dynamic, metadata)
-  count = len(cameras.intrinsics)
+  dynamic, count = jax.device_put(dynamic), len(cameras.intrinsics)
   for time in times:
     drawn = draw(dynamic, cameras, np.full(count, time, np.float32), "")
     alpha = np.asarray(drawn.alpha)
@@ -73,7 +78,7 @@ def surface(
   if not len(found):
     raise ValueError("Nothing in the scene is opaque, so that it has no surface to export.")
   low, voxel, shape = fusion.bounds(found, voxels, _OUTLIERS)
-  field = fusion.fuse(depth, images, cameras, low, voxel, shape, found=found)
+  field = fusion.fuse(depth, cameras, low, voxel, shape, _TRUNCATION, found)
   distance = field.distance
   if not (distance < 0).any():
     raise ValueError("The views agree on no surface; the scene has none to export.")
@@ -86,7 +91,6 @@ def surface(
   faces = faces[known[faces].all(axis=1)]
   if not len(faces):
     raise ValueError("The views agree on no surface; the scene has none to export.")
-  place = np.clip(np.round(corners).astype(np.int64), 0, np.array(shape) - 1)
   keep = _large(faces, len(corners))
   used, faces = np.unique(faces[keep], return_inverse=True)
   vertices, faces = low + voxel * corners[used], faces.reshape(-1, 3)
@@ -94,15 +98,20 @@ def surface(
     vertices=vertices.astype(np.float32),
     faces=faces.astype(np.int32),
     normals=_normals(vertices, faces).astype(np.float32),
-    colours=field.colours[tuple(place[used].T)],
+    colours=fusion.paint(vertices, depth, images, cameras, _TRUNCATION * voxel),
   )
 
 
 def view_cameras(dynamic: DynamicGaussians, metadata: SceneMetadata) -> Cameras:
   """What looks at the surface: cameras of the path, and some beside its middle one, in NumPy."""
   cameras = shot.enlarged(metadata.cameras)
-  count = len(cameras.intrinsics)
-  chosen = np.unique(np.linspace(0, count - 1, _VIEWS).round().astype(int))
+  if cameras.height > _ROWS:
+    cameras = pinhole.resize(cameras, _ROWS, round(_ROWS * cameras.width / cameras.height))
+  count, turns = len(cameras.intrinsics), np.asarray(cameras.world_from_camera)[:, :3, :3]
+  cosine = (np.einsum("fij,fij->f", turns[:-1], turns[1:]) - 1) / 2
+  turned = np.degrees(np.arccos(np.clip(cosine, -1, 1))).sum()
+  views = min(_LEAST + int(turned / _TURN), _MOST)
+  chosen = np.unique(np.linspace(0, count - 1, views).round().astype(int))
   middle = count // 2
   pose = np.asarray(cameras.world_from_camera)[middle]
   ahead = (np.asarray(dynamic.means) - pose[:3, 3]) @ pose[:3, 2]

@@ -158,7 +158,7 @@ def test_what_can_not_be_shown_is_refused(tmp_path):
     ({"opacities": np.zeros(COUNT, "f4")}, "All Gaussians have opacity 0"),
     (
       {"deformation": np.full((FRAMES, COUNT, 10), np.nan, "f4")},
-      "deformation of the scene hold NaN",
+      "deformation of the Gaussians hold NaN",
     ),
   ):
     broken = DynamicGaussians(**(vars(dynamic) | change))

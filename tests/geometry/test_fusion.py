@@ -42,20 +42,34 @@ def test_points_lie_on_the_ball():
   np.testing.assert_allclose(np.linalg.norm(found - CENTRE, axis=1), RADIUS, atol=1e-3)
 
 
-def test_the_field_changes_sign_at_the_ball_and_keeps_colours():
+def test_the_field_changes_sign_at_the_ball():
   views = cameras()
   depth = ball(views)
-  images = np.broadcast_to(np.float32([0.2, 0.5, 0.8]), (*depth.shape, 3))
   low, voxel, shape = fusion.bounds(fusion.points(depth, views), 40, 0.0)
-  field = fusion.fuse(depth, images, views, low, voxel, shape)
+  field = fusion.fuse(depth, views, low, voxel, shape)
   cells = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), axis=-1)
   outside = np.linalg.norm(low + voxel * cells - CENTRE, axis=-1) - RADIUS
   # Distances along rays are longer than those to the surface; the sign is what both share.
   told = field.seen & (np.abs(outside) > voxel) & (outside > -4 * voxel)
   assert told.sum() > 1000
   assert (np.sign(field.distance[told]) == np.sign(outside[told])).mean() > 0.99
-  near = field.seen & (np.abs(outside) < voxel)
-  np.testing.assert_allclose(np.median(field.colours[near], axis=0), [0.2, 0.5, 0.8], atol=1e-6)
+
+
+def test_a_point_has_the_colours_of_the_pictures_that_see_it():
+  views = cameras()
+  depth = ball(views)
+  images = np.zeros((*depth.shape, 3), np.float32)
+  images[0], images[2] = [0.2, 0.4, 0.8], [1, 1, 1]
+  towards = CENTRE - views.world_from_camera[:, :3, 3]
+  front = CENTRE - RADIUS * towards / np.linalg.norm(towards, axis=1, keepdims=True)
+  away = CENTRE + np.float32([[0, 3, 0]])
+  found = fusion.paint(np.concatenate([front, away]), depth, images, views, 0.1)
+  # What faces a camera is seen by it alone; beside the ball there is nothing.
+  np.testing.assert_allclose(
+    found[[0, 1, 2, 4]],
+    [[0.2, 0.4, 0.8], *np.zeros((1, 3)), [1, 1, 1], *np.zeros((1, 3))],
+    atol=1e-6,
+  )
 
 
 def test_what_no_camera_sees_stays_unknown():
@@ -65,7 +79,7 @@ def test_what_no_camera_sees_stays_unknown():
   )
   depth = ball(views)[:1]
   grid = fusion.bounds(fusion.points(ball(views), views), 40, 0.0)
-  field = fusion.fuse(depth, np.zeros((*depth.shape, 3), "f4"), front, *grid)
+  field = fusion.fuse(depth, front, *grid)
   behind = np.round((CENTRE + [0, 0, RADIUS - 0.02] - grid[0]) / grid[1]).astype(int)
   assert not field.seen[tuple(behind)]
 
