@@ -47,7 +47,7 @@ def main(argv: list[str]) -> None:
     dynamic, metadata = scene.read_scene(_SCENE.value)
     path = shot.camera_path(_TRAJECTORY.value, _FRAMES.value, in_scene=True)
     cameras = shot.through_scene(path, metadata.cameras[0], _HEIGHT.value, _WIDTH.value)
-    drawn = drawing.draw(dynamic, cameras, path.times, "draw")
+    drawn = drawing.draw(dynamic, cameras, path.times, "draw", metadata.cameras)
     images, depth = np.asarray(drawn.image), np.asarray(drawn.depth)
     shown = colorize_depth(depth) if _DEPTH.value else images
     marking.write_video(output, shown, _FPS.value, metadata, key)

@@ -41,7 +41,7 @@ def main(argv: list[str]) -> None:
     dynamic, metadata = scene.read_scene(_SCENE.value)
     if _STREAM.value:
       about = page.describe(dynamic, metadata)
-      shown = (about[name] for name in ("focal", "aspect", "depths", "motionScale"))
+      shown = (about[name] for name in ("height", "focal", "aspect", "depths", "motionScale"))
       painter = frames.Painter(dynamic, *shown)
       for line in frames.measure(painter, metadata.cameras, np.asarray(metadata.times)):
         print(line, flush=True)

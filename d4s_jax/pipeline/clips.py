@@ -41,7 +41,7 @@ def write_film(
   """A video along the path that the scene was made for, marked as `marking` says."""
   cameras = shot.along(shot.enlarged(metadata.cameras), metadata.times, times)
   shot.check_pixels(len(times), cameras.height, cameras.width)
-  drawn = draw(dynamic, cameras, times, "draw the video")
+  drawn = draw(dynamic, cameras, times, "draw the video", metadata.cameras)
   own = np.diff(np.asarray(metadata.times)).mean() if len(metadata.times) > 1 else 1.0
   step = np.diff(times).mean() if len(times) > 1 else own
   # As long as the scene's own frames take.
@@ -66,7 +66,7 @@ def write_tracks(
   if not solid.any():
     raise ValueError(f"No Gaussian has an opacity above {_SOLID}; there is nothing to track.")
   cameras = shot.along(shot.enlarged(metadata.cameras), metadata.times, times)
-  drawn = draw(dynamic, cameras, times, "draw what is visible")
+  drawn = draw(dynamic, cameras, times, "draw what is visible", metadata.cameras)
   height, width = cameras.height, cameras.width
   tracks, places, visible = [], [], []
   inverse = np.asarray(poses.invert(np.asarray(cameras.world_from_camera)))

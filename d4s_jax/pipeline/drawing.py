@@ -12,6 +12,7 @@ from d4s_jax.formats.video import SUFFIXES
 from d4s_jax.geometry.deformation import at
 from d4s_jax.pipeline import progress
 from d4s_jax.render import render
+from d4s_jax.render.projection import BLUR
 from d4s_jax.types import Cameras, DynamicGaussians, Gaussians, Rendering
 
 # Views that are drawn in one call: few enough for a laptop's memory.
@@ -37,8 +38,25 @@ def check_video(path: pathlib.Path, fps: float) -> None:
     raise ValueError(f"A video of {fps} frames per second; expected 0.1 or more, below 1000.")
 
 
+def footprint(focal: float, own: float) -> float:
+  """The blur, square pixels, of a picture of a scene whose focal length is `own` in its own size.
+
+  What a pixel sees of the scene stays what it was when the scene was made: drawn larger, splats
+  that are narrower than such a pixel would part. No picture is sharper than those that made it.
+
+  Args:
+    focal: of the picture, pixels.
+    own: of the pictures that the scene was made for, pixels.
+  """
+  return BLUR * max(1.0, (focal / own) ** 2)
+
+
 def draw(
-  dynamic: DynamicGaussians, cameras: Cameras, times: Float[np.ndarray, "v"], what: str
+  dynamic: DynamicGaussians,
+  cameras: Cameras,
+  times: Float[np.ndarray, "v"],
+  what: str,
+  made: Cameras | None = None,
 ) -> Rendering:
   """Draws each camera of `cameras` [v] at the time of the same index.
 
@@ -47,6 +65,8 @@ def draw(
     cameras: the views, with an image size of any kind.
     times: clip time of each view; between stored times the deformation is interpolated.
     what: the label of the progress bar; without one there is none.
+    made: the cameras that the scene was made for, for their `footprint` (of a path that zooms, that
+      of its mean); None for a pixel's own.
 
   Returns:
     NumPy arrays. Where the renderer runs out of room it is given more; what is dropped even so
@@ -54,6 +74,7 @@ def draw(
   """
   count, slots, room = len(times), len(dynamic.means), None
   most = _MOST_ROOM * slots
+  blur = BLUR if made is None else footprint(_focal(cameras), _focal(made))
   times = np.asarray(times, np.float32)
   # To the device once, not at every call.
   dynamic, gaussians, parts = jax.device_put(dynamic), None, []
@@ -64,7 +85,7 @@ def draw(
       index = np.minimum(np.arange(start, start + _VIEWS), count - 1)
       if gaussians is None or not still:
         gaussians = _at(dynamic, times[index[:1] if still else index])
-      arguments = gaussians, cameras[index]
+      arguments = gaussians, cameras[index], blur
       part = _draw(*arguments, capacity=room)
       while (lost := int(part.overflow.max())) and (room or 0) < most:
         # The default room is at least 16 intersections a Gaussian.
@@ -82,6 +103,12 @@ def draw(
 _at = jax.jit(at)
 
 
-@functools.partial(jax.jit, static_argnames="capacity")
-def _draw(gaussians: Gaussians, cameras: Cameras, *, capacity: int | None) -> Rendering:
-  return render(gaussians, cameras, capacity=capacity)
+@functools.partial(jax.jit, static_argnames=("blur", "capacity"))
+def _draw(
+  gaussians: Gaussians, cameras: Cameras, blur: float, *, capacity: int | None
+) -> Rendering:
+  return render(gaussians, cameras, blur=blur, capacity=capacity)
+
+
+def _focal(cameras: Cameras) -> float:
+  return float(np.asarray(cameras.intrinsics)[..., 1, 1].mean())

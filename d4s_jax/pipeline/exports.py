@@ -58,7 +58,7 @@ def _views(dynamic: DynamicGaussians, metadata: SceneMetadata, times: np.ndarray
   """What the camera of the path sees at each time."""
   cameras = shot.along(shot.enlarged(metadata.cameras), metadata.times, times)
   shot.check_pixels(len(times), cameras.height, cameras.width)
-  drawn = draw(dynamic, cameras, times, "draw")
+  drawn = draw(dynamic, cameras, times, "draw", metadata.cameras)
   for index in range(len(times)):
     yield Rendering(**{name: np.asarray(x)[index] for name, x in vars(drawn).items()})
 

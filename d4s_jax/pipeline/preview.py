@@ -52,16 +52,19 @@ def write_views(
     key: of the watermark of the videos; None for none.
   """
   cameras, times = shot.enlarged(metadata.cameras), np.asarray(metadata.times)
-  path = draw(dynamic, cameras, times, "draw the video")
+  path = draw(dynamic, cameras, times, "draw the video", metadata.cameras)
   images, depth = np.asarray(path.image), colorize_depth(np.asarray(path.depth))
   marking.write_video(folder / "video.mp4", images, fps, metadata, key)
   marking.write_video(folder / "depth.mp4", depth, fps, metadata, key)
 
   middle = len(times) // 2
   sides = shot.around(cameras, middle, _distance(path, middle), np.array([*_SIDES.values()]))
-  frozen = draw(dynamic, sides, np.full(len(_SIDES), times[middle]), "draw other views")
+  frozen = draw(
+    *(dynamic, sides, np.full(len(_SIDES), times[middle]), "draw other views", metadata.cameras)
+  )
   chosen = np.unique(np.linspace(0, len(times) - 1, _COLUMNS).round().astype(int))
-  still = draw(dynamic, shot.repeated(cameras, 0, len(chosen)), times[chosen], "draw one view")
+  first = shot.repeated(cameras, 0, len(chosen))
+  still = draw(dynamic, first, times[chosen], "draw one view", metadata.cameras)
   moments = ", ".join(f"{time:.2f}" for time in times[chosen])
   rows = {
     f"photograph as the models see it, {photo.shape[1]} x {photo.shape[0]} pixels": photo[None],

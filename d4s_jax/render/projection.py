@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float
 from d4s_jax.geometry import harmonics, poses, rotations
 from d4s_jax.types import Cameras, Gaussians
 
-# Variance in square pixels added to every splat: a pixel's own footprint.
+# Variance in square pixels added to every splat, where nothing else is said: a pixel's footprint.
 BLUR = 0.3
 # Metres; what is closer to the camera plane is not drawn.
 NEAR = 0.01
@@ -61,18 +61,21 @@ class Splats:
   colours: Float[Array, "*v n 3"]
 
 
-def project(gaussians: Gaussians, cameras: Cameras, *, antialiased: bool = False) -> Splats:
+def project(
+  gaussians: Gaussians, cameras: Cameras, *, antialiased: bool = False, blur: float = BLUR
+) -> Splats:
   """Projects Gaussians [v n] into cameras [v].
 
-  The camera sees covariance J W Sigma W^T J^T + BLUR I, with W the rotation into the camera and J
+  The camera sees covariance J W Sigma W^T J^T + blur I, with W the rotation into the camera and J
   the Jacobian of the projection at the centre (Zwicker et al. 2001, "EWA splatting").
 
   Args:
     gaussians: one set for each camera.
     cameras: one for each set.
-    antialiased: lower the opacity of a splat by as much as BLUR widens it (Yu et al. 2024,
+    antialiased: lower the opacity of a splat by as much as the blur widens it (Yu et al. 2024,
       "Mip-Splatting", 2D filter), so that what is smaller than a pixel is as bright at any
       resolution.
+    blur: variance in square pixels added to every splat.
   """
   centre, quaternion, scale, usable = _components(gaussians)
   camera_from_world = rearrange(poses.invert(cameras.world_from_camera), "v i j -> i j v 1")
@@ -92,7 +95,7 @@ def project(gaussians: Gaussians, cameras: Cameras, *, antialiased: bool = False
   right = [zoom_x * (axis[0] - slope_x * axis[2]) for axis in axes]
   down = [zoom_y * (axis[1] - slope_y * axis[2]) for axis in axes]
   sharp_xx, xy, sharp_yy = _dot(right, right), _dot(right, down), _dot(down, down)
-  xx, yy = sharp_xx + BLUR, sharp_yy + BLUR
+  xx, yy = sharp_xx + blur, sharp_yy + blur
   determinant = xx * yy - xy * xy
   usable &= (determinant > 0) & (determinant < jnp.inf)
   determinant = jnp.where(usable, determinant, 1)

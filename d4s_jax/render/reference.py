@@ -20,6 +20,7 @@ def rasterize(
   *,
   capacity: int | None = None,
   antialiased: bool = False,
+  blur: float = projection.BLUR,
 ) -> tuple[Float[Array, "v h w 5"], Int[Array, "v"]]:
   """Draws Gaussians [v n] into cameras [v].
 
@@ -28,13 +29,14 @@ def rasterize(
     cameras: one for each set.
     capacity: unused: nothing here can overflow.
     antialiased: as in `projection.project`.
+    blur: likewise.
 
   Returns:
     Colour, depth and 1, each summed with the weights of alpha compositing, and a zero for each
     view.
   """
   del capacity
-  splats = projection.project(gaussians, cameras, antialiased=antialiased)
+  splats = projection.project(gaussians, cameras, antialiased=antialiased, blur=blur)
   layers = jax.lax.map(lambda view: _draw(view, cameras.height, cameras.width), splats)
   return layers, jnp.zeros(len(layers), jnp.int32)
 

@@ -30,6 +30,7 @@ def rasterize(
   *,
   capacity: int | None = None,
   antialiased: bool = False,
+  blur: float = projection.BLUR,
 ) -> tuple[Float[Array, "v h w 5"], Int[Array, "v"]]:
   """Draws Gaussians [v n] into cameras [v].
 
@@ -38,6 +39,7 @@ def rasterize(
     cameras: one for each set.
     capacity: the most Gaussian-tile intersections of one view; `binning.default_capacity` if None.
     antialiased: as in `projection.project`.
+    blur: likewise.
 
   Returns:
     Colour, depth and 1, each summed with the weights of alpha compositing, and the number of
@@ -49,7 +51,7 @@ def rasterize(
   views, count = gaussians.opacities.shape
   if 0 in (views, count, height, width):  # Nothing to index.
     return jnp.zeros((views, height, width, 5)), jnp.zeros(views, jnp.int32)
-  splats = projection.project(gaussians, cameras, antialiased=antialiased)
+  splats = projection.project(gaussians, cameras, antialiased=antialiased, blur=blur)
   room = capacity or binning.default_capacity(count, grid)
   room = min(room, count * grid.tiles)
   if views * max(room, count) > _MOST_ENTRIES:

@@ -1,5 +1,6 @@
 """Pictures of a scene, one after another, drawn by any backend; each stage is timed."""
 
+import functools
 import io
 import time
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from d4s_jax.formats import images
 from d4s_jax.formats.video import colorize_depth
 from d4s_jax.geometry import harmonics
 from d4s_jax.geometry.deformation import at
+from d4s_jax.pipeline.drawing import footprint
 from d4s_jax.render import render
 from d4s_jax.types import Cameras, DynamicGaussians, Gaussians, Rendering
 
@@ -30,6 +32,7 @@ class Painter:
 
   Args:
     dynamic: the scene.
+    height: of the pictures that it was made for.
     focal: of the lens, over the height of the picture.
     aspect: of its focal lengths, x over y.
     depths: metres, of what is shown nearest and farthest in the mode "depth".
@@ -39,6 +42,7 @@ class Painter:
   def __init__(
     self,
     dynamic: DynamicGaussians,
+    height: int,
     focal: float,
     aspect: float,
     depths: tuple[float, float],
@@ -46,6 +50,7 @@ class Painter:
   ):
     self._dynamic = jax.device_put(dynamic)
     self._start = _at(self._dynamic, jnp.asarray(np.float32(dynamic.times[0]))).means
+    self._height = height
     self._focal, self._aspect, self._depths, self._motion = focal, aspect, depths, motion
 
   def draw(
@@ -66,7 +71,8 @@ class Painter:
       gaussians = _colour_motion(gaussians, self._start, jnp.asarray(np.float32(self._motion)))
     jax.block_until_ready(gaussians)
     clock.stage("deform")
-    rendering = _render(gaussians, self._camera(pose, height, width))
+    camera = self._camera(pose, height, width)
+    rendering = _render(gaussians, camera, footprint(camera.height, self._height))
     jax.block_until_ready(rendering)
     clock.stage("render")
     pixels = images.to_bytes(np.clip(self._shown(rendering, mode), 0, 1))
@@ -139,9 +145,9 @@ def _at(dynamic: DynamicGaussians, clip_time: Float[Array, ""]) -> Gaussians:
   return at(dynamic, clip_time[None])
 
 
-@jax.jit
-def _render(gaussians: Gaussians, cameras: Cameras) -> Rendering:
-  return render(gaussians, cameras)
+@functools.partial(jax.jit, static_argnames="blur")
+def _render(gaussians: Gaussians, cameras: Cameras, blur: float) -> Rendering:
+  return render(gaussians, cameras, blur=blur)
 
 
 @jax.jit

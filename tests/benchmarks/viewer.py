@@ -107,7 +107,7 @@ def stream(dynamic, metadata, folder):
   """Prints the stages of pictures that the server draws."""
   about = page.describe(dynamic, metadata)
   painter = frames.Painter(
-    dynamic, *(about[x] for x in ("focal", "aspect", "depths", "motionScale"))
+    dynamic, *(about[x] for x in ("height", "focal", "aspect", "depths", "motionScale"))
   )
   for line in frames.measure(painter, metadata.cameras, np.asarray(metadata.times)):
     print(f"streamed, {line}")

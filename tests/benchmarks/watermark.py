@@ -140,7 +140,7 @@ def along(dynamic, metadata, name, count):
   """The scene along a path, at 256 pixels."""
   path = shot.camera_path(name, count)
   cameras = shot.through_scene(path, metadata.cameras[0])
-  return np.clip(drawing.draw(dynamic, cameras, path.times, "").image, 0, 1)
+  return np.clip(drawing.draw(dynamic, cameras, path.times, "", metadata.cameras).image, 0, 1)
 
 
 def measure(folder, place):

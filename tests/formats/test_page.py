@@ -10,6 +10,7 @@ import pytest
 
 from d4s_jax.formats import page
 from d4s_jax.formats.scene import SceneMetadata
+from d4s_jax.geometry import cameras as pinhole
 from d4s_jax.geometry import trajectories
 from d4s_jax.geometry.cameras import intrinsics_from_fov
 from d4s_jax.pipeline.drawing import draw
@@ -17,6 +18,7 @@ from d4s_jax.types import Cameras, DynamicGaussians
 from tests.browser import BROWSER, FLAGS, needs_browser
 
 SIDE, COUNT, FRAMES = 96, 300, 5
+LARGE = 3 * SIDE
 COLOUR, DEPTH, OPACITY, MOTION = range(4)
 
 
@@ -57,9 +59,9 @@ def make(degree=1):
 
 
 def pictures(folder, html, shots, painter):
-  """What the page draws at (time, camera, mode), as a browser sees it, [h w 3] of 0 to 255."""
+  """What the page draws at (time, camera, mode, side), as a browser sees it, of 0 to 255."""
   calls = ", ".join(
-    f"show({time}, {camera}, {SIDE}, {SIDE}, {mode})" for time, camera, mode in shots
+    f"show({time}, {camera}, {side}, {side}, {mode})" for time, camera, mode, side in shots
   )
   probe = f"""<script>(async () => {{
     while (!window.ready && !window.failed) await new Promise((done) => setTimeout(done, 20));
@@ -85,7 +87,8 @@ def pictures(folder, html, shots, painter):
   assert found, done.stderr[-2000:]
   result = json.loads(found.group(1))
   assert isinstance(result, list), result
-  return [np.array(x, float).reshape(SIDE, SIDE, 4)[..., :3] for x in result]
+  sides = [side for *_, side in shots]
+  return [np.array(x, float).reshape(n, n, 4)[..., :3] for x, n in zip(result, sides)]
 
 
 @pytest.fixture(scope="module", params=["webgl", "plain"])
@@ -94,10 +97,11 @@ def shown(request, tmp_path_factory):
   folder = tmp_path_factory.mktemp("page")
   dynamic, metadata = make()
   page.write_page(folder / "scene.html", dynamic, metadata)
-  shots = [(0.0, 0, COLOUR), (0.6, 4, COLOUR), (1.0, 2, COLOUR)]
+  shots = [(0.0, 0, COLOUR), (0.6, 4, COLOUR), (1.0, 2, COLOUR), (0.6, 4, COLOUR, LARGE)]
   shots += [(0.6, 4, OPACITY), (0.0, 0, DEPTH), (0.0, 0, MOTION), (1.0, 0, MOTION)]
+  sized = [(*shot, SIDE)[:4] for shot in shots]
   html = (folder / "scene.html").read_text()
-  return dynamic, metadata, dict(zip(shots, pictures(folder, html, shots, request.param)))
+  return dynamic, metadata, dict(zip(shots, pictures(folder, html, sized, request.param)))
 
 
 def ours(dynamic, metadata, time, camera):
@@ -115,6 +119,19 @@ def test_the_page_draws_what_the_renderer_draws(shown, time, camera):
   # Half floats, rounded deformation, and 16 bits of depth to sort by.
   assert error.mean() < 1.0
   assert np.quantile(error, 0.999) < 8
+
+
+@needs_browser
+def test_a_larger_picture_is_the_renderers_too(shown):
+  dynamic, metadata, found = shown
+  camera = pinhole.resize(metadata.cameras[np.array([4])], LARGE, LARGE)
+  drawn = draw(dynamic, camera, np.float32([0.6]), "", metadata.cameras)
+  error = np.abs(found[0.6, 4, COLOUR, LARGE] - 255 * np.clip(drawn.image[0], 0, 1))
+  assert error.mean() < 1.0
+  # And it is not what pixels of that size would see.
+  sharp = draw(dynamic, camera, np.float32([0.6]), "").image[0]
+  other = np.abs(found[0.6, 4, COLOUR, LARGE] - 255 * np.clip(sharp, 0, 1))
+  assert other.mean() > 2 * error.mean()
 
 
 @needs_browser

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from d4s_jax.geometry import cameras as pinhole
 from d4s_jax.geometry.deformation import at, identity
 from d4s_jax.pipeline import drawing, shot
 from d4s_jax.render import render
@@ -73,6 +74,25 @@ def test_a_renderer_without_room_gets_more(key, cameras, capsys, monkeypatch):
   assert drawn.overflow.min() > 0, "the scene must not fit into the default room"
   assert f"no room to draw {drawn.overflow.sum()} Gaussian" in capsys.readouterr().err
   drawing._draw.clear_cache()
+
+
+def test_a_scene_drawn_larger_is_the_same_picture_sampled_more_finely(key, cameras):
+  dynamic = scene(-2.0, key)  # Narrower than a pixel.
+  times = np.linspace(0, 1, 6)
+  plain = drawing.draw(dynamic, cameras, times, "")
+  own = drawing.draw(dynamic, cameras, times, "", cameras)
+  for name in ("image", "depth", "alpha"):
+    np.testing.assert_array_equal(getattr(own, name), getattr(plain, name))
+  # Every third pixel has the middle of a pixel of the small picture.
+  large = pinhole.resize(cameras, 3 * SIDE, 3 * SIDE)
+  found = drawing.draw(dynamic, large, times, "", cameras)
+  np.testing.assert_allclose(found.image[:, 1::3, 1::3], own.image, atol=1e-4)
+  gaps = drawing.draw(dynamic, large, times, "")
+  assert gaps.alpha.mean() < 0.8 * own.alpha.mean()
+  # Smaller than it was made, a pixel sees what a pixel sees.
+  small = pinhole.resize(cameras, SIDE // 2, SIDE // 2)
+  less = [drawing.draw(dynamic, small, times, "", *made).image for made in ((), (cameras,))]
+  np.testing.assert_array_equal(*less)
 
 
 def test_places_and_rates_of_a_video(tmp_path):

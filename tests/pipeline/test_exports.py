@@ -101,7 +101,7 @@ def view(scene, time):
   dynamic, metadata = scene
   times = np.float32([time])
   cameras = shot.along(shot.enlarged(metadata.cameras), metadata.times, times)
-  return draw(dynamic, cameras, times, "draw")
+  return draw(dynamic, cameras, times, "draw", metadata.cameras)
 
 
 def test_depth_and_pictures_are_the_renderers(scene, tmp_path):

@@ -23,7 +23,7 @@ def place():
   """A served scene: its address, the scene."""
   dynamic, metadata = make()
   about = page.describe(dynamic, metadata)
-  names = ("focal", "aspect", "depths", "motionScale")
+  names = ("height", "focal", "aspect", "depths", "motionScale")
   painter = frames.Painter(dynamic, *(about[name] for name in names))
   contents = page.fill(about | {"stream": True}).encode()
   with server.serve(contents, 0, painter) as serving:
@@ -54,7 +54,9 @@ def test_a_picture_is_the_renderers_and_its_stages_are_timed(place):
   from d4s_jax.geometry import cameras as pinhole
 
   view = pinhole.resize(metadata.cameras[np.array([4])], 2 * SIDE, 2 * SIDE)
-  want = 255 * np.clip(draw(dynamic, view, np.float32([0.6]), "draw").image[0], 0, 1)
+  want = 255 * np.clip(
+    draw(dynamic, view, np.float32([0.6]), "draw", metadata.cameras).image[0], 0, 1
+  )
   assert found.shape == want.shape
   # JPEG's own loss.
   assert np.abs(found - want).mean() < 4
@@ -108,7 +110,7 @@ def test_others_are_kept_out(place):
 def test_the_stages_are_told_beside_the_papers(place):
   _, dynamic, metadata = place
   about = page.describe(dynamic, metadata)
-  names = ("focal", "aspect", "depths", "motionScale")
+  names = ("height", "focal", "aspect", "depths", "motionScale")
   painter = frames.Painter(dynamic, *(about[name] for name in names))
   lines = [*frames.measure(painter, metadata.cameras, metadata.times, frames=2)]
   assert "512 x 512 pixels on cpu: deform " in lines[0] and "encode" in lines[0]

@@ -29,6 +29,7 @@ def rasterize(
   *,
   capacity: int | None = None,
   antialiased: bool = False,
+  blur: float = projection.BLUR,
 ) -> tuple[Float[Array, "v h w 5"], Int[Array, "v"]]:
   """Draws Gaussians [v n] into cameras [v].
 
@@ -37,6 +38,7 @@ def rasterize(
     cameras: one for each set.
     capacity: the most Gaussian-tile intersections of one view; unlimited if None.
     antialiased: as in `projection.project`.
+    blur: likewise.
 
   Returns:
     Colour, depth and 1, each summed with the weights of alpha compositing, and the number of
@@ -47,7 +49,7 @@ def rasterize(
     ValueError: the numbers are not float32.
   """
   library.load()
-  splats = projection.project(gaussians, cameras, antialiased=antialiased)
+  splats = projection.project(gaussians, cameras, antialiased=antialiased, blur=blur)
   for array in jax.tree.leaves(splats):
     if array.dtype != jnp.float32:
       raise ValueError(f"The cpu renderer draws float32, not {array.dtype}; use reference.")

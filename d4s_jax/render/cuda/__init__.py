@@ -34,6 +34,7 @@ def rasterize(
   *,
   capacity: int | None = None,
   antialiased: bool = False,
+  blur: float = projection.BLUR,
 ) -> tuple[Float[Array, "v h w 5"], Int[Array, "v"]]:
   """Draws Gaussians [v n] into cameras [v].
 
@@ -42,6 +43,7 @@ def rasterize(
     cameras: one for each set.
     capacity: the most Gaussian-tile intersections of one view; `binning.default_capacity` if None.
     antialiased: whether opacities make up for the blur, as in Mip-Splatting.
+    blur: as in `projection.project`.
 
   Returns:
     Colour, depth and 1, each summed with the weights of alpha compositing, and the number of
@@ -58,9 +60,9 @@ def rasterize(
   _check(gaussians, cameras, room)
 
   gaussians = _drawable(gaussians)
-  projected: Any = operations.project(antialiased, gaussians, cameras)
+  projected: Any = operations.project(antialiased, blur, gaussians, cameras)
   # Only the colours are used; XLA drops the rest of this projection.
-  colours = projection.project(gaussians, cameras, antialiased=antialiased).colours
+  colours = projection.project(gaussians, cameras).colours
   features = jnp.concatenate([colours, projected.depths[..., None]], -1)
   opacities = gaussians.opacities
   if antialiased:

@@ -55,17 +55,17 @@ class TileLists:
   overflow: Int[Array, "v"]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def project(antialiased: bool, gaussians: Gaussians, cameras: Cameras) -> Projected:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def project(antialiased: bool, blur: float, gaussians: Gaussians, cameras: Cameras) -> Projected:
   """Projects Gaussians [v n] into cameras [v]; n is a multiple of 32. Colours play no part.
 
   gsplat has no gradient to the intrinsics; it is that of `render.projection`. Where it is not asked
   for, XLA drops the computation.
   """
-  return _project_forward(antialiased, gaussians, cameras)[0]
+  return _project_forward(antialiased, blur, gaussians, cameras)[0]
 
 
-def _project_forward(antialiased, gaussians, cameras):
+def _project_forward(antialiased, blur, gaussians, cameras):
   v, n = gaussians.opacities.shape
   radii, means, depths, conics, compensations = _call(
     "project_forward",
@@ -75,7 +75,7 @@ def _project_forward(antialiased, gaussians, cameras):
     poses.invert(cameras.world_from_camera),
     cameras.intrinsics,
     near_plane=np.float32(projection.NEAR),
-    **_camera_attributes(cameras, antialiased),
+    **_camera_attributes(cameras, antialiased, blur),
   )
   # An overflow in the determinant leaves infinite or no conics; reading one would spoil pixels.
   drawable = (conics[..., 0] > 0) & (conics[..., 2] > 0) & jnp.all(jnp.isfinite(conics), axis=-1)
@@ -89,7 +89,7 @@ def _project_forward(antialiased, gaussians, cameras):
   return projected, (gaussians, cameras, projected)
 
 
-def _project_backward(antialiased, residuals, gradients):
+def _project_backward(antialiased, blur, residuals, gradients):
   gaussians, cameras, projected = residuals
   camera_from_world, invert_transposed = jax.vjp(poses.invert, cameras.world_from_camera)
   means, quaternions, scales, view = _call(
@@ -105,7 +105,7 @@ def _project_backward(antialiased, residuals, gradients):
     gradients.depths,
     gradients.conics,
     gradients.compensations,
-    **_camera_attributes(cameras, antialiased),
+    **_camera_attributes(cameras, antialiased, blur),
   )
   (world_from_camera,) = invert_transposed(view)
   return (
@@ -119,7 +119,7 @@ def _project_backward(antialiased, residuals, gradients):
     dataclasses.replace(
       cameras,
       world_from_camera=world_from_camera,
-      intrinsics=_intrinsics_gradient(antialiased, gaussians, cameras, projected, gradients),
+      intrinsics=_intrinsics_gradient(antialiased, blur, *residuals, gradients),
     ),
   )
 
@@ -128,7 +128,12 @@ project.defvjp(_project_forward, _project_backward)
 
 
 def _intrinsics_gradient(
-  antialiased: bool, gaussians: Gaussians, cameras: Cameras, projected: Projected, gradients: Any
+  antialiased: bool,
+  blur: float,
+  gaussians: Gaussians,
+  cameras: Cameras,
+  projected: Projected,
+  gradients: Any,
 ) -> Float[Array, "v 3 3"]:
   """Pulls the gradients of splats back to the intrinsics, through our own projection."""
   # With opacity 1 the opacity of a splat is the compensation.
@@ -136,7 +141,7 @@ def _intrinsics_gradient(
 
   def splats(intrinsics):
     moved = dataclasses.replace(cameras, intrinsics=intrinsics)
-    drawn = projection.project(opaque, moved, antialiased=antialiased)
+    drawn = projection.project(opaque, moved, antialiased=antialiased, blur=blur)
     return drawn.means, drawn.conics, drawn.opacities
 
   _, transposed = jax.vjp(splats, cameras.intrinsics)
@@ -220,12 +225,12 @@ def _geometry(gaussians):
   return gaussians.means, gaussians.quaternions, gaussians.scales
 
 
-def _camera_attributes(cameras, antialiased):
+def _camera_attributes(cameras, antialiased, blur):
   # XLA decodes attributes by their exact types.
   return dict(
     width=np.int32(cameras.width),
     height=np.int32(cameras.height),
-    blur=np.float32(projection.BLUR),
+    blur=np.float32(blur),
     orthographic=np.bool_(cameras.model == "orthographic"),
     antialiased=np.bool_(antialiased),
   )

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from d4s_jax.render import cuda, render
+from d4s_jax.render import cuda, projection, render
 from tests.render import scenes
 from tests.render.cuda import emulator
 
@@ -35,13 +35,20 @@ def orthographic(cameras):
 FAST = {"xla_backend_optimization_level": 0}
 
 
-@functools.partial(jax.jit, static_argnames=("backend", "antialiased"), compiler_options=FAST)
-def value_and_gradients(scene, cameras, weights, *, backend, antialiased=False):
+@functools.partial(
+  jax.jit, static_argnames=("backend", "antialiased", "blur"), compiler_options=FAST
+)
+def value_and_gradients(
+  scene, cameras, weights, *, backend, antialiased=False, blur=projection.BLUR
+):
   """Drawing, and gradients to Gaussians, poses, intrinsics and background of a weighted sum."""
 
   def loss(scene, poses, lens, background):
     moved = dataclasses.replace(cameras, world_from_camera=poses, intrinsics=lens)
-    drawn = render(scene, moved, backend=backend, background=background, antialiased=antialiased)
+    drawn = render(
+      *(scene, moved),
+      **dict(backend=backend, background=background, antialiased=antialiased, blur=blur),
+    )
     layers = [drawn.image, drawn.depth[..., None], drawn.alpha[..., None]]
     return jnp.sum(weights * jnp.concatenate(layers, -1)), drawn
 
@@ -65,15 +72,15 @@ def weights_for(cameras, seed=1):
 # Shapes take seconds to compile, so not all of them meet all kinds of cameras.
 ODD, ONE, FLAT = (3, 37, 50, 75), (1, 16, 16, 32), (2, 5, 33, 8)
 CASES = {
-  "odd": (ODD, pinhole, False),
-  "one_tile": (ONE, pinhole, False),
-  "less_than_a_tile": (FLAT, pinhole, True),
-  "orthographic": (ODD, orthographic, True),
+  "odd": (ODD, pinhole, False, projection.BLUR),
+  "one_tile": (ONE, pinhole, False, 2.7),
+  "less_than_a_tile": (FLAT, pinhole, True, 2.7),
+  "orthographic": (ODD, orthographic, True, projection.BLUR),
 }
 
 
-@pytest.mark.parametrize("size,project,antialiased", CASES.values(), ids=CASES)
-def test_matches_reference(size, project, antialiased):
+@pytest.mark.parametrize("size,project,antialiased,blur", CASES.values(), ids=CASES)
+def test_matches_reference(size, project, antialiased, blur):
   views, height, width, count = size
   cameras = project(scenes.cameras(views, height=height, width=width))
   # Each view has Gaussians of its own.
@@ -81,9 +88,11 @@ def test_matches_reference(size, project, antialiased):
   scene = jax.tree.map(lambda *x: jnp.stack(x), *own)
   inputs = (scene, cameras, weights_for(cameras))
   expected, expected_gradients = value_and_gradients(
-    *inputs, backend="reference", antialiased=antialiased
+    *inputs, backend="reference", antialiased=antialiased, blur=blur
   )
-  drawn, gradients = value_and_gradients(*inputs, backend="cuda", antialiased=antialiased)
+  drawn, gradients = value_and_gradients(
+    *inputs, backend="cuda", antialiased=antialiased, blur=blur
+  )
   assert jnp.max(expected.alpha) > 0.2
   for name in NAMES:
     # Two float32 computations.
