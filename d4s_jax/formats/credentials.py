@@ -14,7 +14,13 @@ from d4s_jax.formats import atomic, checked, provenance
 
 EXTRA = "c2pa"
 # By suffix: what c2pa calls them. Others say nothing of their origin that could be signed.
-KINDS = {".mp4": "video/mp4", ".png": "image/png"}
+KINDS = {
+  ".mp4": "video/mp4",
+  ".png": "image/png",
+  ".jpg": "image/jpeg",
+  ".gif": "image/gif",
+  ".webp": "image/webp",
+}
 _LABEL = "org.d4s-jax.provenance"
 _MOST_KEY = 2**20
 

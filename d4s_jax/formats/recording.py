@@ -16,7 +16,7 @@ from d4s_jax.formats.visible import byte, rgb, visible
 from d4s_jax.types import Cameras, Gaussians
 
 TIMELINE = "clip_time"
-GAUSSIANS, CAMERA = "scene/gaussians", "scene/camera"
+GAUSSIANS, CAMERA, COMMENT = "scene/gaussians", "scene/camera", "provenance"
 
 
 def write(
@@ -24,6 +24,7 @@ def write(
   moments: Iterable[tuple[float, Gaussians]],
   cameras: Cameras,
   title: str,
+  comment: str = "",
 ) -> None:
   """Writes a recording.
 
@@ -32,6 +33,7 @@ def write(
     moments: clip times and the Gaussians [n] then.
     cameras: one for each time, in NumPy.
     title: shown as the recording's name.
+    comment: kept as a text, "provenance".
 
   Raises:
     ValueError: rerun-sdk is not installed.
@@ -45,6 +47,8 @@ def write(
     log.save(temporary)
     log.send_recording_name(title or "scene")
     log.log("scene", rerun.ViewCoordinates.RDF, static=True)
+    if comment:
+      log.log(COMMENT, rerun.TextDocument(comment), static=True)
     before: dict[str, Any] = {}
     for index, (time, gaussians) in enumerate(moments):
       log.set_time(TIMELINE, duration=float(time))

@@ -1,8 +1,10 @@
 """The colours of Gaussians in files of splats, ours or others': all that a mark needs."""
 
+import base64
 import io
 import os
 import pathlib
+import re
 import struct
 import zipfile
 import zlib
@@ -34,6 +36,7 @@ _COEFFICIENT = "KHR_gaussian_splatting:SH_DEGREE_0_COEF_0"
 _FLOAT = 5126
 _SOG_TABLE = 256
 _MOST_MEMBER = 2**28
+_PAGE = (b"description", b"arrays")
 
 
 # What a damaged or hostile file makes its reader raise.
@@ -72,6 +75,8 @@ def _ply(contents: bytes) -> np.ndarray:
   for line in lines:
     if line[:1] == ["element"]:
       elements[line[1]] = int(line[2]), []
+    elif line[:2] == ["property", "list"]:
+      raise ValueError("it is a mesh, which has no Gaussians")
     elif line[:1] == ["property"]:
       list(elements.values())[-1][1].append((line[2], _PLY_TYPES[line[1]]))
   tables, start = {}, len(header) + len(found)
@@ -133,7 +138,7 @@ def _glb(contents: bytes) -> np.ndarray:
       count = checked.integer(accessor["count"], "count", 1, _MOST_GAUSSIANS)
       colors.append(np.frombuffer(contents, "<f4", 3 * count, offset).reshape(-1, 3))
   if not colors:
-    raise ValueError(f"it has no {_COEFFICIENT}")
+    raise ValueError(f"it has no {_COEFFICIENT}: a mesh has no Gaussians")
   return 0.5 + harmonics.C0 * np.concatenate(colors).astype(np.float64)
 
 
@@ -158,6 +163,25 @@ def _member(archive: zipfile.ZipFile, name: str) -> bytes:
   return found
 
 
+def _html(contents: bytes) -> np.ndarray:
+  """Of the page that `formats.page` writes: its description, and arrays in gzip and base 64."""
+  found = [re.search(rb'id="%s">([^<]*)</script>' % name, contents) for name in _PAGE]
+  if None in found:
+    raise ValueError("it is no page of a scene")
+  description, data = (match[1] for match in found if match)
+  told = checked.parse(description, "its description")
+  kind, start, count = told["arrays"]["harmonics"]
+  start = checked.integer(start, "start", 0, _MOST_MEMBER)
+  count = checked.integer(count, "count", 3, 3 * _MOST_GAUSSIANS)
+  rows = checked.integer(told["count"], "count", 1, count)
+  if kind != "f4" or count % (3 * rows):
+    raise ValueError(f"{count} harmonics of {rows} Gaussians")
+  reader = zlib.decompressobj(wbits=31)
+  body = reader.decompress(base64.b64decode(data), start + 4 * count)
+  harmonic = np.frombuffer(body, "<f4", count, start).reshape(rows, -1, 3)
+  return 0.5 + harmonics.C0 * harmonic[:, 0].astype(np.float64)
+
+
 def _safetensors(contents: bytes) -> np.ndarray:
   found = load(contents)["harmonics"]
   if found.ndim != 3 or found.shape[2] != 3 or not found.shape[1]:
@@ -173,4 +197,5 @@ READERS: dict[str, Callable[[bytes], np.ndarray]] = {
   ".glb": _glb,
   ".sog": _sog,
   ".safetensors": _safetensors,
+  ".html": _html,
 }

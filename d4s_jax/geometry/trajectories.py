@@ -62,8 +62,10 @@ TRAJECTORIES: dict[str, Callable[..., np.ndarray]] = {
   "down": down,
   "orbit": orbit,
 }
-# Parameters that may be negative: the other way.
+# The most of each parameter; those of turns may be negative: the other way.
+_MOST = {"degrees": 3600.0, "turns": 10.0, "frames": math.inf}
 _SIGNED = ("degrees", "turns")
+_MOST_METRES = 10_000.0
 
 
 def trajectory(name: str, frames: int, **parameters: float) -> Float[np.ndarray, "f 4 4"]:
@@ -83,10 +85,12 @@ def trajectory(name: str, frames: int, **parameters: float) -> Float[np.ndarray,
   for label, value in (("frames", frames), *parameters.items()):
     if label not in ("frames", *known):
       raise ValueError(f"Trajectory {name!r} has no {label!r}; expected {', '.join(known)}.")
-    positive = label not in _SIGNED
-    if not math.isfinite(value) or value == 0 or positive and value < 0:
-      expected = "a positive number" if positive else "a number that is not 0"
-      raise ValueError(f"Trajectory {name!r} with {label}={value}; expected {expected}.")
+    positive, most = label not in _SIGNED, _MOST.get(label, _MOST_METRES)
+    if not 0 < abs(value) <= most or positive and value < 0:
+      expected = (
+        f"a positive number up to {most:g}" if positive else f"-{most:g} to {most:g}, not 0"
+      )
+      raise ValueError(f"Trajectory {name!r} with {label}={value:g}; expected {expected}.")
   path = TRAJECTORIES[name](np.linspace(0, 1, frames), **parameters)
   return path.astype(np.float32)
 

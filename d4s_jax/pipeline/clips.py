@@ -6,7 +6,7 @@ import pathlib
 import jax
 import numpy as np
 
-from d4s_jax.formats import recording
+from d4s_jax.formats import provenance, recording
 from d4s_jax.formats.scene import SceneMetadata
 from d4s_jax.formats.visible import write_bytes
 from d4s_jax.geometry import cameras as pinhole
@@ -107,4 +107,5 @@ def write_recording(
 ) -> None:
   """A recording for the Rerun viewer; see `formats.recording`."""
   cameras = shot.along(metadata.cameras, metadata.times, times)
-  recording.write(path, zip(times, moments(dynamic, times)), cameras, metadata.prompt)
+  said = provenance.text(provenance.facts(metadata))
+  recording.write(path, zip(times, moments(dynamic, times)), cameras, metadata.prompt, said)

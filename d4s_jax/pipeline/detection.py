@@ -11,6 +11,13 @@ from d4s_jax.formats import images, scene, splat_colors, video
 from d4s_jax.watermark import frames, gaussians
 from d4s_jax.watermark.evidence import Evidence
 
+# Which bear no mark, or one that is not read, and what to look at instead.
+_OTHERS = {
+  ".obj": "a mesh, which has no Gaussians",
+  ".rrd": "a recording, which is not read",
+  ".exr": "depth, which has no colours",
+  ".npz": "point tracks",
+}
 _VIDEOS = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi")
 # Animations among them.
 _MOVING = (".gif", ".webp", ".png", ".apng")
@@ -22,7 +29,7 @@ def detect(path: pathlib.Path, key: str) -> Evidence:
   """Looks for the mark that a file of its kind would bear.
 
   Args:
-    path: the folder of a scene, a file of splats, a video or a picture.
+    path: the folder of a scene, a file of splats, a page, a video or a picture.
     key: of the mark.
 
   Raises:
@@ -36,6 +43,11 @@ def detect(path: pathlib.Path, key: str) -> Evidence:
     return gaussians.detect(gaussians.colors_of(dynamic.harmonics)[seen], key)
   if suffix in splat_colors.READERS:
     return gaussians.detect(splat_colors.read_colors(path), key)
+  if suffix in _OTHERS:
+    raise ValueError(
+      f"{path} is {_OTHERS[suffix]}; expected the scene's folder, a file of its Gaussians"
+      f" ({' '.join(splat_colors.READERS)}), a video or a picture."
+    )
   if suffix in _VIDEOS:
     return frames.detect(video.first_frames(path, _MOST_FRAMES), key)
   return frames.detect(_pictures(path), key)

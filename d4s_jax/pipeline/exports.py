@@ -121,8 +121,7 @@ FORMATS = {
     Format("splat", (".splat",), _ROUNDED + ", view-dependent colour", splats.write_splat,
       _gaussians),
     Format("spz", (".spz",), _ROUNDED, splats.write_spz, _gaussians),
-    Format("sog", (".sog",), _ROUNDED + ", view-dependent colour", splats.WRITERS[".sog"],
-      _gaussians),
+    Format("sog", (".sog",), _ROUNDED, splats.WRITERS[".sog"], _gaussians),
     Format("glb", (".glb",), _MOTION, splats.write_glb, _gaussians),
     Format("mesh", (".obj",), _SURFACE, _mesh, meshing.meshes,
       named=(".ply", ".glb")),
@@ -219,6 +218,7 @@ class Export:
   def write(self, dynamic: DynamicGaussians, metadata: SceneMetadata) -> str:
     """Writes it; returns what was written and what it lacks, for the user."""
     row, count = self._row, self.frames
+    more = "; --time chooses another, --frames many" if self.time is None else ""
     times = np.array([self.time or 0.0]) if count is None else np.linspace(0, 1, count)
     if row.moments is None:
       own = np.asarray(dynamic.times)
@@ -232,7 +232,8 @@ class Export:
       self._sequence(row, row.moments(dynamic, metadata, times), provenance.facts(metadata))
       return f"{self.output.parent}   {count} files\nNot in them: {row.lost}."
     size = self.output.stat().st_size / 1e6
-    return f"{self.output}   {size:.1f} MB\nNot in it: {row.lost}."
+    when = "" if row.moments is None else f"\nIn it: the moment {times[0]:g} of 0 to 1{more}."
+    return f"{self.output}   {size:.1f} MB{when}\nNot in it: {row.lost}."
 
   def _sequence(self, row: Format, moments: Iterable[Any], facts: provenance.Facts) -> None:
     suffix = self.output.name[-len(_suffix(self.output, (*row.suffixes, *row.named)) or "") :]

@@ -33,7 +33,7 @@ def write_video(
   metadata: SceneMetadata,
   key: str | None,
 ) -> None:
-  """Writes an mp4 of generated pictures, with its mark and its provenance.
+  """Writes a video of generated pictures, with its mark and its provenance.
 
   Args:
     path: the file.
@@ -43,4 +43,6 @@ def write_video(
     key: of the mark; None for no mark.
   """
   marked = pictures if key is None else frames.mark(pictures, key)
-  video.write_video(path, marked, fps, provenance.text(provenance.facts(metadata)))
+  facts = provenance.facts(metadata)
+  video.write_video(path, marked, fps, provenance.text(facts))
+  provenance.stamp(path, facts)

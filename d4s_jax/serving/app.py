@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import json
 import pathlib
+import re
 import tempfile
 from collections.abc import AsyncIterator, Callable
 from typing import Annotated, Any
@@ -28,6 +29,8 @@ _MOST_SEED = 2**32 - 1
 _PATIENCE = 15.0
 # Seconds after which one who was refused may come back.
 _RETRY = 5
+# What is meant as a name, and is none of a file's texts.
+_NAME = re.compile(r"\w+(:[^\n{\[]*)?", re.ASCII)
 # Photographs that are decoded at a time: each takes 12 bytes a pixel.
 _DECODERS = 2
 # What a page of ours may do: what lies in it, and talk to where it came from.
@@ -203,7 +206,12 @@ def _routes(app: FastAPI, offer: Offer) -> None:
   async def submit(
     image: Annotated[UploadFile, File(description="A photograph.")],
     trajectory: Annotated[
-      str, Form(description="A name of /about, or the text of a camera file.", max_length=2**20)
+      str,
+      Form(
+        description="A name of /about, with parameters (orbit:degrees=40,radius=3) or without, or"
+        " the text of a camera file.",
+        max_length=2**20,
+      ),
     ] = "spiral",
     prompt: Annotated[
       str, Form(description="What is seen, and what happens.", max_length=_MOST_PROMPT)
@@ -278,6 +286,12 @@ def _take(
     photo.write_bytes(image.file.read())
     # Never a path of the client's: a name, with parameters or without, or the contents of a file.
     if trajectory.partition(":")[0] not in offer.trajectories:
+      if _NAME.fullmatch(trajectory):
+        names = ", ".join(offer.trajectories)
+        raise ValueError(
+          f"Unknown trajectory {trajectory!r:.80}; expected one of {names}, or the text of a camera"
+          " file."
+        )
       (folder / "trajectory").write_text(trajectory, encoding="utf-8", errors="replace")
       trajectory = str(folder / "trajectory")
     try:

@@ -4,10 +4,10 @@ Examples:
   python -m d4s_jax.watermark detect scenes/first
   python -m d4s_jax.watermark sign scenes/first/video.mp4 --certificates=chain.pem --key=key.pem
 
-FILE is the folder of a scene, .safetensors .ply .compressed.ply .splat .spz .sog .glb, a video, or
-a picture. The score comes with a bound on the rate at which unmarked things of any kind reach it;
-below 1 in a million, the mark is called found. D4S_JAX_WATERMARK_KEY is the key to look for;
-without it, the public one is. `sign` adds a C2PA manifest to a video or a picture, in place.
+FILE is the folder of a scene, .safetensors .ply .compressed.ply .splat .spz .sog .glb .html, a
+video, or a picture. The score comes with a bound on the rate at which unmarked things of any kind
+reach it; below 1 in a million, the mark is called found. D4S_JAX_WATERMARK_KEY is the key to look
+for; without it, the public one is. `sign` adds a C2PA manifest to a file, in place.
 """
 
 import pathlib

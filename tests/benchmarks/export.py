@@ -1,13 +1,15 @@
-"""Times and sizes of exports of a scene of 50,000 Gaussians at 49 times, beside gsply's writers.
+"""Times and sizes of all exports of a scene of 50,000 Gaussians at 49 times, and other programs'.
 
 python tests/benchmarks/export.py
 
 The scene is random: a wall of Gaussians, a tenth of which move and turn along smooth curves. Real
-scenes compress differently. A page holds the whole clip, other formats one moment.
+scenes compress differently. Formats of one moment are written once, and as 49 numbered files.
 """
 
 import argparse
 import pathlib
+import shutil
+import subprocess
 import sys
 import tempfile
 import time
@@ -17,14 +19,16 @@ import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 
-from d4s_jax.formats import page, splats  # noqa: E402
+from d4s_jax.formats import splats  # noqa: E402
 from d4s_jax.formats.scene import SceneMetadata  # noqa: E402
 from d4s_jax.geometry import trajectories  # noqa: E402
 from d4s_jax.geometry.cameras import intrinsics_from_fov  # noqa: E402
 from d4s_jax.pipeline.clips import moment  # noqa: E402
+from d4s_jax.pipeline.exports import FORMATS, Export  # noqa: E402
 from d4s_jax.types import Cameras, DynamicGaussians  # noqa: E402
 
 HEIGHT, WIDTH = 480, 720
+SPLAT_TRANSFORM = shutil.which("splat-transform")
 
 
 def scene(count: int, frames: int):
@@ -55,7 +59,7 @@ def scene(count: int, frames: int):
     quaternions=(turns / np.linalg.norm(turns, axis=1, keepdims=True)).astype("f4"),
     raw_scales=np.log(numbers.uniform(1, 4, (count, 3))).astype("f4"),
     footprints=(depth / lens[0, 0]).astype("f4"),
-    opacities=numbers.uniform(0.05, 1, count).astype("f4"),
+    opacities=numbers.uniform(0.3, 1, count).astype("f4"),
     harmonics=numbers.normal(0, 0.6, (count, 1, 3)).astype("f4"),
     times=clock,
     deformation=deformation.astype("f4"),
@@ -75,6 +79,70 @@ def timed(write, repeats: int = 3) -> float:
   return min(found)
 
 
+def rows(frames: int):
+  """What is exported: file, format, frames of a sequence."""
+  for name, row in FORMATS.items():
+    for suffix in (*row.suffixes, *row.named) or ("",):
+      yield f"one{suffix}", name, None
+      if row.moments is not None:
+        yield f"many{suffix}", name, frames
+
+
+def size(path: pathlib.Path) -> float:
+  """Megabytes of a file, or of all in a folder."""
+  files = [path] if path.is_file() else path.rglob("*")
+  return sum(file.stat().st_size for file in files if file.is_file()) / 1e6
+
+
+def export_all(dynamic, metadata, frames: int, folder: pathlib.Path) -> None:
+  """Prints seconds of each format, as the command exports it, but for reading the scene."""
+  for index, (file, name, count) in enumerate(rows(frames)):
+    seconds = []
+    # Compiling is shown too: a command compiles once.
+    for again in range(2):
+      place = folder / f"{index}-{again}" / file
+      start = time.perf_counter()
+      Export(place, frames=count, format=name).write(dynamic, metadata)
+      seconds.append(time.perf_counter() - start)
+    first, second = seconds
+    what = f"{name} {pathlib.Path(file).suffix}{f', {count} files' if count else ''}"
+    late = "  MORE THAN 10 s" if first > 10 else ""
+    written = size(place.parent if count else place)
+    print(f"{what:32} {first:7.2f} s, again {second:6.2f} s {written:8.2f} MB{late}", flush=True)
+    shutil.rmtree(place.parent)
+
+
+def beside_others(now, folder: pathlib.Path) -> None:
+  """Prints our writers' times over those of gsply and of splat-transform, one moment each."""
+  plain = folder / "ours.ply"
+  splats.write_ply(plain, now)
+  theirs = gsply.plyread(str(plain))
+
+  def ours(suffix):
+    return timed(lambda: splats.WRITERS[suffix](folder / f"ours{suffix}", now), 7)
+
+  for suffix, write in ((".ply", gsply.plywrite), (".spz", gsply.write_spz)):
+    path = str(folder / f"theirs{suffix}")
+    seconds = timed(lambda write=write, path=path: write(path, theirs), 7)
+    print(f"{suffix}: ours / gsply {ours(suffix) / seconds:.2f} (gsply {1000 * seconds:.1f} ms)")
+  if not SPLAT_TRANSFORM:
+    print("splat-transform is not installed (npm install -g @playcanvas/splat-transform)")
+    return
+
+  def run(*arguments):
+    command = [SPLAT_TRANSFORM, *map(str, arguments)]
+    subprocess.run(command, check=True, capture_output=True)
+
+  start = timed(lambda: run("--version"))
+  for suffix in (".ply", ".compressed.ply", ".sog", ".spz"):
+    path = folder / f"theirs{suffix}"
+    seconds = timed(lambda path=path: run("-w", plain, path)) - start
+    print(
+      f"{suffix}: ours / splat-transform {ours(suffix) / seconds:.2f} (it takes {seconds:.2f} s,"
+      f" with reading the PLY, without {start:.2f} s of its start)"
+    )
+
+
 def main() -> None:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -83,22 +151,9 @@ def main() -> None:
   parser.add_argument("--frames", type=int, default=49)
   options = parser.parse_args()
   dynamic, metadata = scene(options.gaussians, options.frames)
-  now = moment(dynamic, 0.5)
   with tempfile.TemporaryDirectory() as name:
-    folder = pathlib.Path(name)
-    for suffix, write in splats.WRITERS.items():
-      path = folder / f"ours{suffix}"
-      seconds = timed(lambda write=write, path=path: write(path, now))
-      print(f"{suffix:7} {seconds:6.3f} s  {path.stat().st_size / 1e6:6.2f} MB")
-    path = folder / "ours.html"
-    seconds = timed(lambda: page.write_page(path, dynamic, metadata), repeats=1)
-    print(f".html   {seconds:6.3f} s  {path.stat().st_size / 1e6:6.2f} MB, {options.frames} times")
-    theirs = gsply.plyread(str(folder / "ours.ply"))
-    for suffix, write in ((".ply", gsply.plywrite), (".spz", gsply.write_spz)):
-      path = str(folder / f"theirs{suffix}")
-      seconds = timed(lambda write=write, path=path: write(path, theirs))
-      ours = timed(lambda suffix=suffix: splats.WRITERS[suffix](folder / f"ours{suffix}", now))
-      print(f"{suffix:7} ours / gsply: {ours / seconds:.2f} (gsply {seconds:.3f} s)")
+    beside_others(moment(dynamic, 0.5), pathlib.Path(name))
+    export_all(dynamic, metadata, options.frames, pathlib.Path(name))
 
 
 if __name__ == "__main__":

@@ -63,13 +63,17 @@ def signer(tmp_path_factory):
 def files(tmp_path):
   facts = provenance.facts(make()[1])
   frames = np.random.default_rng(0).random((3, 32, 32, 3), dtype=np.float32)
-  images.write_image(tmp_path / "a.png", frames[0])
-  provenance.stamp(tmp_path / "a.png", facts)
+  for name in ("a.png", "a.jpg", "a.webp"):
+    images.write_image(tmp_path / name, frames[0])
+    provenance.stamp(tmp_path / name, facts)
+  for name in ("all.gif", "all.webp"):
+    video.write_video(tmp_path / name, frames, 8)
+    provenance.stamp(tmp_path / name, facts)
   video.write_video(tmp_path / "a.mp4", frames, 8, provenance.text(facts))
   return tmp_path, facts
 
 
-@pytest.mark.parametrize("name", ["a.png", "a.mp4"])
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.webp", "all.gif", "all.webp", "a.mp4"])
 def test_a_signed_file_says_who_made_it(name, files, signer):
   folder, facts = files
   assert credentials.read(folder / name) is None

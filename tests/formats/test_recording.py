@@ -30,13 +30,25 @@ def columns(path, entity):
   return found
 
 
+def text(path, entity):
+  """A text that stands for the whole recording."""
+  from rerun.chunk import RrdReader
+
+  for chunk in RrdReader(path).stream().to_chunks():
+    if chunk.entity_path == f"/{entity}" and chunk.is_static:
+      batch = chunk.to_record_batch()
+      (name,) = (x for x in batch.schema.names if x.endswith(":text"))
+      return batch.column(name).to_pylist()[0][0]
+  return None
+
+
 def test_rerun_reads_what_was_logged(tmp_path):
   dynamic, metadata = make(degree=0)
   times = [0.0, 0.5, 1.0]
   moments = [moment(dynamic, time) for time in times]
   cameras = metadata.cameras[np.array([0, 2, 4])]
   path = tmp_path / "a.rrd"
-  recording.write(path, zip(times, moments), cameras, "a scene")
+  recording.write(path, zip(times, moments), cameras, "a scene", "made by a test")
   found = columns(path, recording.GAUSSIANS)
   for time, gaussians in zip(times, moments):
     want = seen(gaussians)
@@ -52,6 +64,7 @@ def test_rerun_reads_what_was_logged(tmp_path):
   rgb = np.clip(0.5 + harmonics.C0 * want["harmonics"][:, 0], 0, 1)
   rgba = byte(255 * np.concatenate([rgb, want["opacities"][:, None]], axis=1)).astype(np.uint32)
   np.testing.assert_array_equal(found["colors"][0.0], rgba @ [2**24, 2**16, 2**8, 1])
+  assert text(path, recording.COMMENT) == "made by a test"
   seen_from = columns(path, recording.CAMERA)
   for index, time in enumerate(times):
     pose = np.asarray(cameras.world_from_camera)[index]

@@ -13,7 +13,7 @@ from gsply import sog_reader
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from d4s_jax.formats import splats
+from d4s_jax.formats import sog, splats
 from d4s_jax.geometry import harmonics, rotations
 from d4s_jax.types import Gaussians
 
@@ -149,8 +149,9 @@ def test_compressed_ply_read_by_gsply(tmp_path, degree):
     np.testing.assert_allclose(rest, want["harmonics"][index, 1:], atol=4.01 / 256)
 
 
-def test_sog_read_by_gsply(tmp_path):
-  gaussians = make(600)
+@pytest.mark.parametrize("degree", [0, 1, 2])
+def test_sog_read_by_gsply(tmp_path, degree):
+  gaussians = make(600, degree=degree)
   path = tmp_path / "scene.sog"
   splats.WRITERS[".sog"](path, gaussians)
   want, theirs = seen(gaussians), sog_reader.sogread(str(path))
@@ -161,13 +162,26 @@ def test_sog_read_by_gsply(tmp_path):
   np.testing.assert_allclose(alpha, want["opacities"][index], atol=0.51 / 255)
   np.testing.assert_allclose(theirs.sh0, want["harmonics"][index, 0], atol=0.02)
   same_turn(theirs.quats, want["quaternions"][index], atol=1e-4)
+  rest = np.reshape(theirs.shN, (len(index), -1, 3))
+  np.testing.assert_allclose(rest, want["harmonics"][index, 1:], atol=0.02)
   assert path.read_bytes() == (splats.WRITERS[".sog"](path, gaussians), path.read_bytes())[1]
 
 
+def test_harmonics_of_many_gaussians_share_rows(monkeypatch):
+  monkeypatch.setattr(sog, "_MOST_ROWS", 64)
+  kinds = np.random.default_rng(0).normal(0, 0.3, (8, 9)).astype("f4")
+  values = np.repeat(kinds, 40, axis=0)
+  labels, rows = sog._palette(values)
+  assert len(rows) == 64
+  # There are rows enough for all kinds.
+  np.testing.assert_allclose(rows[labels], values, atol=1e-6)
+
+
 @pytest.mark.skipif(not SPLAT_TRANSFORM, reason="splat-transform (npm) is not installed")
-@pytest.mark.parametrize("suffix", [".compressed.ply", ".sog", ".spz"])
-def test_splat_transform_reads_them(tmp_path, suffix):
-  gaussians, back = make(600, degree=0), tmp_path / "back.ply"
+@pytest.mark.parametrize("degree", [0, 1])
+@pytest.mark.parametrize("suffix", [".ply", ".compressed.ply", ".sog", ".spz", ".splat"])
+def test_splat_transform_reads_them(tmp_path, suffix, degree):
+  gaussians, back = make(600, degree=degree), tmp_path / "back.ply"
   splats.WRITERS[suffix](tmp_path / f"scene{suffix}", gaussians)
   subprocess.run([SPLAT_TRANSFORM, tmp_path / f"scene{suffix}", back], check=True, timeout=60)
   want, vertex = seen(gaussians), plyfile.PlyData.read(back)["vertex"]
@@ -177,6 +191,11 @@ def test_splat_transform_reads_them(tmp_path, suffix):
   same_turn(turn / np.linalg.norm(turn, axis=1, keepdims=True), want["quaternions"][index], 1e-4)
   colour = np.stack([vertex[f"f_dc_{i}"] for i in range(3)], axis=1)
   np.testing.assert_allclose(colour, want["harmonics"][index, 0], atol=0.02)
+  if degree and suffix != ".splat":  # Which has none.
+    rest = np.stack([vertex[f"f_rest_{i}"] for i in range(9)], axis=1).reshape(-1, 3, 3)
+    inside = np.abs(want["harmonics"][index, 1:]) < 0.95  # Where SPZ ends.
+    error = np.abs(rest.swapaxes(1, 2) - want["harmonics"][index, 1:])
+    assert error[inside].max() < 0.03
 
 
 def test_glb_has_what_the_extension_asks_for_with_y_up(tmp_path):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from d4s_jax.formats import images, provenance, scene
+from d4s_jax.formats import images, mesh, provenance, scene
 from d4s_jax.formats.scene import SceneMetadata
 from d4s_jax.formats.video import write_video
 from d4s_jax.pipeline import detection, marking, shot
@@ -30,7 +30,7 @@ def place(tmp_path_factory):
   )
   for name, wanted in (("marked", True), ("plain", False)):
     scene.write_scene(folder / name, marking.scene(cloud(), marking.key(wanted)), metadata)
-    for suffix in ("ply", "compressed.ply", "splat", "spz", "sog", "glb", "safetensors"):
+    for suffix in ("ply", "compressed.ply", "splat", "spz", "sog", "glb", "safetensors", "html"):
       output = folder / f"{name}.{suffix}"
       run_command("export", f"--scene={folder / name}", f"--output={output}")
     run_command(
@@ -41,7 +41,8 @@ def place(tmp_path_factory):
   return folder
 
 
-FILES = ["", ".ply", ".compressed.ply", ".splat", ".spz", ".sog", ".glb", ".safetensors", ".mp4"]
+FILES = ["", ".ply", ".compressed.ply", ".splat", ".spz", ".sog", ".glb", ".safetensors", ".html"]
+FILES += [".mp4"]
 
 
 @pytest.mark.parametrize("suffix", FILES)
@@ -124,6 +125,29 @@ def test_the_command_refuses(words, message, place, capsys):
   with pytest.raises(SystemExit):
     run_command("watermark.__main__", *(word.format(place) for word in words))
   assert message.split(".*")[0] in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+  "name, message",
+  [
+    ("a.obj", "a.obj is a mesh, which has no Gaussians; expected the scene's folder, a file of"),
+    ("a.rrd", "a.rrd is a recording, which is not read; expected"),
+    ("a.exr", "a.exr is depth, which has no colours; expected"),
+    ("a.ply", "a.ply can't be read as .ply of splats: it is a mesh, which has no Gaussians."),
+    ("a.glb", "a mesh has no Gaussians"),
+    ("a.html", "a.html can't be read as .html of splats: it is no page of a scene"),
+  ],
+)
+def test_files_without_a_mark_are_named(tmp_path, name, message):
+  path = tmp_path / name
+  if path.suffix in mesh.WRITERS:
+    corners = np.eye(3, dtype=np.float32)
+    mesh.WRITERS[path.suffix](path, mesh.Mesh(corners, np.array([[0, 1, 2]]), corners, corners))
+  else:
+    path.write_bytes(b"anything")
+  with pytest.raises(ValueError) as error:
+    detection.detect(path, keys.PUBLIC)
+  assert message in str(error.value)
 
 
 def test_an_empty_key_is_none(monkeypatch):

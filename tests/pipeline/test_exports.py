@@ -85,6 +85,14 @@ def test_every_format_says_what_is_lost_and_stands_in_the_readme(scene, tmp_path
       assert f"`{suffix}`" in text, suffix
 
 
+def test_the_moment_is_said(scene, tmp_path):
+  said = Export(tmp_path / "a.ply").write(*scene)
+  assert "In it: the moment 0 of 0 to 1; --time chooses another" in said
+  said = Export(tmp_path / "b.ply", time=0.5).write(*scene)
+  assert "In it: the moment 0.5 of 0 to 1.\n" in said
+  assert "moment" not in Export(tmp_path / "a.html").write(*scene)
+
+
 def test_one_safetensors_file_keeps_everything(scene, tmp_path):
   dynamic, metadata = scene
   Export(tmp_path / "a.safetensors").write(dynamic, metadata)

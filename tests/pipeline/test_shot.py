@@ -80,6 +80,21 @@ def test_distances_that_are_not_positive_are_refused(number):
     shot.camera_path(f"orbit:radius={number}", 5)
 
 
+@pytest.mark.parametrize(
+  "source, message",
+  [
+    ("orbit:degrees=1e9", "degrees=1e.09; expected -3600 to 3600, not 0"),
+    ("spiral:turns=-11", "turns=-11; expected -10 to 10, not 0"),
+    ("forward:distance=1e5", "distance=100000; expected a positive number up to 10000"),
+    ("orbit:degres=40", "has no 'degres'; expected degrees, radius"),
+    ("orbit:degrees", "'degrees'; expected orbit:degrees=NUMBER,radius=NUMBER"),
+  ],
+)
+def test_parameters_that_make_no_path_are_refused(source, message):
+  with pytest.raises(ValueError, match=message):
+    shot.camera_path(source, 5)
+
+
 def test_files_have_to_be_camera_paths(tmp_path):
   broken = tmp_path / "broken.txt"
   broken.write_text("a photograph's diary\n1 2 3\n")

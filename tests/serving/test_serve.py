@@ -40,7 +40,7 @@ def make(order, folder: pathlib.Path):
       raise error
   with progress.bar("work", 3, "step") as bar:
     for _ in range(3):
-      time.sleep(0.2 if order["prompt"] == "slow" else 0.005)
+      time.sleep(1.0 if order["prompt"] == "slow" else 0.005)
       bar.update()
   (folder / "order.json").write_text(json.dumps(order))
   (folder / app.VIEWER).write_text("<p>viewer")
@@ -141,9 +141,11 @@ REFUSED = {
   "no picture": ({"files": {"image": b"text"}}, 422, "the photograph is no picture"),
   "nothing": ({}, 422, "image: Field required"),
   "seed": ({"data": {"seed": "-1"}}, 422, "seed: Input should be greater"),
+  "typo": ({"data": {"trajectory": "orbti:degrees=4"}}, 422,
+    "Unknown trajectory 'orbti:degrees=4'; expected one of spiral, or the text"),
   "long prompt": ({"data": {"prompt": 3000 * "a"}}, 422, "prompt: String should have at most"),
   "field of view": ({"data": {"fov": "nan"}}, 422, "fov: Input should be"),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("wrong, code, message", REFUSED.values(), ids=REFUSED)

@@ -1,8 +1,8 @@
 """Camera paths from and to files of several programs, told apart by their contents.
 
-Read: our JSON (`formats.cameras`), RealEstate10K, TUM and KITTI text, nerfstudio's transforms.json
-and camera_path.json, cameras.json of 3DGS, COLMAP models. Written: all but the 3DGS one. What a
-format can't hold stands in its row of WRITERS.
+Read: our JSON (`formats.cameras`), also within scene.json, RealEstate10K, TUM and KITTI text,
+nerfstudio's transforms.json and camera_path.json, cameras.json of 3DGS, COLMAP models. Written: all
+but the 3DGS one. What a format can't hold stands in its row of WRITERS.
 """
 
 import json
@@ -36,7 +36,10 @@ def read(path: str | os.PathLike) -> Shots:
   if path.is_dir():
     place = colmap.find(path)
     if place is None:
-      raise ValueError(f"{path} is a folder without images.txt or images.bin of COLMAP.")
+      raise ValueError(
+        f"{path} is a folder without images.txt or images.bin of COLMAP; expected those, or a file"
+        " of cameras. The path of a scene is in its scene.json."
+      )
     return colmap.read(place)
   if path.name in ("images.txt", "images.bin") and path.exists():
     return colmap.read(path.parent)
@@ -49,6 +52,8 @@ def read(path: str | os.PathLike) -> Shots:
     return nerfstudio.read_cameras(value, path.name)
   if "camera_path" in value:
     return nerfstudio.read_camera_path(value, path.name)
+  if isinstance(value.get("trajectory"), dict):  # The description of a scene.
+    return _read_ours(value["trajectory"], f"{path.name}: trajectory")
   frames = value.get("frames")
   if isinstance(frames, list) and any("transform_matrix" in x for x in frames if type(x) is dict):
     return nerfstudio.read_transforms(value, path.name)

@@ -18,6 +18,16 @@ from d4s_jax.types import Cameras
 
 _REALESTATE = 19
 _KINDS = {_REALESTATE: "RealEstate10K", 8: "TUM", 12: "KITTI"}
+# What other numbers of columns probably are, and what to do.
+_ROWS = (
+  " Are these matrices, a row a line? Write the 12 numbers of [R | t] in one line for each frame."
+)
+_REMEDIES = {
+  3: _ROWS,
+  4: _ROWS,
+  9: " Are these rotations alone? A frame has a position too: 12 numbers, the rows of [R | t].",
+  16: " Are these 4x4 matrices? Leave the last row, 0 0 0 1, out.",
+}
 # How far a quaternion's length may be from 1: files carry as few as four digits.
 _LENGTH = 0.02
 
@@ -35,7 +45,9 @@ def read(contents: bytes, name: str) -> Shots:
     return _realestate([realestate_row(words, p) for (_, words), p in zip(rows, places)], places)
   if columns not in _KINDS:
     known = ", ".join(f"{count} ({kind})" for count, kind in _KINDS.items())
-    raise ValueError(f"{places[0]}: {columns} columns; expected {known}.")
+    raise ValueError(
+      f"{places[0]}: {columns} columns; expected {known}.{_REMEDIES.get(columns, '')}"
+    )
   table = np.stack([_row(words, columns, p) for (_, words), p in zip(rows, places)])
   return {8: _tum, 12: _kitti}[columns](table, places)
 
@@ -50,6 +62,12 @@ def frame_lines(contents: bytes, name: str) -> list[tuple[int, list[str]]]:
     lines = contents.decode("utf-8-sig").splitlines()
   except UnicodeDecodeError:
     raise ValueError(f"{name}: neither JSON nor text; expected a file of cameras.") from None
+  for i, line in enumerate(lines, 1):
+    if mark := next((x for x in ",;" if line.count(x) > 5), None):
+      raise ValueError(
+        f"{name}, line {i}: numbers with {mark!r} between them; expected spaces. Replace each"
+        f" {mark!r} by a space, and drop a line of names."
+      )
   rows = [(i, line.split()) for i, line in enumerate(lines, 1) if line.strip()]
   rows = [(i, words) for i, words in rows if not words[0].startswith("#")]
   if rows and len(rows[0][1]) == 1:  # The address of the video.

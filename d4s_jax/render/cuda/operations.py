@@ -119,7 +119,9 @@ def _project_backward(antialiased, blur, residuals, gradients):
     dataclasses.replace(
       cameras,
       world_from_camera=world_from_camera,
-      intrinsics=_intrinsics_gradient(antialiased, blur, *residuals, gradients),
+      intrinsics=_intrinsics_gradient(
+        *(antialiased, blur, gaussians, cameras, projected, gradients)
+      ),
     ),
   )
 

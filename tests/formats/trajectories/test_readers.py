@@ -166,6 +166,33 @@ def test_wrong_conventions_are_named(tmp_path, name):
     trajectories.read(tmp_path / "a.json")
 
 
+TEXTS = {
+  "1 0 0\n0 1 0\n0 0 1\n": "line 1: 3 columns; .* matrices, a row a line[?] Write the 12 numbers",
+  "1 0 0 0\n0 1 0 0\n0 0 1 0\n0 0 0 1\n": "line 1: 4 columns; .* matrices, a row a line",
+  "1 0 0 0 1 0 0 0 1\n": "line 1: 9 columns; .* rotations alone",
+  "1 0 0 0 0 1 0 0 0 0 1 0 0 0 0 1\n": "16 columns; .* Leave the last row",
+  "0.0,0,0,0,0,0,0,1\n0.1,0,0,0,0,0,0,1\n": "line 1: numbers with ',' .* by a space",
+  "t;x;y;z;qx;qy;qz;qw\n0;0;0;0;0;0;0;1\n": "line 1: numbers with ';' .* drop a line of names",
+}
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_numbers_laid_out_otherwise_are_explained(tmp_path, text):
+  (tmp_path / "a.txt").write_text(text)
+  with pytest.raises(ValueError, match=TEXTS[text]):
+    trajectories.read(tmp_path / "a.txt")
+
+
+def test_the_path_of_a_scene_is_read_from_its_description(tmp_path):
+  path = write(tmp_path, "cameras")
+  description = {"version": 1, "prompt": "a cat", "trajectory": json.loads(path.read_text())}
+  (tmp_path / "scene.json").write_text(json.dumps(description))
+  found = trajectories.read(tmp_path / "scene.json")
+  np.testing.assert_allclose(found.world_from_camera, make().world_from_camera, atol=1e-6)
+  with pytest.raises(ValueError, match="The path of a scene is in its scene.json"):
+    trajectories.read(tmp_path)
+
+
 def test_quaternions_that_are_degrees_are_named(tmp_path):
   (tmp_path / "a.txt").write_text("0 0 0 0 10 20 30 0\n")
   with pytest.raises(ValueError, match="line 1: a quaternion of length 37.4; Euler angles in deg"):
