@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
-from scipy.spatial import cKDTree
+from scipy.spatial import KDTree
 
 from d4s_jax.formats.visible import byte, morton, visible, write_bytes
 from d4s_jax.types import Gaussians
@@ -68,7 +68,7 @@ def write(path: str | os.PathLike, gaussians: Gaussians) -> None:
     numbers = np.concatenate([numbers, np.full((len(numbers), 1), 255, np.uint8)], axis=1)
     pictures["shN_centroids"] = _picture(numbers, _ACROSS * ((bands + 1) ** 2 - 1))
     low_high = np.stack([labels & 255, labels >> 8], axis=1).astype(np.uint8)
-    blank = np.broadcast_to(np.uint8([0, 255]), (count, 2))
+    blank = np.tile(np.array([[0, 255]], np.uint8), (count, 1))
     pictures["shN_labels"] = _picture(np.concatenate([low_high, blank], axis=1))
     description["shN"] = {
       "count": len(rows),
@@ -110,7 +110,7 @@ def _palette(values: Float[np.ndarray, "n c"]):
   if len(values) <= _MOST_ROWS:
     return np.arange(len(values)), values
   some = np.random.default_rng(0).choice(len(values), _MOST_ROWS, replace=False)
-  labels = cKDTree(values[some]).query(values, workers=-1)[1]
+  labels = KDTree(values[some]).query(values, workers=-1)[1]
   sums = np.stack([np.bincount(labels, column, _MOST_ROWS) for column in values.T], axis=1)
   counts = np.bincount(labels, minlength=_MOST_ROWS)
   # Equal values leave rows that stand for none.
