@@ -117,7 +117,7 @@ def draw_path(
   lenses: Float[np.ndarray, "f 3 3"] | None,
   title: str,
 ) -> None:
-  """Draws a path from above and from its right side, with what some of its cameras look at.
+  """Draws a path from above, from its right and from behind, with what some cameras look at.
 
   Args:
     path: the picture.
@@ -132,11 +132,19 @@ def draw_path(
   half = 0.577 if lenses is None else 0.5 / float(lenses[0, 0, 0])
   corners = np.array([[-half, 0, 1], [0, 0, 0], [half, 0, 1]]) * 0.12 * span
   upright = corners[:, [1, 0, 2]]
+  picture = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1], [-1, -1]]) * half
+  picture = np.concatenate([picture, np.ones((5, 1))], axis=1) * 0.12 * span
   chosen = np.unique(np.linspace(0, len(eyes) - 1, _FRUSTA).round().astype(int))
-  figure = matplotlib.figure.Figure((10, 5), layout="constrained")
+  figure = matplotlib.figure.Figure((12, 4.5), layout="constrained")
   figure.suptitle(f"{title}: {len(eyes)} cameras, axes of the first")
-  sides = (("from above", 0, 2, corners), ("from the right", 2, 1, upright))
-  for axis, (name, x, y, outline) in zip(figure.subplots(1, 2), sides):
+  sides = (
+    ("from above", 0, 2, corners),
+    ("from the right", 2, 1, upright),
+    ("from behind", 0, 1, picture),
+  )
+  # The same room along all axes: most paths are flat along one of them.
+  middle, room = (eyes.min(axis=0) + eyes.max(axis=0)) / 2, 0.65 * span
+  for axis, (name, x, y, outline) in zip(figure.subplots(1, 3), sides):
     axis.plot(eyes[:, x], eyes[:, y], "-", color="0.7", zorder=1)
     shown = axis.scatter(eyes[:, x], eyes[:, y], c=np.arange(len(eyes)), s=12, zorder=2)
     for index in chosen:
@@ -145,6 +153,7 @@ def draw_path(
     axis.plot(*eyes[0, [x, y]], "o", mfc="none", mec="red", markersize=10)
     axis.set(title=name, xlabel="xyz"[x] + (" right" if x == 0 else " ahead"))
     axis.set(ylabel="z ahead" if y == 2 else "y down", aspect="equal")
+    axis.set(xlim=(middle[x] - room, middle[x] + room), ylim=(middle[y] - room, middle[y] + room))
     if y == 1:
       axis.invert_yaxis()
   figure.colorbar(shown, ax=figure.axes, label="frame")

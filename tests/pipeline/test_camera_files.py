@@ -13,7 +13,7 @@ def test_check_says_what_it_found_and_draws_it(tmp_path):
   assert "warnings     none" in said and "path.png" in said
   with Image.open(tmp_path / "path.png") as image:
     pixels = np.asarray(image.convert("RGB"))
-  assert pixels.shape == (500, 1000, 3)
+  assert pixels.shape == (450, 1200, 3)
   # Not an empty sheet: some of it has the colours of the map.
   assert (np.ptp(pixels.astype(int), axis=-1) > 60).mean() > 0.005
 

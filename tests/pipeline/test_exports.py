@@ -90,7 +90,7 @@ def test_the_moment_is_said(scene, tmp_path):
   assert "In it: the moment 0 of 0 to 1; --time chooses another" in said
   said = Export(tmp_path / "b.ply", time=0.5).write(*scene)
   assert "In it: the moment 0.5 of 0 to 1.\n" in said
-  assert "moment" not in Export(tmp_path / "a.html").write(*scene)
+  assert "In it: the moment" not in Export(tmp_path / "a.html").write(*scene)
 
 
 def test_one_safetensors_file_keeps_everything(scene, tmp_path):

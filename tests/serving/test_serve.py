@@ -157,6 +157,13 @@ def test_bad_orders_are_refused(wrong, code, message, address, picture):
   assert "/tmp" not in answer.text
 
 
+def test_a_named_path_keeps_its_parameters(address, picture):
+  identity = order(address, picture, trajectory="spiral:turns=2,distance=0.3").json()["id"]
+  status = ended(address, identity)
+  made = httpx.get(address + status["files"]["order.json"]).json()
+  assert made["trajectory"] == "spiral:turns=2,distance=0.3"
+
+
 def test_a_path_on_the_server_is_no_trajectory(address, picture):
   identity = order(address, picture, trajectory="/etc/passwd").json()["id"]
   status = ended(address, identity)

@@ -67,6 +67,22 @@ def test_a_photograph_becomes_a_scene(address, picture, tmp_path):
   assert b"<canvas" in made["viewer.html"]
 
 
+@pytest.mark.parametrize(
+  "trajectory, message",
+  [
+    ("orbit:degres=40", "Trajectory 'orbit' has no 'degres'; expected degrees, radius."),
+    ("orbit:degrees=1e9", "with degrees=1e+09; expected -3600 to 3600, not 0"),
+    ("orbit:degrees", "'degrees'; expected orbit:degrees=NUMBER,radius=NUMBER"),
+    ("orbti:degrees=40", "Unknown trajectory 'orbti:degrees=40'; expected one of spiral,"),
+    ("0,0,0,0,0,0,0,1", "line 1: numbers with ',' between them; expected spaces"),
+  ],
+)
+def test_a_path_with_a_mistake_is_refused_at_once(address, picture, trajectory, message):
+  answer = order(address, picture, trajectory=trajectory)
+  assert answer.status_code == 422
+  assert message in answer.json()["detail"]
+
+
 def test_the_same_order_makes_the_same_scene(address, picture):
   made = []
   for seed in ("5", "5", "6"):

@@ -1,5 +1,6 @@
 """Pictures that the server draws, and the page that shows them."""
 
+import dataclasses
 import io
 import json
 import threading
@@ -63,6 +64,34 @@ def test_a_picture_is_the_renderers_and_its_stages_are_timed(place):
   stages = dict(part.split(";dur=") for part in headers["Server-Timing"].split(", "))
   assert list(stages) == ["deform", "render", "copy", "encode"]
   assert all(float(x) > 0 for x in stages.values())
+
+
+@pytest.mark.parametrize("width, height", [(1, 1), (1, 300), (4096, 1), (97, 61), (3, 4096)])
+def test_windows_of_any_shape_get_a_picture_to_stretch(place, width, height):
+  address, dynamic, metadata = place
+  pose = np.asarray(metadata.cameras.world_from_camera)[4]
+  contents, _ = fetch(address + question(pose, width=width, height=height))
+  with Image.open(io.BytesIO(contents)) as image:
+    assert all(64 <= side <= 1280 and side % 64 == 0 for side in image.size)
+    columns, rows = image.size
+    found = np.asarray(image, np.float32)
+  # Stretched to the window, it is the scene through the scene's lens, the height filled.
+  focal = metadata.cameras.intrinsics[0, 1, 1] / SIDE
+  lens = [
+    [focal * columns * height / width, 0, columns / 2],
+    [0, focal * rows, rows / 2],
+    [0, 0, 1],
+  ]
+  camera = dataclasses.replace(
+    metadata.cameras[np.array([4])],
+    intrinsics=np.array([lens], np.float32),
+    height=rows,
+    width=columns,
+  )
+  want = draw(dynamic, camera, np.float32([0.6]), "", metadata.cameras).image[0]
+  # JPEG's own loss, of pictures that are all detail.
+  error, mirrored = (np.abs(found - 255 * np.clip(x, 0, 1)).mean() for x in (want, want[::-1]))
+  assert error < 8 and error < max(0.5 * mirrored, 0.2)
 
 
 def test_the_modes_differ(place):
