@@ -1,6 +1,5 @@
 """Files of Gaussians, read by programs that are not ours."""
 
-import json
 import shutil
 import struct
 import subprocess
@@ -8,6 +7,7 @@ import subprocess
 import gsply
 import numpy as np
 import plyfile
+import pygltflib
 import pytest
 from gsply import sog_reader
 from hypothesis import given, settings
@@ -198,35 +198,72 @@ def test_splat_transform_reads_them(tmp_path, suffix, degree):
     assert error[inside].max() < 0.03
 
 
+def attributes(path):
+  """The numbers of a binary glTF by attribute, as pygltflib finds them."""
+  document = pygltflib.GLTF2().load(str(path))
+  places, found = vars(document.meshes[0].primitives[0].attributes), {}
+  for name, place in places.items():
+    if place is None or document.accessors[place].componentType != pygltflib.FLOAT:
+      continue
+    accessor = document.accessors[place]
+    start = document.bufferViews[accessor.bufferView].byteOffset or 0
+    assert start % 4 == 0
+    width = {"SCALAR": 1, "VEC3": 3, "VEC4": 4}[accessor.type]
+    array = np.frombuffer(document.binary_blob(), "<f4", accessor.count * width, start)
+    found[name] = array.reshape(-1, width)
+  return found
+
+
+@pytest.mark.skipif(not SPLAT_TRANSFORM, reason="splat-transform (npm) is not installed")
+def test_splat_transform_writes_the_same_glb_of_our_ply(tmp_path):
+  gaussians = make()
+  splats.write_ply(tmp_path / "scene.ply", gaussians)
+  splats.write_glb(tmp_path / "ours.glb", gaussians)
+  command = [SPLAT_TRANSFORM, tmp_path / "scene.ply", tmp_path / "theirs.glb"]
+  subprocess.run(command, check=True, timeout=60, capture_output=True)
+  ours, theirs = (attributes(tmp_path / f"{x}.glb") for x in ("ours", "theirs"))
+  # Both have y up; ours looks along -z as glTF's cameras do, theirs along z: half a turn about y.
+  half = np.diag([-1.0, 1.0, -1.0])
+  np.testing.assert_allclose(theirs["POSITION"] @ half, ours["POSITION"], atol=1e-5)
+  own = "KHR_gaussian_splatting:"
+  for name in ("SCALE", "OPACITY", "SH_DEGREE_0_COEF_0"):
+    np.testing.assert_allclose(theirs[own + name], ours[own + name], rtol=1e-4, atol=1e-5)
+  turns = [rotations.to_matrix(x[own + "ROTATION"][:, [3, 0, 1, 2]]) for x in (theirs, ours)]
+  np.testing.assert_allclose(half @ turns[0], turns[1], atol=1e-4)
+  names = ["0_COEF_0", *(f"1_COEF_{i}" for i in range(3))]
+  rest = [np.stack([x[f"{own}SH_DEGREE_{n}"] for n in names], axis=1) for x in (theirs, ours)]
+  directions = np.eye(3)[np.arange(len(rest[0])) % 3]
+  np.testing.assert_allclose(
+    harmonics.evaluate(rest[0], directions @ half),
+    harmonics.evaluate(rest[1], directions),
+    atol=1e-4,
+  )
+
+
 def test_glb_has_what_the_extension_asks_for_with_y_up(tmp_path):
   gaussians = make()
   path = tmp_path / "scene.glb"
   splats.write_glb(path, gaussians)
   want, contents = seen(gaussians), path.read_bytes()
-  magic, version, length, size = struct.unpack_from("<4sIII", contents)
-  assert (magic, version, length) == (b"glTF", 2, len(contents))
-  document, blob = json.loads(contents[20 : 20 + size]), contents[28 + size :]
-  assert document["extensionsUsed"] == ["KHR_gaussian_splatting"]
-  (primitive,) = document["meshes"][0]["primitives"]
-  assert primitive["mode"] == 0
-  assert primitive["extensions"]["KHR_gaussian_splatting"] == {
+  assert struct.unpack_from("<4sII", contents) == (b"glTF", 2, len(contents))
+  document = pygltflib.GLTF2().load(str(path))
+  assert document.extensionsUsed == ["KHR_gaussian_splatting"]
+  (primitive,) = document.meshes[0].primitives
+  assert primitive.mode == pygltflib.POINTS
+  assert primitive.extensions["KHR_gaussian_splatting"] == {
     "kernel": "ellipse",
     "colorSpace": "srgb_rec709_display",
   }
+  numbers = attributes(path)
 
   def read(name):
-    accessor = document["accessors"][primitive["attributes"][name]]
-    view = document["bufferViews"][accessor["bufferView"]]
-    assert view["byteOffset"] % 4 == 0
-    width = {"SCALAR": 1, "VEC3": 3, "VEC4": 4}[accessor["type"]]
-    array = np.frombuffer(blob, "<f4", accessor["count"] * width, view["byteOffset"])
-    return array.reshape(-1, width)
+    return numbers[name]
 
   own = "KHR_gaussian_splatting:"
   flip = np.diag([1.0, -1.0, -1.0])
   np.testing.assert_array_equal(read("POSITION"), want["means"] @ flip)
-  box = document["accessors"][primitive["attributes"]["POSITION"]]
-  np.testing.assert_array_equal(box["min"], read("POSITION").min(axis=0))
+  box = document.accessors[primitive.attributes.POSITION]
+  np.testing.assert_array_equal(box.min, read("POSITION").min(axis=0))
   np.testing.assert_array_equal(read(f"{own}SCALE"), want["scales"])
   np.testing.assert_array_equal(read(f"{own}OPACITY")[:, 0], want["opacities"])
   # Rotation matrices turn with the world.
