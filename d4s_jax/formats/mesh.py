@@ -62,12 +62,18 @@ def write_glb(path: str | os.PathLike, mesh: Mesh) -> None:
 
 def write_obj(path: str | os.PathLike, mesh: Mesh) -> None:
   """Writes a Wavefront OBJ, six digits."""
-  lines = ["# d4s_jax: x right, y down, z forward"]
-  numbers = np.concatenate([mesh.vertices, mesh.colours], axis=1).tolist()
-  lines += [f"v {x:.6g} {y:.6g} {z:.6g} {r:.4f} {g:.4f} {b:.4f}" for x, y, z, r, g, b in numbers]
-  lines += [f"vn {x:.4f} {y:.4f} {z:.4f}" for x, y, z in mesh.normals.tolist()]
-  lines += [f"f {a}//{a} {b}//{b} {c}//{c}" for a, b, c in (mesh.faces + 1).tolist()]
-  write_bytes(path, "\n".join([*lines, ""]).encode("ascii"))
+  numbers = np.concatenate([mesh.vertices, mesh.colours], axis=1)
+  corners = np.repeat(mesh.faces + 1, 2, axis=1)
+  text = "# d4s_jax: x right, y down, z forward\n"
+  text += _rows("v %.6g %.6g %.6g %.4f %.4f %.4f\n", numbers)
+  text += _rows("vn %.4f %.4f %.4f\n", mesh.normals)
+  text += _rows("f %d//%d %d//%d %d//%d\n", corners)
+  write_bytes(path, text.encode("ascii"))
+
+
+def _rows(row: str, numbers: np.ndarray) -> str:
+  """A line for each row, in one piece: one after another takes three times as long."""
+  return row * len(numbers) % tuple(numbers.ravel().tolist())
 
 
 # By suffix.
