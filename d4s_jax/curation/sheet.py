@@ -17,6 +17,7 @@ from d4s_jax.types import Cameras
 _COLUMNS = 6
 _HEIGHT = 240
 _TRACKS = 150
+_FONT = ImageFont.load_default(11)
 _COLORS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#46c0c0", "#808000", "#9a6324")
 
 
@@ -132,6 +133,7 @@ def _from_above(scene: Scene) -> tuple[float, Float[np.ndarray, "h w 3"]]:
       if axis:
         ends = ((center[0] - reach, line), (center[0] + reach, line))
       pen.line([at(*ends[0]), at(*ends[1])], fill="#dddddd")
+  names: list[tuple[float, float, float]] = []
   for number, (view, path) in enumerate(zip(scene.views, paths)):
     color = _COLORS[number % len(_COLORS)]
     pen.line([at(*place) for place in path[:, [0, 2], 3]], fill=color, width=2)
@@ -140,5 +142,11 @@ def _from_above(scene: Scene) -> tuple[float, Float[np.ndarray, "h w 3"]]:
       pen.line([at(*place), at(*(place + 0.06 * reach * ahead))], fill=color, width=1)
     x, y = at(*path[0][[0, 2], 3])
     pen.ellipse((x - 4, y - 4, x + 4, y + 4), fill=color)
-    pen.text((x + 6, y - 6), view.name, fill=color, font=ImageFont.load_default(11))
+    # Within the picture, and below names that are there already.
+    wide = pen.textlength(view.name, _FONT)
+    x, y = min(x + 6, side - wide - 2), y - 6
+    while any(abs(y - b) < 12 and x < a + w + 4 and a < x + wide + 4 for a, b, w in names):
+      y += 12
+    names.append((x, y, wide))
+    pen.text((x, y), view.name, fill=color, font=_FONT)
   return float(step), np.asarray(picture, np.float32) / 255

@@ -29,7 +29,7 @@ from d4s_jax.data.loader import make_loader
 from d4s_jax.data.sampling import Augmentation
 from d4s_jax.data.source import open_source
 from d4s_jax.formats.video import write_video
-from d4s_jax.training import loop
+from d4s_jax.training import loop, record
 from d4s_jax.training.log import read_metrics
 from tests.curation.footage import pan
 from tests.data.records import scene_record, write_folder
@@ -42,7 +42,7 @@ _SECONDS = flags.DEFINE_float("seconds", 10.0, "Of each measurement.")
 _COUNT, _LONG, _SIDE, _FPS = 24, 49, 256, 24
 _SHAPE, _BATCH, _ROUNDS = {"frames": 17, "height": 192, "width": 192}, 4, 4
 # Steps of one account of a training run.
-_EVERY = 10
+_EVERY = 5
 # Batches that workers make ahead, at the most.
 _READY = 8
 
@@ -224,13 +224,14 @@ def waiting(folder):
     config = joint.get_config("tiny")
     # The first account is that of starting and compiling.
     config.steps, config.heldout.batches, config.heldout.every = _STEPS.value + _EVERY, 1, 10**6
-    config.log.every, config.checkpoint.every, config.data.source = _EVERY, 10**6, name
+    config.checkpoint.every, config.data.source, record._OFTEN = 10**6, name, _EVERY
+    config.optimizer.warmup = 0
     run = folder / f"run-{name.partition(':')[0]}"
     loop.run(config, run)
     parts = read_metrics(run, "watch")[1:]
     total = {x: sum(part.get(x, 0.0) for part in parts) for x in ("steps", "data")}
     share = total["data"] / (total["steps"] + total["data"])
-    steps = len(parts) * _EVERY
+    steps = int(sum(part["updates"] for part in parts))
     print(
       f"{name.partition(':')[0]}: {share:.2%} of {sum(total.values()):.0f} s of {steps} steps after"
       " compilation waits for data"
