@@ -27,6 +27,8 @@ from d4s_jax.curation.units import Span, Unit, find
 _AHEAD = 3
 # Units that are split before their clips are read: what the driver holds in memory.
 _WAVE = 500
+# Attempts to start it: it gives up after half a minute, which is little on a busy machine.
+_STARTS = 3
 # Bytes of this machine's memory for what passes between workers.
 _STORE = 2 << 30
 
@@ -200,10 +202,17 @@ def _engine() -> Iterator[Any]:
   if not address:
     quiet |= {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
     quiet |= {"object_store_memory": _STORE}
-  try:
-    ray.init(**quiet)
-  except (ConnectionError, RuntimeError) as error:
-    raise ConnectionError(f"Ray can't be started ({error}); is RAY_ADDRESS right?") from error
+  for attempt in range(_STARTS):
+    try:
+      ray.init(**quiet)
+      break
+    except Exception as error:  # a bare one where a busy machine is too slow
+      ray.shutdown()
+      if attempt + 1 == _STARTS:
+        told = " ".join(str(error).split())[:300]
+        raise ConnectionError(
+          f"Ray can't be started ({told}); is RAY_ADDRESS right, or this machine too busy?"
+        ) from error
   try:
     yield ray
   finally:

@@ -1,0 +1,48 @@
+"""The start of the engine, with a Ray that fails."""
+
+import sys
+import types
+
+import pytest
+
+from d4s_jax.curation import pipeline
+
+
+@pytest.fixture
+def started(monkeypatch):
+  """Calls of a Ray that fails to start as often as `started.fails` says."""
+  ray = types.ModuleType("ray")
+  ray.calls, ray.fails = [], 0
+
+  def init(**options):
+    ray.calls.append(options)
+    if len(ray.calls) <= ray.fails:
+      raise Exception("The current node timed out\nduring startup.")
+
+  ray.init, ray.shutdown, ray.is_initialized = init, lambda: None, lambda: False
+  monkeypatch.setitem(sys.modules, "ray", ray)
+  monkeypatch.delenv("RAY_ADDRESS", raising=False)
+  return ray
+
+
+def test_a_busy_machine_is_given_more_than_one_chance(started):
+  started.fails = 2
+  with pipeline._engine() as engine:
+    assert engine is started and len(started.calls) == 3
+  # Nothing listens beyond this machine.
+  assert started.calls[0]["_node_ip_address"] == "127.0.0.1"
+  assert started.calls[0]["include_dashboard"] is False
+
+
+def test_an_engine_that_does_not_start_is_told_in_one_line(started):
+  started.fails = 9
+  with pytest.raises(ConnectionError, match="timed out during startup.*RAY_ADDRESS right, or this"):
+    with pipeline._engine():
+      raise AssertionError
+
+
+def test_without_ray_the_remedy_is_told(monkeypatch):
+  monkeypatch.setitem(sys.modules, "ray", None)
+  with pytest.raises(ValueError, match="pip install -e '.\\[curation\\]'"):
+    with pipeline._engine():
+      raise AssertionError
