@@ -22,7 +22,7 @@ STAGES = {
 
 
 def _stage(name: str, key: str, unit: str) -> Metric:
-  return Metric(timing.COST, f"{name} {key}", f"... {name}{unit}", "lower")
+  return Metric(timing.COST, f"{name} {key}", f"{name}, {unit}", "lower")
 
 
 METRICS: dict[str, Metric] = {
@@ -42,8 +42,10 @@ METRICS: dict[str, Metric] = {
   "depth_abs_rel": Metric(of.VIEWS, "absolute_relative", "depth, AbsRel", "lower", 3),
   "depth_delta1": Metric(of.VIEWS, "delta1", "depth, delta1", "higher", 3),
   "motion_epe": Metric(of.MOTION, "end_point", "3D motion, end-point error, m", "lower", 3),
-  "motion_ratio": Metric(of.MOTION, "over_none", "... over that of no motion", "lower", 3),
-  "motion_drift": Metric(of.MOTION, "drift", "... drift of what stands, m", "lower", 3),
+  "motion_ratio": Metric(
+    of.MOTION, "over_none", "3D motion, error over that of no motion", "lower", 3
+  ),
+  "motion_drift": Metric(of.MOTION, "drift", "3D motion, drift of what stands, m", "lower", 3),
   "matches_xfeat": Metric(of.MATCHES_XFEAT, "matches", "average matches, XFeat", "higher", 1),
   "matches_sift": Metric(of.MATCHES_SIFT, "matches", "average matches, SIFT", "higher", 1),
   "matches_plug_in": Metric(of.MATCHES_PLUG_IN, "matches", "average matches, plug-in", "higher", 1),
@@ -74,10 +76,13 @@ METRICS: dict[str, Metric] = {
   ),
   "ate": Metric(of.POSES, "absolute", "absolute path error, m", "lower", 4, None, None, _NO_PATH),
   "seconds": Metric(timing.COST, "seconds", "a scene, s", "lower", 2, None, 30),
-  **{f"seconds_{key}": _stage(name, "seconds", ", s") for key, name in STAGES.items()},
+  **{f"seconds_{key}": _stage(name, "seconds", "s") for key, name in STAGES.items()},
   "memory": Metric(timing.COST, "gib", "most memory of the process, GiB", "lower"),
-  "memory_added": Metric(timing.COST, "added", "... above what it held before, GiB", "lower"),
-  **{f"memory_{key}": _stage(name, "added", ", above, GiB") for key, name in STAGES.items()},
+  "memory_added": Metric(timing.COST, "added", "memory above what was held before, GiB", "lower"),
+  **{
+    f"memory_{key}": _stage(name, "added", "memory above what was held before, GiB")
+    for key, name in STAGES.items()
+  },
   "memory_device": Metric(
     *(timing.COST, "device", "most memory of the accelerator, GiB", "lower"),
     absent="CPUs have no memory of their own",
@@ -92,7 +97,7 @@ METRICS: dict[str, Metric] = {
   },
   **{
     f"fit_seconds_{n}": Metric(
-      *(timing.FIT, f"seconds {n}", f"... {n} steps take, s", "lower"), absent=_NO_MOMENT
+      *(timing.FIT, f"seconds {n}", f"{n} steps of fitting take, s", "lower"), absent=_NO_MOMENT
     )
     for n in fit_curve.STEPS
   },

@@ -1,6 +1,7 @@
 """Figures of a report as SVG: samples, quality against cost, quality over time."""
 
 import html
+import math
 
 from d4s_jax.evaluation.fit_curve import STEPS
 from d4s_jax.evaluation.metrics import METRICS
@@ -10,6 +11,9 @@ _COLOURS = ("#2b6cb0", "#c05621", "#2f855a", "#6b46c1", "#b83280", "#4a5568")
 _WIDTH, _ROW, _LEFT = 380, 26, 120
 # Of figures with two axes: pixels a side, of the border, and of the names at the right.
 _SIDE, _BORDER, _NAMES = 300, 34, 170
+
+# A cost whose values differ by more than this factor.
+_DECADES = 20
 
 Points = dict[str, list[tuple[float, float]]]
 
@@ -91,14 +95,15 @@ def _both(report: Report, name: str, across: str, up: str) -> list[tuple[float, 
 
 def _plane(across: str, up: str, points: Points, names: list[str]) -> str:
   """Points or lines in a plane; their names stand at the right, each in its colour."""
-  spans = []
-  for values in zip(*(point for each in points.values() for point in each)):
-    margin = 0.1 * (max(values) - min(values)) or abs(0.1 * max(values)) or 1.0
-    spans.append((min(values) - margin, max(values) + margin))
+  columns = list(zip(*(point for each in points.values() for point in each)))
+  # What differs by decades is drawn by decades.
+  wide = min(columns[0]) > 0 and max(columns[0]) > _DECADES * min(columns[0])
+  spans = [_span(columns[0], wide), _span(columns[1], False)]
   end = _SIDE - _BORDER
 
   def place(point: tuple[float, float]) -> tuple[float, float]:
-    shares = [(v - low) / (high - low) for v, (low, high) in zip(point, spans)]
+    shown = math.log(point[0]) if wide else point[0], point[1]
+    shares = [(v - low) / (high - low) for v, (low, high) in zip(shown, spans)]
     return _BORDER + shares[0] * end, (1 - shares[1]) * end
 
   parts = [f'<path d="M{_BORDER} 0V{end}H{_SIDE}" fill="none" stroke="#999"/>']
@@ -119,17 +124,25 @@ def _plane(across: str, up: str, points: Points, names: list[str]) -> str:
       f' fill="{colour}">{html.escape(name[:26])}</text>'
     )
   ends = [
-    (_BORDER, end + 14, "start", spans[0][0]),
-    (_SIDE, end + 14, "end", spans[0][1]),
+    (_BORDER, end + 14, "start", math.exp(spans[0][0]) if wide else spans[0][0]),
+    (_SIDE, end + 14, "end", math.exp(spans[0][1]) if wide else spans[0][1]),
     (_BORDER - 3, end, "end", spans[1][0]),
     (_BORDER - 3, 10, "end", spans[1][1]),
   ]
   parts += [
-    f'<text x="{x}" y="{y}" font-size="10" text-anchor="{anchor}">{value:.3g}</text>'
+    f'<text x="{x}" y="{y}" font-size="10" text-anchor="{anchor}">{value:.4g}</text>'
     for x, y, anchor, value in ends
   ]
   height = max(_SIDE, heights[-1] + 6)
+  scale = " (by decades)" if wide else ""
   return (
     f'<figure><svg width="{_SIDE + _NAMES}" height="{height:.0f}" role="img">{"".join(parts)}</svg>'
-    f"<figcaption>{html.escape(up)} against {html.escape(across)}</figcaption></figure>"
+    f"<figcaption>{html.escape(up)} against {html.escape(across)}{scale}</figcaption></figure>"
   )
+
+
+def _span(values: tuple[float, ...], wide: bool) -> tuple[float, float]:
+  """Both ends of an axis, a tenth beyond the values; logarithms if it is wide."""
+  ends = [math.log(x) if wide else x for x in (min(values), max(values))]
+  margin = 0.1 * (ends[1] - ends[0]) or abs(0.1 * ends[1]) or 1.0
+  return ends[0] - margin, ends[1] + margin
