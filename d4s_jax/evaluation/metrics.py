@@ -22,7 +22,7 @@ STAGES = {
 
 
 def _stage(name: str, key: str, unit: str) -> Metric:
-  return Metric(timing.COST, f"{name} {key}", f"{name}, {unit}", "lower")
+  return Metric(timing.COST, f"{name} {key}", f"{name}, {unit}", "lower", 3)
 
 
 METRICS: dict[str, Metric] = {
@@ -78,7 +78,9 @@ METRICS: dict[str, Metric] = {
   "seconds": Metric(timing.COST, "seconds", "a scene, s", "lower", 2, None, 30),
   **{f"seconds_{key}": _stage(name, "seconds", "s") for key, name in STAGES.items()},
   "memory": Metric(timing.COST, "gib", "most memory of the process, GiB", "lower"),
-  "memory_added": Metric(timing.COST, "added", "memory above what was held before, GiB", "lower"),
+  "memory_added": Metric(
+    timing.COST, "added", "memory above what was held before, GiB", "lower", 3
+  ),
   **{
     f"memory_{key}": _stage(name, "added", "memory above what was held before, GiB")
     for key, name in STAGES.items()
