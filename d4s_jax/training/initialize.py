@@ -80,6 +80,30 @@ def create_state(
   return compiled({path: jax.device_put(x, layout[path]) for path, x in parts.items()})
 
 
+def check_tokenizer(config: Config) -> None:
+  """Raises CheckpointError for a text encoder that would be given bytes and learnt other tokens."""
+  origin = config.init.text_encoder
+  if config.model.backbone.get("tokenizer") or origin in ("", shipped.ORIGIN):
+    return
+  folder = places.place(origin)
+  found = parts_on_disk.find(folder, "text_encoder")
+  if found is None and not _reads_tokens(folder):
+    return
+  own = (found or folder / "text_encoder").parent / "tokenizer"
+  raise checkpoint.CheckpointError(
+    f'model.backbone.tokenizer is "", which reads prompts byte by byte, but init.text_encoder is'
+    f' "{origin}", which learnt the tokens of a published tokenizer; expected that one, such as'
+    f" --config.model.backbone.tokenizer={own}."
+  )
+
+
+def _reads_tokens(folder: places.Place) -> bool:
+  """Whether this is a run with a published tokenizer."""
+  if not checkpoint.is_run(folder):
+    return False
+  return bool(run_folder.read_config(folder)["model"]["backbone"].get("tokenizer"))
+
+
 def matched(config: Config, found: Iterable[str], wanted: Iterable[str]) -> Iterator[str]:
   """Says of each part that doesn't start at random how many of its arrays came from where.
 

@@ -60,6 +60,7 @@ def run(config: Config, place: places.Place, traced: tuple[int, int] | None = No
     # All of the run but its numbers: what does not fit together is refused before it writes.
     with _explained():
       _check(config, sharding.copies(mesh))
+      initialize.check_tokenizer(config)
       chosen = stage(config.stage)
       tokenizer = run_folder.read_tokenizer(place, config.model.to_dict())
       system = System.build(config.model.to_dict(), tokenizer)

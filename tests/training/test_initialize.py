@@ -7,6 +7,7 @@ import numpy as np
 import optax
 import pytest
 
+from d4s_jax.formats import parts
 from d4s_jax.models.system import System
 from d4s_jax.training import initialize, loop, sharding, state
 from d4s_jax.training.checkpoint import CheckpointError
@@ -177,6 +178,35 @@ def test_published_weights_of_another_model_are_refused_with_the_difference(publ
   config.init.text_encoder = str(folder)
   with pytest.raises(CheckpointError, match="holds no trained model"):
     create(config)
+
+
+@pytest.mark.parametrize("named", ["weights", "weights/text_encoder"])
+def test_a_published_text_encoder_is_given_no_bytes(named, tmp_path):
+  place = tmp_path / "weights" / "text_encoder"
+  place.mkdir(parents=True)
+  description = parts.Description("text_encoder", {}, {"_class_name": "UMT5EncoderModel"}, {})
+  parts.write_json(place / parts.CONFIG, description.encode())
+  config = small_config()
+  config.init.text_encoder = str(tmp_path / named)
+  wanted = f"tokenizer={tmp_path}/weights/tokenizer"
+  with pytest.raises(CheckpointError, match=f"byte by byte, but init.text_encoder.*{wanted}"):
+    loop.run(config, tmp_path / "run")
+  assert not (tmp_path / "run").exists()
+  config.model.backbone.tokenizer = wanted
+  initialize.check_tokenizer(config)
+
+
+def test_the_text_encoder_of_a_run_with_a_tokenizer_is_given_no_bytes(earlier, tmp_path):
+  config = small_config()
+  config.init.text_encoder = str(earlier[0])
+  initialize.check_tokenizer(config)
+  (tmp_path / "checkpoints").mkdir()
+  theirs = json.loads((earlier[0] / "config.json").read_text())
+  theirs["model"]["backbone"]["tokenizer"] = "gone"
+  (tmp_path / "config.json").write_text(json.dumps(theirs))
+  config.init.text_encoder = str(tmp_path)
+  with pytest.raises(CheckpointError, match=f"expected that one.*tokenizer={tmp_path}/tokenizer"):
+    loop.run(config, tmp_path / "run")
 
 
 def test_weights_of_another_family_are_refused_by_name(published):
