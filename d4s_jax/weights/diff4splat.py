@@ -69,16 +69,22 @@ def at(scene: Scene, index: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def load(folder: str) -> tuple["LDRM", "CameraEmbedding"]:
-  """The two models of a folder that d4s_jax.convert wrote."""
+  """The two models of a folder that d4s_jax.convert wrote.
+
+  Raises:
+    ValueError: the tensors are not those that config.json lists; names every wrong one.
+  """
   place = pathlib.Path(folder)
   config = json.loads((place / "config.json").read_text())
-  tensors = _read(place / "diff4splat.safetensors")
+  path = place / "diff4splat.safetensors"
+  tensors = _read(path)
+  _check(path, config["parameters"], {name: list(x.shape) for name, x in tensors.items()})
 
   def part(name):
     start = f"{name}/"
     return {key[len(start) :]: x for key, x in tensors.items() if key.startswith(start)}
 
-  return LDRM(part("ldrm"), config), CameraEmbedding(part("camera"))
+  return LDRM(part("ldrm"), config), CameraEmbedding(part("camera"), config)
 
 
 def camera_map(
@@ -105,9 +111,7 @@ def condition(transformer: Any, camera: "CameraEmbedding", maps: Tensor) -> Iter
     maps: of `camera_map`, of every frame that the latents stand for; a single sample goes for all.
   """
   added = camera(maps)
-  # Before the positions are added.
-  wan = hasattr(transformer, "patch_embedding")
-  patches = transformer.patch_embedding if wan else transformer.patch_embed.proj
+  patches = transformer.get_submodule(camera.patch_embedding)
   hook = patches.register_forward_hook(lambda module, args, out: out + _laid_out(added, out))
   try:
     yield
@@ -176,12 +180,22 @@ class Part(torch.nn.Module):
 
 
 class CameraEmbedding(Part):
-  """Camera maps of all 1 + 4k frames to what they add to the patch embedding of the latents."""
+  """Camera maps of all 1 + 4k frames to what they add to the patch embedding of the latents.
+
+  A model with two latents a token (CogVideoX 1.5) takes an even number of them: where a video has
+  an odd one, the first camera goes for the one that is padded in front.
+  """
+
+  def __init__(self, tensors: dict[str, Tensor], config: dict[str, Any]):
+    super().__init__(tensors)
+    # The transformer's layer whose output they are added to, before positions are.
+    self.patch_embedding: str = config["patch_embedding"]
 
   def forward(self, maps: Tensor) -> Tensor:
     """Embeds [b F H W 6] (or 12); a sample of zeros has no camera and adds nothing."""
-    time = self.get("adapter/conv/kernel").shape[0]
-    x = self.patches(_with_past(maps, time), "adapter/conv")
+    time, token = (self.get(f"{path}/kernel").shape[0] for path in ("adapter/conv", "projection"))
+    padding = -(1 + (maps.shape[1] - 1) // time) % token
+    x = self.patches(_with_past(maps, time * (1 + padding)), "adapter/conv")
     # A group normalisation with a single group.
     centred = x - x.mean((1, 2, 3, 4), keepdim=True)
     x = centred * (centred.square().mean((1, 2, 3, 4), keepdim=True) + 1e-5).rsqrt()
@@ -439,6 +453,19 @@ def _read(path: pathlib.Path) -> dict[str, Tensor]:
     numbers = torch.frombuffer(contents[begin + start : begin + stop], dtype=_TYPES[entry["dtype"]])
     tensors[name] = numbers.reshape(entry["shape"])
   return tensors
+
+
+def _check(path: pathlib.Path, wanted: dict[str, Any], found: dict[str, Any]) -> None:
+  """Raises ValueError, naming all that are wrong, unless all tensors have the names and shapes."""
+  wrong = [f"{name} is missing" for name in wanted if name not in found]
+  wrong += [f"{name} is unexpected" for name in found if name not in wanted]
+  wrong += [
+    f"{name} is {found[name]}, expected {shape}"
+    for name, shape in wanted.items()
+    if name in found and found[name] != shape
+  ]
+  if wrong:
+    raise ValueError(f"{path} is not of its config.json ({'; '.join(wrong)}); convert again.")
 
 
 def _laid_out(x: Tensor, like: Tensor) -> Tensor:

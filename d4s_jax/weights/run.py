@@ -17,7 +17,7 @@ from d4s_jax.models.ldrm import LDRM
 from d4s_jax.models.system import System
 from d4s_jax.models.tokenizer import PublishedTokenizer
 from d4s_jax.weights import adapters, merging
-from d4s_jax.weights.components import COMPONENTS
+from d4s_jax.weights.components import COMPONENTS, Component
 from d4s_jax.weights.folders import Job
 from d4s_jax.weights.parts import Conversion
 from d4s_jax.weights.rules import pairs
@@ -61,7 +61,9 @@ def export(system: System, params: Mapping[str, Any], merged: bool = False) -> J
     for part, folder in _FOLDERS.items()
     if part in flat
   }
-  models[_OURS] = _ours(system.ldrm, flat["ldrm"], camera)
+  own = {f"ldrm/{path}": x for path, x in flat["ldrm"].items()} | camera
+  patches = _patch_embedding(system.backbone.transformer, flat["transformer"])
+  models[_OURS] = _ours(system.ldrm, own, patches)
   tokenizer = system.backbone.tokenizer
   files = tokenizer.files if isinstance(tokenizer, PublishedTokenizer) else {}
   files = {f"tokenizer/{name}": contents for name, contents in files.items()}
@@ -76,7 +78,7 @@ def export(system: System, params: Mapping[str, Any], merged: bool = False) -> J
 
 def _published(module: Any, arrays: Mapping[str, np.ndarray]) -> Conversion:
   """A part of the backbone as a model of diffusers or transformers."""
-  component = next(x for x in COMPONENTS.values() if isinstance(module, x.module))
+  component = _component(module)
   table = {pair.torch: pair for pair in pairs(component.rules, _shapes(arrays))}
 
   def pieces(name: str) -> Iterator[np.ndarray]:
@@ -89,14 +91,23 @@ def _published(module: Any, arrays: Mapping[str, np.ndarray]) -> Conversion:
   return Conversion(config, component.stem, _TORCH, specs, pieces)
 
 
-def _ours(
-  ldrm: LDRM, arrays: Mapping[str, np.ndarray], camera: Mapping[str, np.ndarray]
-) -> Conversion:
+def _component(module: Any) -> Component:
+  return next(x for x in COMPONENTS.values() if isinstance(module, x.module))
+
+
+def _patch_embedding(transformer: Any, arrays: Mapping[str, np.ndarray]) -> str:
+  """Name of the PyTorch layer whose output what cameras add is added to."""
+  table = pairs(_component(transformer).rules, _shapes(arrays))
+  (weight,) = (pair.torch for pair in table if pair.flax == "patch_embedding/kernel")
+  return weight.removesuffix(".weight")
+
+
+def _ours(ldrm: LDRM, arrays: Mapping[str, np.ndarray], patches: str) -> Conversion:
   """The modules that exist nowhere else, in our own layout."""
-  both = {f"ldrm/{path}": x for path, x in arrays.items()} | dict(camera)
-  specs = {path: Spec("F32", x.shape) for path, x in both.items()}
+  specs = {path: Spec("F32", x.shape) for path, x in arrays.items()}
   config = {name: getattr(ldrm, name) for name in _FIELDS}
-  return Conversion(config, _OURS, _TORCH, specs, lambda path: [both[path]])
+  config |= {"patch_embedding": patches, "parameters": _shapes(arrays)}
+  return Conversion(config, _OURS, _TORCH, specs, lambda path: [arrays[path]])
 
 
 def _flat(tree: Any) -> dict[str, np.ndarray]:

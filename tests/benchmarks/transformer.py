@@ -153,7 +153,9 @@ def compilation() -> None:
     condition = jax.eval_shape(
       functools.partial(backbone.condition, frames=video["frames"]), params, image
     )
-    latents = jax.ShapeDtypeStruct(backbone.latent_shape(1, **video), jnp.float32)
+    batch, frames, *rest = backbone.latent_shape(1, **video)
+    shape = (batch, backbone.padding(frames) + frames, *rest)
+    latents = jax.ShapeDtypeStruct(shape, jnp.float32)
     level = jax.ShapeDtypeStruct((1,), jnp.float32)
     start = time.perf_counter()
     jax.jit(backbone.denoise).lower(params, latents, level, text, None, condition).compile()

@@ -5,7 +5,12 @@ import os
 import subprocess
 import sys
 
+import jax
 import pytest
+
+from d4s_jax.models.system import System
+from d4s_jax.pipeline.programs import programs
+from tests.support import small_cogvideox
 
 SCRIPT = """
 import json, sys
@@ -19,7 +24,13 @@ from d4s_jax.training import inference
 from tests.support import random_params, small_cogvideox, small_config
 
 family, what = sys.argv[1:]
-config = {"wan": small_config, "cogvideox": small_cogvideox}[family]()
+make, frames = {
+  "wan": (small_config, 5),
+  "cogvideox": (small_cogvideox, 5),
+  # Three latents, which patches of two pad to four.
+  "cogvideox-1.5": (lambda: small_cogvideox(patch=(2, 2, 2)), 9),
+}[family]
+config = make()
 config.model.backbone.transformer.heads = 4
 config.model.ldrm.heads = 4
 system = System.build(config.model.to_dict())
@@ -30,7 +41,7 @@ placed = {
 }
 image, cameras = shot.photograph(
   np.random.default_rng(0).random((40, 30, 3), dtype=np.float32),
-  shot.camera_path("spiral", 5), 32, 32)
+  shot.camera_path("spiral", frames), 32, 32)
 gap = lambda a, b: float(jnp.max(jnp.abs(jnp.asarray(np.asarray(a) - np.asarray(b)))))
 found = {}
 
@@ -59,7 +70,7 @@ if what == "sample":
   settings = {"steps": 5, "guidance": "cosine", "scale": 7.5}
   layouts = {name: inference._here(system, name) for name in params}
   found["planned"] = []
-  for program in programs(system, layouts, (5, 32, 32), **settings):
+  for program in programs(system, layouts, (frames, 32, 32), **settings):
     with program.within():
       program.function.lower(*program.arguments)
     found["planned"].append([program.name, program.calls])
@@ -111,7 +122,10 @@ def run(*arguments, devices=4):
   return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize("family", ["wan", pytest.param("cogvideox", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+  "family",
+  ["wan", *(pytest.param(x, marks=pytest.mark.slow) for x in ("cogvideox", "cogvideox-1.5"))],
+)
 def test_passes_of_guidance_lie_side_by_side(family):
   found = run(family, "sample")
   for name, again in (("full", ()), ("reuse", (1, 3))):
@@ -132,6 +146,20 @@ def test_passes_of_guidance_lie_side_by_side(family):
   # Two copies of the parameters, each cut in two.
   whole, part = found["kernel"]
   assert part == [*whole[:-1], whole[-1] // 2]
+
+
+def test_what_is_planned_has_padding_in_front():
+  """Nine frames are three latents, of which patches of two make two tokens in time."""
+  system = System.build(small_cogvideox(patch=(2, 2, 2)).model.to_dict())
+  here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  params = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), system.abstract()
+  )
+  found = programs(system, params, (9, 32, 32), steps=2, guidance="constant", scale=3.0)
+  (one,) = (program for program in found if program.name.startswith("denoise"))
+  with one.within():
+    velocity = jax.eval_shape(one.function, *one.arguments)
+  assert velocity.shape == (1, 4, 4, 4, 4)
 
 
 @pytest.mark.parametrize("family", ["wan", pytest.param("cogvideox", marks=pytest.mark.slow)])

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import importlib.util
+import shutil
 import subprocess
 import sys
 
@@ -159,8 +160,12 @@ def test_the_backbone_with_its_cameras_equals_ours(exported, monkeypatch):
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize("variant", COGVIDEOX)
-def test_cogvideox_with_its_cameras_equals_ours(variant, tmp_path):
+@pytest.mark.parametrize(
+  # Of nine frames, whose latents are three, the patches of two need a fourth.
+  "variant, frames",
+  [*((variant, 5) for variant in COGVIDEOX), ("1.5-5b-i2v", 9)],
+)
+def test_cogvideox_with_its_cameras_equals_ours(variant, frames, tmp_path):
   diffusers = pytest.importorskip("diffusers")
   system = System.build(
     small_cogvideox(inverted="patch" in COGVIDEOX[variant], **COGVIDEOX[variant]).model.to_dict()
@@ -171,9 +176,11 @@ def test_cogvideox_with_its_cameras_equals_ours(variant, tmp_path):
   theirs = module(tmp_path / "diff4splat")
   _, camera = theirs.load(str(tmp_path / "diff4splat"))
 
-  latents = jax.random.normal(jax.random.key(2), backbone.latent_shape(2, 5, 32, 48))
+  _, count, *rest = backbone.latent_shape(2, frames, 32, 48)
+  count += backbone.padding(count)
+  latents = jax.random.normal(jax.random.key(2), (2, count, *rest))
   words = jax.random.normal(jax.random.key(3), (2, 24, 16))
-  maps = system.camera_maps(make_cameras(2, 5, 32, 48))
+  maps = system.camera_maps(make_cameras(2, frames, 32, 48))
   # The samples have cameras of their own.
   maps = maps.at[1].set(maps[1, ::-1])
   text = Text(words, jnp.ones(words.shape[:2], bool))
@@ -186,7 +193,9 @@ def test_cogvideox_with_its_cameras_equals_ours(variant, tmp_path):
     encoder_hidden_states=tensor(words),
     timestep=torch.tensor([499.0, 499.0]),
     ofs=torch.full((1,), 2.0) if backbone.transformer.offset else None,
-    image_rotary_emb=rotary(dict(head_dim=16) | COGVIDEOX[variant], 2 // backbone.patch[0], 2, 3),
+    image_rotary_emb=rotary(
+      dict(head_dim=16) | COGVIDEOX[variant], count // backbone.patch[0], 2, 3
+    ),
   )
   with torch.no_grad():
     without = transformer(**arguments).sample
@@ -272,6 +281,22 @@ print(sum(x.numel() for x in ldrm.parameters()), ldrm.half().get("trunk/merge/bi
     check=False,
   )
   assert done.stdout.endswith("torch.float16\n"), done.stderr
+
+
+def test_other_tensors_than_those_of_the_configuration_are_all_named(exported, tmp_path):
+  safetensors = pytest.importorskip("safetensors.torch")
+  folder = tmp_path / "diff4splat"
+  shutil.copytree(exported[0] / "diff4splat", folder)
+  path = folder / "diff4splat.safetensors"
+  tensors = safetensors.load_file(path)
+  del tensors["ldrm/trunk/merge/bias"]
+  tensors |= {"camera/more": torch.zeros(2), "ldrm/trunk/merge/kernel": torch.zeros(3, 4)}
+  safetensors.save_file(tensors, path)
+  with pytest.raises(ValueError, match="not of its config.json") as error:
+    module(folder).load(str(folder))
+  wanted = "ldrm/trunk/merge/kernel is [3, 4], expected [64, 32]"
+  for one in ("ldrm/trunk/merge/bias is missing", "camera/more is unexpected", wanted):
+    assert one in str(error.value)
 
 
 def test_a_run_is_not_converted_to_flax(exported, tmp_path, capsys):

@@ -16,7 +16,7 @@ from d4s_jax.training.planning import plan as planning
 from d4s_jax.training.planning import report, sampling, search
 from d4s_jax.training.planning.chips import CHIPS, open_topology
 from d4s_jax.training.planning.hlo import Collective
-from tests.support import small_config
+from tests.support import small_cogvideox, small_config
 
 GIB = 2**30
 PLAN = planning.Plan(
@@ -108,6 +108,17 @@ def test_an_abstract_clip_is_what_the_loader_brings():
   assert jax.tree.structure(shapes) == jax.tree.structure(batch)
   for want, got in zip(jax.tree.leaves(batch), jax.tree.leaves(shapes), strict=True):
     assert (want.shape, np.dtype(want.dtype)) == (got.shape, np.dtype(got.dtype))
+
+
+def test_padding_in_front_is_counted():
+  """Nine frames of 16 x 16 are 3 x 2 x 2 latents, of which patches of two take four in time."""
+  config = small_config()
+  config.clip.frames = 9
+  assert planning.tokens(config) == 3
+  config.model.backbone = small_cogvideox(patch=(2, 2, 2)).model.backbone
+  assert planning.tokens(config) == 2
+  config.clip.frames = 13
+  assert planning.tokens(config) == 2
 
 
 def test_a_search_takes_the_fastest_that_fits(monkeypatch, capsys):
