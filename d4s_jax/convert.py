@@ -45,6 +45,7 @@ def main(argv: list[str]) -> None:
     source, target = pathlib.Path(_FROM.value), pathlib.Path(_TO.value)
     atomic.check_new_folder(target)
     job = _of_run(source) if checkpoint.is_run(source) else _of_weights(source)
+    atomic.check_room(target, job.nbytes)
     with progress.bar("convert", job.nbytes, "B") as bar:
       job.write(target, bar.update)
     print(f"Weights: {target}")

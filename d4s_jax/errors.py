@@ -4,6 +4,7 @@ The status tells whoever started the command (`launch/`) whether to give it agai
 """
 
 import contextlib
+import errno
 import os
 import signal
 import sys
@@ -27,6 +28,8 @@ STOPPED = 75
 # Told to stop before there was anything to save.
 INTERRUPTED = 130
 
+# Of errors of a disk that is full, or of what may be written to it.
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # In the text of XLA's error when it is out of memory; this module knows no JAX.
 _NO_MEMORY = "RESOURCE_EXHAUSTED"
 
@@ -72,6 +75,8 @@ def one_line() -> Iterator[None]:
         f"Out of memory ({text.strip().splitlines()[0]}); ask for less (fewer frames or views,"
         " smaller pictures or batches), or use more devices."
       )
+    if isinstance(error, OSError) and error.errno in _NO_ROOM:
+      text += ". Make room on the disk that is written to, or write to another one."
     _end(text, number)
 
 

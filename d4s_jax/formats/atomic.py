@@ -1,6 +1,7 @@
 """Files and folders that appear whole or not at all."""
 
 import contextlib
+import errno
 import os
 import pathlib
 import secrets
@@ -31,6 +32,14 @@ def check_place(path: pathlib.Path) -> None:
     raise OSError(
       error.errno, f"{error.strerror}; expected a place, and a shorter name, for a file", str(path)
     ) from error
+
+
+def check_room(path: pathlib.Path, nbytes: int) -> None:
+  """Raises OSError if the disk that `path` will lie on has less room than so many bytes."""
+  above = next(parent for parent in path.absolute().parents if parent.exists())
+  free = shutil.disk_usage(above).free
+  if free < nbytes:
+    raise OSError(errno.ENOSPC, f"needs {nbytes} bytes, and its disk has {free}", str(path))
 
 
 @contextlib.contextmanager

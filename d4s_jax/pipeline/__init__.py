@@ -234,7 +234,13 @@ class Pipeline:
     params = self._part("autoencoder")
     with progress.timed("compile, and decode the video"), beside(params):
       batch = spread(latents[None], params, latents.shape[1:3])
-      return np.clip(self._decode(params, batch)[0], 0, 1)
+      video = np.clip(self._decode(params, batch)[0], 0, 1)
+    if not np.isfinite(video).all():
+      raise ValueError(
+        "The autoencoder decodes NaN or infinite colours: its weights are damaged, or too large for"
+        " their type; convert or train it again."
+      )
+    return video
 
   def check(self, prompt: str) -> None:
     """Raises ValueError for a prompt that can't be used; part of what `sample` does."""

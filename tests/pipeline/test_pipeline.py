@@ -209,6 +209,14 @@ def test_weights_that_are_no_numbers_are_told_before_anything_is_decoded(system,
     Pipeline(system, damaged, steps=1).sample(*photo_and_cameras(), "a cat")
 
 
+def test_a_damaged_autoencoder_is_not_blamed_on_the_picture(system, params):
+  damaged = params | {"autoencoder": jax.tree.map(lambda x: x * np.nan, params["autoencoder"])}
+  with pytest.raises(ValueError, match="decodes NaN or infinite colours: its weights are damaged"):
+    Pipeline(system, damaged, steps=1).video(
+      jnp.zeros(system.backbone.latent_shape(1, 5, 16, 16)[1:])
+    )
+
+
 def test_seeds_reach_over_32_bits_without_collision():
   keys = [jax.random.key_data(jax.random.key(seed)) for seed in (0, 1, 2**31, 2**32 - 1)]
   assert len({tuple(key.tolist()) for key in keys}) == 4

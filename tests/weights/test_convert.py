@@ -4,6 +4,7 @@ import functools
 import json
 import re
 import shutil
+import types
 
 import jax
 import numpy as np
@@ -518,5 +519,15 @@ def test_edited_descriptions_are_refused(converted, tmp_path, capsys):
 def test_a_full_disk_leaves_nothing(pipeline, tmp_path, capsys):
   with full_disk(10_000):
     line = refused(capsys, pipeline, tmp_path / "new", "flax")
-  assert "File too large" in line
+  assert "File too large" in line and "Make room" in line
+  assert not list(tmp_path.iterdir())
+
+
+def test_a_disk_without_room_is_told_before_anything_is_written(
+  pipeline, tmp_path, capsys, monkeypatch
+):
+  usage = types.SimpleNamespace(free=10)
+  monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+  line = refused(capsys, pipeline, tmp_path / "new", "flax")
+  assert f"bytes, and its disk has 10: '{tmp_path / 'new'}'. Make room" in line
   assert not list(tmp_path.iterdir())
