@@ -84,7 +84,7 @@ GENERATE = {
   "folder as image": ("--image={}/papers", "papers cannot be read as an image"),
   "unknown trajectory": ("--trajectory=sprial", "Unknown trajectory 'sprial'; expected one of"),
   "broken trajectory": ("--trajectory={}/file", "file"),
-  "distance": ("--trajectory=up:distance=-1", "distance=-1.0; expected a positive number"),
+  "distance": ("--trajectory=up:distance=-1", "distance=-1; expected a positive number"),
   "field of view": ("--fov=nan", "Field of view nan"),
   "output is a file": ("--output={}/file", "file exists and is not a scene"),
   "output below a file": ("--output={}/file/scene", "file is a file"),
