@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from d4s_jax.models.clip import CLIPVision
-from d4s_jax.weights.configs import DEEP, WIDE, Reader
+from d4s_jax.weights.configs import DEEP, TRANSFORMERS, WIDE, Reader
 from d4s_jax.weights.rules import Rule, dense, norm
 
 # Old files of a model without projection have it, new ones don't.
@@ -51,6 +51,7 @@ def encoder_fields(config: Mapping[str, Any]) -> dict[str, Any]:
     "patch": read.size("patch_size", DEEP),
     "projection_dim": read.size("projection_dim", WIDE) if projected else None,
   }
+  read.rest(*TRANSFORMERS, "projection_dim")
   read.check()
   return fields
 

@@ -9,6 +9,25 @@ from d4s_jax.formats import checked
 _LARGEST = 2**20
 WIDE, DEEP, LEVELS = 2**14, 2**10, 2**4
 
+# What transformers writes for every model and no encoder's output depends on: where it came from,
+# how it was trained, how texts are generated, how results are handed over.
+TRANSFORMERS = (
+  *("architectures", "auto_map", "transformers_version", "model_type", "torch_dtype", "dtype"),
+  *("tokenizer_class", "task_specific_params", "finetuning_task", "problem_type", "prefix"),
+  *("id2label", "label2id", "num_labels", "initializer_range", "initializer_factor"),
+  *("dropout", "dropout_rate", "attention_dropout", "classifier_dropout"),
+  *("hidden_dropout_prob", "attention_probs_dropout_prob", "chunk_size_feed_forward"),
+  *("return_dict", "use_return_dict", "output_hidden_states", "output_attentions"),
+  *("output_scores", "output_past", "return_dict_in_generate", "use_cache", "torchscript"),
+  *("is_encoder_decoder", "tie_word_embeddings", "tie_encoder_decoder", "remove_invalid_values"),
+  *("pad_token_id", "bos_token_id", "eos_token_id", "sep_token_id", "decoder_start_token_id"),
+  *("forced_bos_token_id", "forced_eos_token_id", "suppress_tokens", "begin_suppress_tokens"),
+  *("bad_words_ids", "max_length", "min_length", "do_sample", "early_stopping", "num_beams"),
+  *("num_beam_groups", "diversity_penalty", "temperature", "top_k", "top_p", "typical_p"),
+  *("repetition_penalty", "length_penalty", "no_repeat_ngram_size", "num_return_sequences"),
+  *("encoder_no_repeat_ngram_size", "exponential_decay_length_penalty"),
+)
+
 
 class Reader:
   """Reads values one by one and collects what is wrong with them until `check`."""
@@ -31,8 +50,14 @@ class Reader:
 
   def flag(self, name: str) -> bool:
     """True or false; a missing one is false."""
-    self.only(name, False, True)
-    return self._config.get(name) is True
+
+    def read(value):
+      if not isinstance(value, bool):
+        raise ValueError(f"{name} is {value!r:.60}; expected true or false.")
+      return value
+
+    self._asked.add(name)
+    return self._read(name, False, read) if name in self._config else False
 
   def flags(self, name: str, count: int) -> tuple[bool, ...]:
     """A list of so many true or false."""
@@ -72,7 +97,8 @@ class Reader:
     """
     self._asked.add(name)
     value = self._config.get(name, supported[0])
-    if value not in supported:
+    # Python takes 1 for True; others may not.
+    if not any(value == x and isinstance(value, bool) is isinstance(x, bool) for x in supported):
       note = f" (another is of {others}, which we don't have)" if others else ""
       self._problems.append(
         f"{name} is {value!r:.60}, and our model has only {supported[0]!r}{note}"

@@ -19,7 +19,7 @@ from d4s_jax.formats import checked, parts, shards
 from d4s_jax.models.clip import ACTIVATIONS, CLIPText, CLIPVision
 from d4s_jax.models.dino import DINO
 from d4s_jax.weights import clip
-from d4s_jax.weights.configs import DEEP, WIDE, Reader
+from d4s_jax.weights.configs import DEEP, TRANSFORMERS, WIDE, Reader
 from d4s_jax.weights.parts import check_tensors
 from d4s_jax.weights.rules import Rule, dense, norm, pairs
 
@@ -144,6 +144,8 @@ def read_dino(folder: pathlib.Path) -> Encoder:
     "patch": read.size("patch_size", DEEP),
     "epsilon": read.number("layer_norm_eps"),
   }
+  # Those of a head that we don't have, and of masked training.
+  read.rest(*TRANSFORMERS, "pooler_output_size", "pooler_act", "encoder_stride")
   _checked(folder, read.check)
   stored = _stored(folder)
   pixels = jax.ShapeDtypeStruct((1, fields["size"], fields["size"], 3), jnp.float32)
@@ -168,10 +170,15 @@ def _clip_modules(
   if len(sections) < len(found):
     raise ValueError(f"{folder}: config.json without vision_config and text_config.")
   # Where a file doesn't say, OpenAI's ViT-B/32 is meant, as in transformers.
-  defaults = {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5, "num_channels": 3}
+  defaults = {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5}
   see, read = (Reader(defaults | section) for section in sections)
   whole = Reader(config)
   projection = whole.size("projection_dim", WIDE)
+  # Old files say some of it twice.
+  for name, section in zip(("vision_config", "text_config"), sections):
+    again = config.get(f"{name}_dict")
+    same = {x: (defaults | section).get(x) for x in again} if isinstance(again, dict) else {}
+    whole.only(f"{name}_dict", None, same)
 
   def common(reader: Reader) -> dict[str, Any]:
     reader.only("hidden_act", *ACTIVATIONS)
@@ -189,6 +196,9 @@ def _clip_modules(
   size, patch = see.size("image_size", WIDE), see.size("patch_size", DEEP)
   vocabulary = read.size("vocab_size")
   length = read.size("max_position_embeddings", WIDE, 77)
+  whole.rest(*TRANSFORMERS, "logit_scale_init_value", "text_config", "vision_config")
+  for section in (see, read):
+    section.rest(*TRANSFORMERS, "projection_dim")
   for reader in (whole, see, read):
     _checked(folder, reader.check)
   acts = [(defaults | section)["hidden_act"] for section in sections]

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from d4s_jax.models.t5 import T5Encoder
-from d4s_jax.weights.configs import DEEP, WIDE, Reader
+from d4s_jax.weights.configs import DEEP, TRANSFORMERS, WIDE, Reader
 from d4s_jax.weights.rules import Rule, dense
 
 _BIAS = "SelfAttention.relative_attention_bias.weight"
@@ -34,6 +34,9 @@ def encoder_fields(config: Mapping[str, Any]) -> dict[str, Any]:
   """Fields of our `T5Encoder` for the config.json of a T5EncoderModel or UMT5EncoderModel."""
   read = Reader(config)
   read.only("feed_forward_proj", "gated-gelu")
+  # In a file these two have the last word.
+  read.only("dense_act_fn", "gelu_new")
+  read.only("is_gated_act", True)
   read.only("layer_norm_epsilon", 1e-6)
   read.only("model_type", "umt5", "t5")
   fields = {
@@ -47,6 +50,9 @@ def encoder_fields(config: Mapping[str, Any]) -> dict[str, Any]:
     "buckets": read.size("relative_attention_num_buckets", default=32),
     "max_distance": read.size("relative_attention_max_distance", default=128),
   }
+  # Those of the decoder, of an older T5, and of another program.
+  decoder = ("num_decoder_layers", "scale_decoder_outputs")
+  read.rest(*TRANSFORMERS, *decoder, "n_positions", "scalable_attention")
   read.check()
   return fields
 

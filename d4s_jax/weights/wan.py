@@ -132,17 +132,20 @@ def transformer_fields(config: Mapping[str, Any]) -> dict[str, Any]:
   }
   for name in ("in_channels", "text_dim"):
     read.size(name)
+  # No window: all tokens see all others. Our positions go as far as is asked for.
+  read.only("window_size", [-1, -1])
+  read.rest("rope_max_seq_len")
   read.check()
   return fields
 
 
 def autoencoder_fields(config: Mapping[str, Any]) -> dict[str, Any]:
   """Fields of our `WanAutoencoder` for the config.json of an AutoencoderKLWan."""
-  read = Reader(config)
+  # What diffusers takes where a file doesn't say; the first files had no such keys.
+  read = Reader({"scale_factor_temporal": 4, "scale_factor_spatial": 8, **config})
   patch = 1 if config.get("patch_size") is None else read.size("patch_size", LEVELS)
   widths = read.sizes("dim_mult")
   channels = read.size("z_dim", WIDE)
-  read.only("is_residual", False, True)
   read.only("attn_scales", [])
   of_decoder = config.get("decoder_base_dim")
   for name in ("in_channels", "out_channels"):
@@ -157,8 +160,11 @@ def autoencoder_fields(config: Mapping[str, Any]) -> dict[str, Any]:
     "latents_std": read.numbers("latents_std", channels),
     "patch": patch,
     "decoder_base_dim": None if of_decoder is None else read.size("decoder_base_dim", WIDE),
-    "residual": bool(config.get("is_residual", False)),
+    "residual": read.flag("is_residual"),
   }
+  read.only("scale_factor_temporal", 2 ** sum(fields["temporal_downsample"]))
+  read.only("scale_factor_spatial", patch * 2 ** (len(widths) - 1))
+  read.rest("dropout")
   read.check()
   return fields
 

@@ -192,7 +192,11 @@ REFUSED = {
     dict(use_learned_positional_embeddings=True, use_rotary_positional_embeddings=False),
     "use_rotary_positional_embeddings is False",
   ),
-  "no flag": (dict(use_rotary_positional_embeddings="yes"), "is 'yes', and our"),
+  "no flag": (dict(use_rotary_positional_embeddings="yes"), "is 'yes'; expected true or false"),
+  "one for true": (
+    dict(use_rotary_positional_embeddings=1),
+    "use_rotary_positional_embeddings is 1; expected true or false",
+  ),
   "offset": (dict(ofs_embed_dim=64), "ofs_embed_dim is 64, and our model has only None"),
   "unknown": (dict(use_fancy=True, dim_x=3), "'use_fancy' is True, which our.*; 'dim_x' is 3"),
   "many frames": (dict(sample_frames=10**9), "sample_frames: 1000000000; expected"),
