@@ -1,24 +1,28 @@
 """Tensors of PyTorch's zip files (`torch.save`), without PyTorch and without running anything.
 
 Such a file is a zip archive: a pickle of the structure, and beside it one entry of raw numbers for
-each storage. A pickle may name any function of the machine to be called. This reader calls none:
-the four kinds of names that tensors need are answered with inert stand-ins, every other name is
-refused, and storages are looked at when their sizes have been checked.
+each storage. A pickle is a program, which may call any function of the machine. Nothing unpickles
+it here: its instructions are read one by one, and the two dozen that put dicts, lists and tensors
+together are carried out by this module. Names stand for themselves; every other name, every other
+instruction and every claim about sizes that the file doesn't bear out ends the reading.
 """
 
 import collections
 import io
 import math
 import pathlib
-import pickle
+import pickletools
 import zipfile
 import zlib
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-# The structure of thousands of tensors.
-_MOST_STRUCTURE = 32 * 2**20
+# The structure of ten thousand tensors: some 250 bytes and 30 instructions each.
+_MOST_STRUCTURE = 8 * 2**20
+_MOST_STEPS = 4 * 10**5
+_MOST_AXES = 16
 _MOST_BYTES = 2 * 2**30
 _STORAGES = {
   "FloatStorage": np.float32,
@@ -31,6 +35,8 @@ _STORAGES = {
   "LongStorage": np.int64,
   "BoolStorage": np.bool_,
 }
+_ORDERED, _REBUILD = "collections.OrderedDict", "torch._utils._rebuild_tensor_v2"
+_CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
 
 
 def read_tensors(path: pathlib.Path) -> Any:
@@ -51,12 +57,11 @@ def read_tensors(path: pathlib.Path) -> Any:
         raise ValueError(f"{len(names)} entries data.pkl in it")
       if archive.getinfo(names[0]).file_size > _MOST_STRUCTURE:
         raise ValueError(f"its structure takes more than {_MOST_STRUCTURE} bytes")
-      folder = names[0].removesuffix("data.pkl")
-      return _Tensors(archive, folder).load()
+      storages = _Storages(archive, names[0].removesuffix("data.pkl"))
+      return _assemble(archive.read(names[0]), storages.read)
   except (
     zipfile.BadZipFile, OSError, zlib.error, EOFError, ValueError, KeyError, TypeError, IndexError,
-    AttributeError, NotImplementedError, pickle.UnpicklingError, RecursionError, MemoryError,
-    OverflowError, UnicodeDecodeError,
+    AttributeError, NotImplementedError, RecursionError, MemoryError, OverflowError,
   ) as error:  # fmt: skip
     raise ValueError(
       f"{path} cannot be read as tensors of PyTorch ({error}); expected an intact file of"
@@ -64,44 +69,153 @@ def read_tensors(path: pathlib.Path) -> Any:
     ) from error
 
 
-class _Tensors(pickle.Unpickler):
-  """Builds tensors, dicts and lists, and nothing else."""
+class _Name:
+  """A function or class that the structure names."""
+
+  def __init__(self, module: str, name: str):
+    self.name = f"{module}.{name}"
+    self.dtype = _STORAGES.get(name) if module == "torch" else None
+    if self.dtype is None and self.name not in (_ORDERED, _REBUILD):
+      raise ValueError(f"it asks for {self.name:.120}, which is no part of a tensor")
+
+
+class _Storages:
+  """The raw numbers, each read once."""
 
   def __init__(self, archive: zipfile.ZipFile, folder: str):
-    super().__init__(io.BytesIO(archive.read(f"{folder}data.pkl")))
     self._archive, self._folder = archive, folder
     self._read: dict[str, np.ndarray] = {}
 
-  def find_class(self, module: str, name: str) -> Any:
-    if (module, name) == ("collections", "OrderedDict"):
-      return collections.OrderedDict
-    if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-      return _rebuild
-    if module == "torch" and name in _STORAGES:
-      return np.dtype(_STORAGES[name]).str
-    raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is no part of a tensor")
-
-  def persistent_load(self, pid: Any) -> np.ndarray:
-    kind, dtype, key, _, count = pid
-    if kind != "storage" or not isinstance(key, str) or not key.isalnum():
-      raise pickle.UnpicklingError(f"an entry {pid!r:.80}")
+  def read(self, entry: Any) -> np.ndarray:
+    """The numbers that an entry of the structure is about."""
+    kind, name, key, _, count = entry
+    known = kind == "storage" and isinstance(name, _Name) and name.dtype is not None
+    if not known or not isinstance(key, str) or not key.isalnum():
+      raise ValueError("an entry that is no storage")
     if key not in self._read:
-      values = np.frombuffer(self._archive.read(f"{self._folder}data/{key}"), np.dtype(dtype))
-      if len(values) != count:
-        raise ValueError(f"storage {key} has {len(values)} numbers and claims {count}")
+      values = np.frombuffer(self._archive.read(f"{self._folder}data/{key}"), name.dtype)
+      if type(count) is not int or len(values) != count:
+        raise ValueError(f"storage {key} has {len(values)} numbers and claims another number")
       self._read[key] = values
     return self._read[key]
 
 
+def _assemble(script: bytes, read: Callable[[Any], np.ndarray]) -> Any:
+  """Carries out the instructions of a structure; `read` returns the numbers of a storage."""
+  stack: list[Any] = []
+  marks: list[int] = []
+  # Numbers in the file are keys here, not sizes.
+  memo: dict[int, Any] = {}
+
+  def since_mark() -> list[Any]:
+    start = marks.pop()
+    found = stack[start:]
+    del stack[start:]
+    return found
+
+  for step, (instruction, value, _) in enumerate(pickletools.genops(io.BytesIO(script))):
+    if step == _MOST_STEPS:
+      raise ValueError(f"its structure takes more than {_MOST_STEPS} instructions")
+    match instruction.name:
+      case "PROTO" | "FRAME":
+        pass
+      case "STOP":
+        return stack.pop()
+      case "NONE" | "NEWTRUE" | "NEWFALSE" | "EMPTY_TUPLE" as name:
+        stack.append(_CONSTANTS[name])
+      case "BININT" | "BININT1" | "BININT2" | "LONG1" | "BINFLOAT":
+        stack.append(value)
+      case "BINUNICODE" | "SHORT_BINUNICODE":
+        stack.append(value)
+      case "EMPTY_DICT":
+        stack.append({})
+      case "EMPTY_LIST":
+        stack.append([])
+      case "MARK":
+        marks.append(len(stack))
+      case "TUPLE":
+        stack.append(tuple(since_mark()))
+      case "TUPLE1" | "TUPLE2" | "TUPLE3" as name:
+        stack.append(tuple(reversed([stack.pop() for _ in range(int(name[-1]))])))
+      case "BINPUT" | "LONG_BINPUT":
+        memo[_whole(value)] = stack[-1]
+      case "MEMOIZE":
+        memo[len(memo)] = stack[-1]
+      case "BINGET" | "LONG_BINGET":
+        stack.append(memo[_whole(value)])
+      case "APPEND" | "APPENDS" as name:
+        values = [stack.pop()] if name == "APPEND" else since_mark()
+        _top(stack, list).extend(values)
+      case "SETITEM" | "SETITEMS" as name:
+        values = [stack.pop(), stack.pop()][::-1] if name == "SETITEM" else since_mark()
+        _add(_top(stack, dict), values)
+      case "GLOBAL":
+        stack.append(_Name(*str(value).split(" ", 1)))
+      case "STACK_GLOBAL":
+        name, module = stack.pop(), stack.pop()
+        stack.append(_Name(_text(module), _text(name)))
+      case "BINPERSID":
+        stack.append(read(stack.pop()))
+      case "REDUCE":
+        arguments, called = stack.pop(), stack.pop()
+        stack.append(_made(called, arguments))
+      case "BUILD":
+        # What PyTorch notes beside the tensors of a module.
+        stack.pop()
+        _top(stack, collections.OrderedDict)
+      case other:
+        raise ValueError(f"an instruction {other}, which makes no tensors")
+  raise ValueError("a structure without an end")
+
+
+def _whole(value: Any) -> int:
+  if type(value) is not int:
+    raise ValueError("a place that is no number")
+  return value
+
+
+def _text(value: Any) -> str:
+  if not isinstance(value, str):
+    raise ValueError("a name that is no text")
+  return value
+
+
+def _top(stack: list[Any], kind: type) -> Any:
+  if not isinstance(stack[-1], kind):
+    raise ValueError(f"a {type(stack[-1]).__name__} in the place of a {kind.__name__}")
+  return stack[-1]
+
+
+def _add(into: dict[Any, Any], values: list[Any]) -> None:
+  for key, value in zip(values[::2], values[1::2], strict=True):
+    # The hash of tuples in tuples can take for ever.
+    if not isinstance(key, str | int):
+      raise ValueError(f"a key of type {type(key).__name__}")
+    into[key] = value
+
+
+def _made(called: Any, arguments: Any) -> Any:
+  """A new dict, or a tensor."""
+  if not isinstance(called, _Name) or not isinstance(arguments, tuple):
+    raise ValueError("a call of what can't be called")
+  if called.name == _ORDERED and not arguments:
+    return collections.OrderedDict()
+  if called.name == _REBUILD:
+    return _rebuild(*arguments)
+  raise ValueError(f"a call of {called.name}")
+
+
 def _rebuild(storage: Any, offset: int, shape: Any, strides: Any, *_: Any) -> np.ndarray:
   """A tensor's numbers; it must be contiguous, as nearly all that are saved are."""
+  sizes = isinstance(shape, tuple) and isinstance(strides, tuple) and len(shape) == len(strides)
+  if not sizes or len(shape) > _MOST_AXES:
+    raise ValueError(f"a tensor without a shape of at most {_MOST_AXES} axes and their strides")
   if not isinstance(storage, np.ndarray) or not all(
     type(size) is int and 0 <= size < 2**40 for size in (offset, *shape, *strides)
   ):
     raise ValueError("a tensor without numbers")
-  count, expected = math.prod(shape), []
-  for axis in range(len(shape)):
-    expected.append(math.prod(shape[axis + 1 :]))
+  count = math.prod(shape)
+  expected = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
   if any(size > 1 and a != b for size, a, b in zip(shape, strides, expected)):
     raise ValueError(f"a tensor of shape {shape} with strides {strides}")
   if offset + count > len(storage):

@@ -5,7 +5,7 @@ from typing import Any
 
 from d4s_jax.models.cogvideox.autoencoder import CogVideoXAutoencoder
 from d4s_jax.models.cogvideox.transformer import CogVideoXTransformer
-from d4s_jax.weights.configs import DEEP, LEVELS, WIDE, Reader
+from d4s_jax.weights.configs import DEEP, LEVELS, MOST_BLOCKS, WIDE, Reader
 from d4s_jax.weights.rules import Rule, convolution, dense, norm
 
 _BLOCK = "transformer_blocks.{layer}"
@@ -134,7 +134,7 @@ def _position_fields(read: Reader, space: int, old: bool) -> dict[str, Any]:
     # They are added to tokens that are turned too.
     read.only("use_rotary_positional_embeddings", True)
   frames, rows, columns, length = (
-    read.size(name, most=2**16, default=default)
+    read.size(name, most=2**12, default=default)
     for name, default in (
       ("sample_frames", 49),
       ("sample_height", 60),
@@ -146,6 +146,8 @@ def _position_fields(read: Reader, space: int, old: bool) -> dict[str, Any]:
   if kind == "sine" or (kind == "rotary" and not old):
     return {"positions": kind, "grid": None}
   grid = (1 + (frames - 1) // 4, rows // space, columns // space)
+  # The published one has 13 x 30 x 45.
+  read.product("sample_frames, sample_height and sample_width", grid, 2**18)
   return {"positions": kind, "grid": grid} | ({"text_length": length} if learned else {})
 
 
@@ -206,6 +208,8 @@ def autoencoder_fields(config: Mapping[str, Any]) -> dict[str, Any]:
     "scale": read.number("scaling_factor"),
     "inverted": read.flag("invert_scale_latents"),
   }
+  blocks = fields["num_res_blocks"]
+  read.product("block_out_channels and layers_per_block", (levels, blocks), MOST_BLOCKS)
   # What sizes it was trained on, and whether to compute in float32.
   read.rest("sample_size", "sample_height", "sample_width", "force_upcast")
   read.check()

@@ -1,13 +1,16 @@
 """The config.json of a published model, read with every objection listed at once."""
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from d4s_jax.formats import checked
 
 # Far above every published size: what is larger would take time and memory before the weights do.
 _LARGEST = 2**20
-WIDE, DEEP, LEVELS = 2**14, 2**10, 2**4
+WIDE, DEEP, LEVELS = 2**14, 2**10, 2**3
+# Of an autoencoder's levels together; the published ones have 12.
+MOST_BLOCKS = 24
 
 # What transformers writes for every model and no encoder's output depends on: where it came from,
 # how it was trained, how texts are generated, how results are handed over.
@@ -103,6 +106,11 @@ class Reader:
       self._problems.append(
         f"{name} is {value!r:.60}, and our model has only {supported[0]!r}{note}"
       )
+
+  def product(self, name: str, sizes: Sequence[int], most: int) -> None:
+    """Sizes that are fine one by one must not be too many numbers together."""
+    if math.prod(sizes) > most:
+      self._problems.append(f"{name} make {math.prod(sizes)}; expected at most {most}")
 
   def rest(self, *ignored: str) -> None:
     """Nothing else is switched on: a later version may have what our model doesn't.

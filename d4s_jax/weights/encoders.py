@@ -239,10 +239,10 @@ def _read(
   """The tensors of a file that are these names, all of which the network must have, as float32."""
   try:
     shapes = jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"]
-  except (TypeError, ValueError, ArithmeticError) as error:
+    flat: Any = traverse_util.flatten_dict(nn.unbox(shapes), sep="/")
+    table = pairs(rules, {path: x.shape for path, x in flat.items()})
+  except (TypeError, ValueError, ArithmeticError, LookupError) as error:
     raise ValueError(f"{folder}: its config.json describes no model ({error}).") from error
-  flat: Any = traverse_util.flatten_dict(nn.unbox(shapes), sep="/")
-  table = pairs(rules, {path: x.shape for path, x in flat.items()})
   expected = {pair.torch: pair.torch_shape for pair in table}
   check_tensors(folder, expected, {name: stored.specs[name] for name in names})
   rows: dict[str, list[np.ndarray]] = {}

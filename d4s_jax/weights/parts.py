@@ -137,8 +137,12 @@ def _model(
     component = components.of(config)
     fields = component.fields(config)
     shapes = component.shapes(config, fields)
-  except ValueError as error:
-    raise ValueError(f"{folder / parts.CONFIG}: {error}") from error
+    # Its table has no place for sizes that no model has.
+    pairs(component.rules, shapes)
+  except (ValueError, LookupError) as error:
+    raise ValueError(
+      f"{folder / parts.CONFIG}: {error}; expected the file of a published model, unchanged."
+    ) from error
   return component, json.loads(json.dumps(fields)), shapes
 
 

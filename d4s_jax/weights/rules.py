@@ -5,11 +5,15 @@ that must be there: from the shapes of our parameters, each of which has exactly
 """
 
 import dataclasses
+import math
 import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from einops import rearrange
+
+# Numbers a parameter: six times the largest published one, a stack of 40 layers.
+_MOST_NUMBERS = 2**34
 
 # In a PyTorch name alone, the number of a block: ours lie stacked along a first axis.
 LAYER = "{layer}"
@@ -98,10 +102,13 @@ def pairs(rules: Sequence[Rule], shapes: Mapping[str, tuple[int, ...]]) -> list[
 
   Raises:
     LookupError: the table has no rule for a parameter, or several.
+    ValueError: a parameter is larger than any of a real model.
   """
   patterns = [(rule, re.compile(_pattern(rule.flax))) for rule in rules]
   found = []
   for path, shape in sorted(shapes.items()):
+    if math.prod(shape) > _MOST_NUMBERS:
+      raise ValueError(f"{path} would have {list(shape)} numbers; expected at most {_MOST_NUMBERS}")
     matches = [
       (rule, match)
       for rule, pattern in patterns

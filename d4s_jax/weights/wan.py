@@ -5,7 +5,7 @@ from typing import Any
 
 from d4s_jax.models.wan.autoencoder import WanAutoencoder
 from d4s_jax.models.wan.transformer import WanTransformer
-from d4s_jax.weights.configs import DEEP, LEVELS, WIDE, Reader
+from d4s_jax.weights.configs import DEEP, LEVELS, MOST_BLOCKS, WIDE, Reader
 from d4s_jax.weights.rules import Rule, convolution, dense, norm
 
 _CONV2D = "o i r s -> r s i o"
@@ -162,6 +162,7 @@ def autoencoder_fields(config: Mapping[str, Any]) -> dict[str, Any]:
     "decoder_base_dim": None if of_decoder is None else read.size("decoder_base_dim", WIDE),
     "residual": read.flag("is_residual"),
   }
+  read.product("dim_mult and num_res_blocks", (len(widths), fields["num_res_blocks"]), MOST_BLOCKS)
   read.only("scale_factor_temporal", 2 ** sum(fields["temporal_downsample"]))
   read.only("scale_factor_spatial", patch * 2 ** (len(widths) - 1))
   read.rest("dropout")

@@ -4,6 +4,7 @@ import collections
 import io
 import pathlib
 import pickle
+import tracemalloc
 import zipfile
 
 import numpy as np
@@ -60,6 +61,59 @@ def test_nothing_is_run(tmp_path):
       read_tensors(tmp_path / "b.pth")
 
 
+def _stored(number):
+  """The bytes of a number in a pickle."""
+  return number.to_bytes(4, "little")
+
+
+_SHAPE = b"(" + b"K\x01" * 100_000 + b"t"
+BOMBS = {
+  # Twelve bytes that took 2 GiB of Python's unpickler, which keeps a list of that length.
+  "far place": (b"\x80\x02}r" + _stored(2**27) + b".", None),
+  "long text": (b"\x80\x02X" + _stored(2**31 - 1) + b"abc.", "expected 2147483647 bytes"),
+  "long bytes": (b"\x80\x04\x8e" + _stored(0) + _stored(2**20) + b"abc.", "expected 45035996"),
+  "frame": (b"\x80\x04\x95" + _stored(0) + _stored(2**20) + b"N.", None),
+  "many axes": (
+    b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n(NK\x00" + _SHAPE + _SHAPE + b"tR.",
+    "at most 16 axes",
+  ),
+  "many steps": (b"\x80\x02" + b"}0" * 600_000 + b".", "an instruction POP"),
+  "many things": (b"\x80\x02" + b"}" * 500_000 + b".", "more than 400000 instructions"),
+  # Sixty tuples of two, each in the next: the hash looks at all 2^60.
+  "deep key": (b"\x80\x02})" + b"q\x00h\x00\x86" * 60 + b"Ns.", "a key of type tuple"),
+  "deep entry": (b"\x80\x02)" + b"q\x00h\x00\x86" * 60 + b"Q.", "cannot be read"),
+  "call of a name": (b"\x80\x02ctorch\nFloatStorage\n)R.", "a call of torch.FloatStorage"),
+  "state of a tensor": (b"\x80\x02])b.", "a list in the place of a OrderedDict"),
+  "code of extensions": (b"\x80\x02\x82\x01.", "an instruction EXT1"),
+}
+
+
+@pytest.mark.parametrize(("script", "message"), BOMBS.values(), ids=BOMBS)
+def test_claims_cost_nothing(script, message, tmp_path):
+  _zip(tmp_path / "a.pth", script)
+  tracemalloc.start()
+  try:
+    if message:
+      with pytest.raises(ValueError, match=f"a.pth cannot be read.*{message}|{message}"):
+        read_tensors(tmp_path / "a.pth")
+    else:
+      read_tensors(tmp_path / "a.pth")
+    # As much as half a million small things take.
+    assert tracemalloc.get_traced_memory()[1] < 100e6
+  finally:
+    tracemalloc.stop()
+
+
+def test_nothing_is_unpickled(tmp_path, monkeypatch):
+  model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.BatchNorm1d(3))
+  torch.save(model.state_dict(), tmp_path / "a.pth")
+  for name in ("load", "loads", "Unpickler"):
+    monkeypatch.delattr(pickle, name)
+  found = read_tensors(tmp_path / "a.pth")
+  for name, value in model.state_dict().items():
+    np.testing.assert_array_equal(found[name], value.numpy())
+
+
 def _zip(path, script, **entries):
   with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
     archive.writestr("archive/data.pkl", script)
@@ -90,7 +144,7 @@ def _tensor(shape, strides, count, key="0", offset=0):
 @pytest.mark.parametrize(
   ("tensor", "message"),
   [
-    ({"shape": (4,), "strides": (1,), "count": 9}, "storage 0 has 4 numbers and claims 9"),
+    ({"shape": (4,), "strides": (1,), "count": 9}, "storage 0 has 4 numbers and claims another"),
     ({"shape": (9,), "strides": (1,), "count": 4}, "beyond its 4 numbers"),
     ({"shape": (4,), "strides": (1,), "count": 4, "offset": 1}, "beyond its 4 numbers"),
     ({"shape": (2, 2), "strides": (1, 2), "count": 4}, "with strides"),

@@ -158,6 +158,8 @@ REFUSED = {
   "quantised": (WAN, dict(quantization_config={"bits": 4}), "'quantization_config' is"),
   "one for true": (WAN, dict(cross_attn_norm=1), "cross_attn_norm is 1, and our"),
   "vae": (WAN_VAE, dict(mid_block_attention=True), "'mid_block_attention' is True"),
+  "many levels": (WAN_VAE, dict(dim_mult=[1] * 16), "dim_mult: a list of 16; expected"),
+  "many blocks": (WAN_VAE, dict(num_res_blocks=8), "dim_mult and num_res_blocks make 32; expected"),
   "time": (WAN_VAE, dict(scale_factor_temporal=8), "scale_factor_temporal is 8, .* only 4"),
   "space": (WAN22_VAE, dict(scale_factor_spatial=8), "scale_factor_spatial is 8, .* only 16"),
   "no key": (
@@ -216,6 +218,16 @@ def test_clip_of_both_kinds_is_read_as_strictly(change, message, tmp_path):
     _read_clip(tmp_path, {})
   with pytest.raises(ValueError, match=f"config.json: .*{message}"):
     _read_clip(tmp_path, change)
+
+
+def test_sizes_of_no_model_are_refused_by_name(tmp_path):
+  config = {**_SECTION, "architectures": ["ViTModel"], "hidden_act": "gelu", "qkv_bias": True}
+  config |= dict(image_size=2**14, patch_size=1, hidden_size=2**14, layer_norm_eps=1e-12)
+  del config["projection_dim"]
+  (tmp_path / "config.json").write_text(json.dumps(config))
+  (tmp_path / "model.safetensors").write_bytes(b"\x02" + bytes(7) + b"{}")
+  with pytest.raises(ValueError, match=f"{tmp_path}.*positions would have"):
+    encoders.read_dino(tmp_path)
 
 
 def test_dino_is_read_as_strictly(tmp_path):

@@ -414,6 +414,16 @@ HOSTILE = {
   "a million blocks": (_configure(num_layers=10**6), "num_layers: 1000000; expected .* 1024"),
   "wide": (_configure(ffn_dim=10**30), "ffn_dim: a huge integer"),
   "huge patch": (_configure(patch_size=[10**9] * 3), "patch_size: 1000000000"),
+  "no machine's numbers": (
+    _configure(
+      num_layers=2**10, ffn_dim=2**20, num_attention_heads=2**14, attention_head_dim=2**14
+    ),
+    r"published/config.json: blocks/.* expected at most 17179869184; expected the file of a publis",
+  ),
+  "beyond NumPy": (
+    _configure(patch_size=[2**10] * 3, in_channels=2**20, out_channels=2**20),
+    "published/config.json: .* would have .* expected at most 17179869184; expected the file of a",
+  ),
   "odd heads": (_configure(attention_head_dim=1), "describes no model"),
   "no object": (lambda x: (x / "config.json").write_text("[]"), "expected an object"),
   "NaN": (lambda x: (x / "config.json").write_text('{"a": NaN}'), "not valid JSON"),
