@@ -104,9 +104,9 @@ def _variants(name):
   if name.startswith("CLIP"):
     return [({}, backbones["image_encoder"] | {"projection_dim": 1024})]
   config = _published("wan1.3b")[name.replace("UMT5", "T5").replace("T5", "UMT5")]
-  config = config | {"model_type": "t5" if name == "T5EncoderModel" else "umt5"}
   image = {"in_channels": 36, "image_dim": 1280, "added_kv_proj_dim": 1536}
-  configs = [config, config | image] if name.startswith("Wan") else [config]
+  kind = {"model_type": "t5" if name == "T5EncoderModel" else "umt5"}
+  configs = [config, config | image] if name.startswith("Wan") else [config | kind]
   return [(config, component.fields(config)) for config in configs]
 
 
