@@ -17,8 +17,12 @@ _CONVERT_ADAPTER = {"flax": adapters.to_flax, "torch": adapters.to_torch}
 # Data of tokenizers and schedulers, which travel as they are.
 _SMALL = (".json", ".model", ".txt", ".jinja")
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
+_LARGEST_INDEX = 2**20
 _LARGEST_SMALL = 64 * 2**20
+# Of all of a pipeline, as they are in memory together; those of Wan have 21 MB.
+_LARGEST_SUM = 128 * 2**20
 _MOST_SMALL = 32
+_MOST_COMPONENTS = 32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +80,7 @@ def prepare(folder: pathlib.Path, format: str) -> Job:
       {"": _CONVERT_ADAPTER[format](folder) if adapters.is_adapter(folder) else convert(folder)}, {}
     )
   index = checked.within(folder, _INDEX)
-  contents = checked.read_bytes(index, _LARGEST_SMALL, "pipeline")
+  contents = checked.read_bytes(index, _LARGEST_INDEX, "the index of a pipeline")
   models: dict[str, Conversion] = {}
   files = {_INDEX: contents}
   problems = []
@@ -87,7 +91,7 @@ def prepare(folder: pathlib.Path, format: str) -> Job:
         models[name] = convert(inner)
         _check_kind(inner, kind)
       else:
-        files |= _small_files(inner, kind)
+        files |= _small_files(inner, kind, _LARGEST_SUM - sum(map(len, files.values())))
     except (ValueError, OSError) as error:
       problems.append(str(error))
   if problems:
@@ -107,6 +111,10 @@ def _classes(index: Any, where: pathlib.Path) -> dict[str, str]:
       if len(value) != 2 or not all(isinstance(x, str) for x in value):
         raise ValueError(f"{where}: {name!r:.60}; expected a library and a class.")
       classes[name] = value[1]
+  if len(classes) > _MOST_COMPONENTS:
+    raise ValueError(
+      f"{where} names {len(classes)} components; expected at most {_MOST_COMPONENTS}."
+    )
   return classes
 
 
@@ -132,8 +140,12 @@ def _check_kind(folder: pathlib.Path, kind: str) -> None:
     )
 
 
-def _small_files(folder: pathlib.Path, kind: str) -> dict[str, bytes]:
-  """The files of a component without weights, by place below the pipeline."""
+def _small_files(folder: pathlib.Path, kind: str, room: int) -> dict[str, bytes]:
+  """The files of a component without weights, by place below the pipeline.
+
+  Raises:
+    ValueError: there are other files, or they have more bytes together than there is `room`.
+  """
   paths = sorted(folder.glob("*"))
   if not folder.is_dir() or not 1 <= len(paths) <= _MOST_SMALL:
     raise ValueError(
@@ -145,9 +157,11 @@ def _small_files(folder: pathlib.Path, kind: str) -> dict[str, bytes]:
       f"{folder} ({kind!r:.60}) holds {', '.join(other[:8])}; models are converted of"
       f" {', '.join(COMPONENTS)}, and else only {' '.join(_SMALL)} files are copied."
     )
-  return {
-    f"{folder.name}/{path.name}": checked.read_bytes(
-      checked.within(folder, path.name), _LARGEST_SMALL, "part of a pipeline"
-    )
-    for path in paths
-  }
+  found = {}
+  what = f"part of a pipeline, whose files without weights may have {_LARGEST_SUM} bytes together"
+  for path in paths:
+    place = checked.within(folder, path.name)
+    contents = checked.read_bytes(place, min(_LARGEST_SMALL, room), what)
+    room -= len(contents)
+    found[f"{folder.name}/{path.name}"] = contents
+  return found

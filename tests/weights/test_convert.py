@@ -480,6 +480,30 @@ def test_hostile_pipelines_are_refused_in_one_line(index, message, tmp_path, cap
   assert not (tmp_path / "new").exists()
 
 
+def _sparse(path, size):
+  """A file of zeros that takes no place on the disk."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  with path.open("wb") as file:
+    file.truncate(size)
+
+
+def test_small_files_may_not_be_large_together(tmp_path, capsys):
+  folder = tmp_path / "pipeline"
+  index = folder / "model_index.json"
+  for name in ("a", "b", "c"):
+    _sparse(folder / name / "x.json", 45 * 2**20)
+  index.write_text(json.dumps({name: ["a", "Tokenizer"] for name in ("a", "b", "c")}))
+  line = refused(capsys, folder, tmp_path / "new", "flax")
+  assert "c/x.json is larger than 398" in line
+  assert f"whose files without weights may have {128 * 2**20} bytes together" in line
+  index.write_text(json.dumps({f"x{i}": ["a", "Tokenizer"] for i in range(33)}))
+  line = refused(capsys, folder, tmp_path / "new", "flax")
+  assert "names 33 components; expected at most 32" in line
+  _sparse(index, 2**20 + 1)
+  line = refused(capsys, folder, tmp_path / "new", "flax")
+  assert f"model_index.json is larger than {2**20} bytes" in line
+
+
 def test_a_model_of_another_class_than_the_index_says_is_refused(pipeline, tmp_path, capsys):
   shutil.copytree(pipeline, tmp_path / "copy")
   index = json.loads((tmp_path / "copy" / "model_index.json").read_text())
