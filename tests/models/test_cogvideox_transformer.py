@@ -102,8 +102,15 @@ def test_values_and_gradients_equal_diffusers(variant):
   for (path, a), b in zip(
     jax.tree_util.tree_leaves_with_path(gradients), jax.tree.leaves(wanted), strict=True
   ):
+    name = jax.tree_util.keystr(path, simple=True, separator="/")
+    largest = np.abs(b).max()
+    if config.get("positions") == "sine" and name.endswith("attention/key_norm/bias"):
+      # Without rotation it adds the same to all logits of a query, which softmax takes away: both
+      # are rounding errors of 0, here of entries of order 1.
+      assert largest < 1e-5
+      largest = 0.1
     # 1e-4 of the largest entry: sums over tokens, samples and channels.
-    np.testing.assert_allclose(a, b, atol=1e-4 * max(np.abs(b).max(), 1.0), err_msg=str(path))
+    np.testing.assert_allclose(a, b, atol=1e-4 * largest, rtol=0, err_msg=name)
 
 
 @pytest.mark.parity
@@ -124,7 +131,8 @@ def test_sine_positions_equal_diffusers(grid):
   embeddings = pytest.importorskip("diffusers.models.embeddings")
   want = embeddings.get_3d_sincos_pos_embed(64, (grid[2], grid[1]), grid[0], 1.875)
   got = sine_positions(grid_positions(*grid), 64)
-  np.testing.assert_allclose(got, want.reshape(-1, 64), atol=1e-6)
+  # 5e-7: float32 holds angles from 4 to 8 in steps of that size.
+  np.testing.assert_allclose(got, want.reshape(-1, 64), atol=5e-7, rtol=0)
 
 
 @functools.cache
@@ -211,7 +219,8 @@ def test_remat_and_bfloat16_give_the_same_velocity():
   params, latents, time, text, _ = _trained("5b")
   want = _forward("5b")(params, latents, time, text)
   remat = _forward("5b", remat="all")(params, latents, time, text)
-  np.testing.assert_allclose(remat, want, atol=1e-4)
+  # 1e-6 of up to 4: XLA may fuse, and so round, otherwise where layers are computed again.
+  np.testing.assert_allclose(remat, want, atol=4e-6, rtol=0)
   half = _forward("5b", dtype=jnp.bfloat16)(params, latents, time, text)
   assert half.dtype == jnp.float32
   # 5% of the spread: eight bits of mantissa through two blocks.
