@@ -81,14 +81,10 @@ class Guard:
       except _EndlessError:
         return Outcome(None, f"it does not end within {self.patience:g} s; remove the file")
       except Exception as error:
-        numbers = set(_numbers(error))
-        if isinstance(error, ConnectionError) and not numbers:  # a server that was asked
-          raise
-        if numbers & set(_FULL):  # no property of a clip
-          raise
+        passing = may_pass(error)
         kind = "" if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: "
         reason = f"{kind}{' '.join(str(error).split())[:500]}"
-        if not numbers & _PASSING:
+        if not passing:
           return Outcome(None, reason)
         if pause is None:
           return Outcome(None, f"{reason} (the same command tries it again)", again=True)
@@ -126,11 +122,14 @@ class Guard:
     for attempt in range(2):
       with futures.ProcessPoolExecutor(1, mp_context=context) as pool:
         try:
-          return pool.submit(function, *arguments).result(timeout=self.patience)
+          work = pool.submit(function, *arguments)
+          return work.result(timeout=self.patience)
         except BrokenProcessPool:
           if attempt:
             raise
-        except futures.TimeoutError:
+        except TimeoutError as error:
+          if work.done() and work.exception() is error:  # the work's own: of a network
+            raise
           for process in multiprocessing.active_children():
             process.kill()
           raise _EndlessError from None
@@ -151,10 +150,25 @@ def watched(seconds: float) -> Iterator[None]:
     faulthandler.cancel_dump_traceback_later()
 
 
+def may_pass(error: BaseException) -> bool:
+  """Whether a disk or a network failed, which may be over when it is tried again.
+
+  Raises:
+    ConnectionError: the error, if it is of a server that is asked and doesn't answer.
+    ValueError, OSError: the error, if a disk is full: that is no property of a clip.
+  """
+  numbers = set(_numbers(error))
+  if isinstance(error, ConnectionError) and not numbers or numbers & set(_FULL):
+    raise error
+  return bool(numbers & _PASSING)
+
+
 def _numbers(error: BaseException | None) -> Iterator[int]:
   """The numbers of an error of the system, and of those that it came from."""
   while error is not None:
     number = getattr(error, "errno", None)
     if isinstance(number, int):
       yield number
+    elif isinstance(error, TimeoutError):  # of a socket
+      yield errno.ETIMEDOUT
     error = error.__cause__ or error.__context__

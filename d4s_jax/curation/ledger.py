@@ -7,6 +7,7 @@ that no line names. So each clip is decided about exactly once, and, as clips co
 shards and manifest are those of an undisturbed run, byte for byte.
 """
 
+import itertools
 import json
 import os
 import pathlib
@@ -14,7 +15,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from d4s_jax.curation.duplicates import Seen
-from d4s_jax.data.shards import MANIFEST, line, write_shard
+from d4s_jax.data.shards import MANIFEST, MOST_LINE, line, read_lines, write_shard
 from d4s_jax.formats import atomic
 
 _SETTINGS = "settings.json"
@@ -72,29 +73,36 @@ class Ledger:
       temporary.write_text(text)
 
   def _recover(self) -> set[str]:
-    """Reads what was committed, cuts off what was not; returns the names of all shards."""
+    """Reads what was committed, cuts off what was not; returns the names of all shards.
+
+    Raises:
+      ValueError: a line is damaged that a kill can't have left, as others were committed after it.
+    """
     path = self._folder / MANIFEST
     path.touch()
     shards: set[str] = set()
-    end, pending = 0, []
+    end, pending, bad = 0, [], 0
     with path.open("r+b") as file:
-      place = 0
-      for text in file:
-        place += len(text)
-        try:
-          told = json.loads(text) if text.endswith(b"\n") else None
-        except ValueError:
-          told = None
-        if not isinstance(told, dict):
+      for number in itertools.count(1):
+        text = file.readline(MOST_LINE + 1)
+        if not text:
           break
-        if "commit" not in told:
-          pending.append(told)
-          continue
-        for one in pending:
-          self._note(one)
-        shards |= {one["record"]["shard"] for one in pending if one.get("record")}
-        self._shards = told["commit"]
-        end, pending = place, []
+        told = _told(text)
+        if told is None:
+          bad = bad or number
+        elif "commit" not in told:
+          pending.append((number, told))
+        elif bad:
+          raise _damaged(path, bad)
+        else:
+          for place, one in pending:
+            try:
+              self._note(one)
+              shards |= {one["record"]["shard"]} if one.get("record") else set()
+            except (KeyError, TypeError, ValueError) as error:
+              raise _damaged(path, place) from error
+          self._shards = told["commit"]
+          end, pending = file.tell(), []
       file.truncate(end)
     atomic.flush(path)
     missing = [name for name in sorted(shards) if not (self._folder / name).is_file()]
@@ -192,18 +200,33 @@ class Ledger:
 def decisions(folder: pathlib.Path) -> Iterator[dict[str, Any]]:
   """The last lines of a manifest about each unit and clip."""
   waiting: dict[str, dict[str, Any]] = {}
-  with (folder / MANIFEST).open("rb") as file:
-    for text in file:
-      told = json.loads(text)
-      if "commit" in told:
-        continue
-      name = told.get("clip") or told["unit"]
-      waiting.pop(name, None)
-      if told.get("again"):
-        waiting[name] = told
-      else:
-        yield told
+  for _, told in read_lines(folder / MANIFEST):
+    if "commit" in told:
+      continue
+    name = told.get("clip") or told["unit"]
+    waiting.pop(name, None)
+    if told.get("again"):
+      waiting[name] = told
+    else:
+      yield told
   yield from waiting.values()
+
+
+def _told(text: bytes) -> dict[str, Any] | None:
+  """A line of the manifest; None if it is damaged, or not whole."""
+  try:
+    told = json.loads(text) if text.endswith(b"\n") else None
+  except ValueError:
+    return None
+  good = isinstance(told, dict) and isinstance(told.get("commit", 0), int)
+  return told if good else None
+
+
+def _damaged(path: pathlib.Path, number: int) -> ValueError:
+  return ValueError(
+    f"{path}, line {number} is damaged, and others follow that were complete. Copy the file again;"
+    f" or `sed -i '{number},$d'` it, and the same command decides about what followed once more."
+  )
 
 
 def _figure(told: dict[str, Any]) -> str:

@@ -81,16 +81,26 @@ def run(
     ledger = Ledger(output, told)
     attempts = output / "attempts"
     attempts.mkdir(exist_ok=True)
-    left = [unit for unit in units if not ledger.done(unit.name)]
-    if left:
+    if not all(ledger.done(unit.name) for unit in units):
       with _engine() as engine, bar(f"Curating {dataset}", len(ledger.clips), "clip") as shown:
         shown.update(len(ledger.clips))
         flow = _Flow(engine, settings, Guard(attempts, patience), batch, gpus, workers)
-        for start in range(0, len(left), _WAVE):
-          later = len(left[start + _WAVE :])
-          _wave(flow, left[start : start + _WAVE], later, ledger, shown)
-        ledger.commit()
+        _decide(flow, units, ledger, shown)
     return write_report(output, settings, problems)
+
+
+def _decide(flow: "_Flow", units: list[Unit], ledger: Ledger, shown: Any) -> None:
+  """Curates what isn't decided yet, in the order in which an undisturbed run does.
+
+  Waves are of all units: those of what is left would begin elsewhere after a kill.
+  """
+  left = sum(not ledger.done(unit.name) for unit in units)
+  for start in range(0, len(units), _WAVE):
+    wave = [unit for unit in units[start : start + _WAVE] if not ledger.done(unit.name)]
+    left -= len(wave)
+    if wave:
+      _wave(flow, wave, left, ledger, shown)
+  ledger.commit()
 
 
 def _wave(flow: "_Flow", units: list[Unit], later: int, ledger: Ledger, shown: Any) -> None:
@@ -172,8 +182,9 @@ class _Flow:
 
 
 def _cause(error: BaseException) -> BaseException:
-  """The error of our own code that the engine wrapped."""
-  while (inner := getattr(error, "cause", None) or error.__cause__) is not None:
+  """The error of our own code that the engine wrapped, with its message and remedy."""
+  # Not `__cause__`: what our own error came from says less.
+  while isinstance(inner := getattr(error, "cause", None), BaseException):
     error = inner
   return error
 

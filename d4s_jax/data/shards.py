@@ -6,10 +6,11 @@ were kept say in which shard and row they are. Nothing but the manifest is read 
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import os
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue]
@@ -21,7 +22,8 @@ from d4s_jax.formats.checked import fields, integer, parse, text, within
 MANIFEST = "manifest.jsonl"
 # Of groups that no dataset assigns, one of so many is held out.
 _HELD_OUT = 32
-_MOST_LINE = 1_000_000
+# Bytes of a line of a manifest.
+MOST_LINE = 1_000_000
 # Files open at once, of which there are limits.
 _OPEN = 64
 
@@ -87,19 +89,34 @@ def read_manifest(folder: str | os.PathLike) -> list[Entry]:
       f"No {MANIFEST} in {folder}; expected a folder of shards that d4s_jax.curate wrote."
     )
   entries: dict[str, Entry] = {}
-  with path.open("rb") as file:
-    for number, line in enumerate(file, 1):
-      where = f"{path}, line {number}"
-      if len(line) > _MOST_LINE:
-        raise ValueError(f"{where}: {len(line)} bytes; expected at most {_MOST_LINE}.")
-      told = parse(line, where)
-      if not isinstance(told, dict) or not told.get("record"):
-        continue
-      entry = _entry(pathlib.Path(folder), told["record"], where)
-      if entry.name in entries:
-        raise ValueError(f"{where}: a second clip {entry.name!r}; expected names to be unique.")
-      entries[entry.name] = entry
+  for where, told in read_lines(path):
+    if not told.get("record"):
+      continue
+    entry = _entry(pathlib.Path(folder), told["record"], where)
+    if entry.name in entries:
+      raise ValueError(f"{where}: a second clip {entry.name!r}; expected names to be unique.")
+    entries[entry.name] = entry
   return [entries[name] for name in sorted(entries)]
+
+
+def read_lines(path: pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]:
+  """The lines of a manifest, each with its place for messages.
+
+  Raises:
+    ValueError: one is too long or no JSON object; no more of it than is allowed is read.
+  """
+  with path.open("rb") as file:
+    for number in itertools.count(1):
+      text = file.readline(MOST_LINE + 1)
+      if not text:
+        return
+      where = f"{path}, line {number}"
+      if len(text) > MOST_LINE:
+        raise ValueError(f"{where}: longer than the {MOST_LINE} bytes that are expected at most.")
+      told = parse(text, where)
+      if not isinstance(told, dict):
+        raise ValueError(f"{where}: {text[:40]!r}; expected a JSON object.")
+      yield where, told
 
 
 def _entry(folder: pathlib.Path, told: Any, where: str) -> Entry:
@@ -159,7 +176,9 @@ class Shards:
     try:
       record = decode(self._bytes(entry))
     except (CorruptRecord, RuntimeError, IndexError, OSError) as error:
-      raise CorruptRecord(f"{where}: {str(error).splitlines()[0][:300]}") from error
+      # Some errors have no message.
+      told = (str(error).strip() or type(error).__name__).splitlines()[0]
+      raise CorruptRecord(f"{where}: {told[:300]}") from error
     found = (record.name, record.height, record.width)
     if found != (entry.name, entry.height, entry.width):
       raise CorruptRecord(f"{where} is {found}; the manifest has {entry}.")

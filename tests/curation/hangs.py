@@ -1,5 +1,6 @@
 """Functions that hang or kill their process, for processes of their own: light to import."""
 
+import errno
 import os
 import time
 
@@ -20,6 +21,11 @@ def sleep():
 def kill():
   """Dies at once."""
   os.kill(os.getpid(), 9)
+
+
+def away():
+  """Waits for a network that is gone, which is no TimeoutError of the guard's."""
+  raise TimeoutError(errno.ETIMEDOUT, "Connection timed out", "film.mp4")
 
 
 def guarded(folder, patience, function):

@@ -90,6 +90,14 @@ def test_a_clip_that_hangs_or_kills_its_worker_is_given_up(tmp_path, function, p
   assert not list(tmp_path.iterdir())
 
 
+def test_a_network_that_is_gone_is_no_clip_that_hangs(patient):
+  """Nor is it in a process apart, where the guard waits for the result."""
+  patient._marker("a").write_bytes(b"..")
+  failed = patient.run("a", hangs.away)
+  assert failed.again and "Connection timed out" in failed.failed
+  assert "tries it again" in failed.failed and "does not end" not in failed.failed
+
+
 def test_clips_that_were_under_way_are_asked_about_alone_and_then_no_more(tmp_path, monkeypatch):
   batches = []
 

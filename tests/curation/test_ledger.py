@@ -2,12 +2,14 @@
 
 import hashlib
 import json
+import pathlib
 
 import numpy as np
 import pytest
 
 from d4s_jax.curation.ledger import Ledger, decisions
 from d4s_jax.data import record as records
+from d4s_jax.data import shards
 from d4s_jax.data.shards import MANIFEST, Shards, read_manifest
 from tests.data.records import entry, plain_record
 from tests.support import full_disk
@@ -104,6 +106,70 @@ def test_a_kill_in_the_middle_of_writing_changes_nothing(tmp_path, undisturbed):
     (folder / ".shard-000001.array_record.abcd").write_bytes(b"half")
     work(folder)
     check(folder, undisturbed)
+
+
+@pytest.mark.parametrize("damage", [b"?", b"[]", b'{"clip": 3}', b'{"commit": "x"}'])
+def test_damage_before_what_was_committed_is_told_and_nothing_is_touched(tmp_path, damage):
+  """It is no end that a kill left: what follows must not be thrown away."""
+  folder = tmp_path / "damaged"
+  work(folder)
+  path = folder / MANIFEST
+  lines = path.read_bytes().splitlines()
+  path.write_bytes(b"\n".join([*lines[:7], damage, *lines[8:], b""]))
+  before = contents(folder)
+  with pytest.raises(ValueError, match=f"{MANIFEST}, line 8 is damaged.*Copy the file again"):
+    Ledger(folder, SETTINGS)
+  assert contents(folder) == before
+
+
+def test_the_remedy_for_damage_works(tmp_path, undisturbed):
+  folder = tmp_path / "damaged"
+  work(folder)
+  path = folder / MANIFEST
+  path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:7]))
+  work(folder)
+  check(folder, undisturbed)
+
+
+def test_a_line_without_end_is_not_read_whole(tmp_path, monkeypatch):
+  work(tmp_path / "a")
+  monkeypatch.setattr(shards, "MOST_LINE", 300)
+  (tmp_path / "a" / MANIFEST).write_bytes(b"x" * 100_000)
+  reads = []
+  real = pathlib.Path.open
+
+  def opened(self, *how):
+    file = real(self, *how)
+    if self.name == MANIFEST:
+      file = Watched(file, reads)
+    return file
+
+  monkeypatch.setattr(pathlib.Path, "open", opened)
+  for read in (read_manifest, lambda folder: list(decisions(folder))):
+    with pytest.raises(ValueError, match="line 1: longer than the 300 bytes"):
+      read(tmp_path / "a")
+  assert max(reads) == 301
+
+
+class Watched:
+  """A file that notes how much of it is read at once."""
+
+  def __init__(self, file, reads):
+    self._file, self._reads = file, reads
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *error):
+    self._file.close()
+
+  def readline(self, most=-1):
+    text = self._file.readline(most)
+    self._reads.append(len(text))
+    return text
+
+  def __iter__(self):
+    return iter(self.readline, b"")
 
 
 def test_a_full_disk_is_told_and_gone_on_from(tmp_path, undisturbed):

@@ -1,5 +1,6 @@
 """Whole runs on Ray: as a user gives the command, killed at random, with deadly files."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -9,13 +10,18 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import psutil
 import pytest
 
+from d4s_jax.curation import pipeline
+from d4s_jax.curation.ledger import Ledger
+from d4s_jax.curation.units import Span, Unit
 from d4s_jax.data.shards import MANIFEST
 from d4s_jax.data.source import open_source
 from tests.curation.footage import write_films
+from tests.data.records import entry, plain_record
 
 ROOT = pathlib.Path(__file__).parents[2]
 SETTINGS = ["--set=shard=2", "--set=side=64", "--set=shortest=9"]
@@ -65,6 +71,81 @@ def test_a_folder_of_videos_becomes_shards_that_training_reads(tmp_path):
   before = results(tmp_path / "out")
   assert "2 of 2 clips" in finish(start(tmp_path / "films", tmp_path / "out"))
   assert results(tmp_path / "out") == before
+
+
+class _Killed(Exception):
+  pass
+
+
+class _Fake:
+  """What the engine's workers would do, without them; it dies after some decisions."""
+
+  def __init__(self, left=10**6):
+    self._left = left
+
+  def split(self, units):
+    for unit in units:
+      spans = [Span(unit, i, i + 8) for i in range(int(unit.name.rpartition("/")[2]) % 4)]
+      told = {"unit": unit.name, "spans": spans}
+      yield {**told, "problems": [], "failed": "", "again": False}
+
+  def assess(self, spans):
+    for span in spans:
+      if not self._left:
+        raise _Killed
+      self._left -= 1
+      told = {"clip": span.name, "unit": span.unit.name, "kept": False, "reason": "flow 0"}
+      if span.first != 1:
+        record = plain_record(f"{span.unit.name}{span.first}")
+        told = {"clip": span.name, "unit": span.unit.name, "kept": True, "hashes": []}
+        told["record"] = dict(entry(record, "", 0).__dict__)
+      yield {"told": told, "record": span.name.encode()}
+
+
+def test_a_kill_in_any_wave_changes_nothing(tmp_path, monkeypatch):
+  """Units are far more than a wave; killed after each number of decisions, and once more."""
+  monkeypatch.setattr(pipeline, "_WAVE", 3)
+  units = [Unit("videos", "/films", f"{number}") for number in range(11)]
+  shown = types.SimpleNamespace(update=lambda count: None, total=0)
+
+  def decide(folder, left):
+    pipeline._decide(_Fake(left), units, Ledger(folder, {"shard": 2}), shown)
+
+  decide(tmp_path / "whole", 10**6)
+  expected = results(tmp_path / "whole")
+  assert len(expected) > 5
+  for left in range(14):
+    folder = tmp_path / f"killed{left}"
+    for count in (left, 3):
+      with contextlib.suppress(_Killed):
+        decide(folder, count)
+    decide(folder, 10**6)
+    assert results(folder) == expected, left
+  assert all(Ledger(tmp_path / "whole", {"shard": 2}).done(unit.name) for unit in units)
+
+
+def test_an_error_of_our_own_keeps_its_message_and_remedy():
+  """The engine's wrapping is taken off, and no more: not what our error came from."""
+  try:
+    raise ValueError("film.mp4 is damaged; fetch it again") from OSError(5, "I/O error")
+  except ValueError as error:
+    own = error
+
+  class Wrapping(Exception):
+    cause = own
+
+  outer = Wrapping("RayTaskError")
+  outer.__cause__ = KeyError("engine")
+  engine = types.SimpleNamespace(cluster_resources=dict)
+
+  def start(thing, number):
+    raise outer
+
+  flow = pipeline._Flow.__new__(pipeline._Flow)
+  flow._engine = engine
+  with pytest.raises(ValueError, match="fetch it again") as raised:
+    list(flow._ordered([1], start, 1))
+  assert raised.value is own
 
 
 def _workers(driver):

@@ -8,6 +8,7 @@ import pytest
 from d4s_jax.data.loader import make_loader
 from d4s_jax.data.record import CorruptRecord
 from d4s_jax.data.sampling import Augmentation
+from d4s_jax.data.shards import Shards, read_manifest
 from d4s_jax.data.source import Buckets, Mixture, open_buckets, open_source
 from tests.data.records import plain_record, write_folder
 
@@ -119,6 +120,16 @@ def test_a_corrupt_record_is_skipped_counted_and_named(damaged):
   told = {str(x.message) for x in caught}
   assert any("record 7" in x and "shard-00000" in x for x in told)
   assert any("record 3" in x and "shard-00002" in x for x in told)
+
+
+def test_an_error_without_a_message_is_a_corrupt_record_too(folders, monkeypatch):
+  def fail(self, entry):
+    raise RuntimeError
+
+  monkeypatch.setattr(Shards, "_bytes", fail)
+  (one, *_) = read_manifest(folders / "b")
+  with pytest.raises(CorruptRecord, match="record 0: RuntimeError"):
+    Shards(folders / "b").read(one)
 
 
 @pytest.mark.filterwarnings("ignore:.*It is skipped")
