@@ -54,9 +54,13 @@ def of_photographs(folder: pathlib.Path, output: pathlib.Path, maker: Maker) -> 
 
   Returns:
     How many scenes the set has.
+
+  Raises:
+    ValueError: scenes of other photographs are there.
   """
   found = photographs(folder)
   jobs = [(name, path) for name in found for path in PATHS]
+  _check_only(output / "generated", [f"{name}-{path}" for name, path in jobs])
   with _quietly(output) as bar, bar("make scenes", len(jobs)) as counter:
     for name, path in jobs:
       picture = images.read_image(found[name][0])
@@ -87,6 +91,9 @@ def embedded(
 
   Returns:
     The number of clips.
+
+  Raises:
+    ValueError: `count` is below 1, or more clips than that are there.
   """
   if count < 1:
     raise ValueError(f"{count} embedded scenes; expected at least 1.")
@@ -94,6 +101,8 @@ def embedded(
   options = {"split": "heldout", "kind": "dynamic", "views": 8, **size}
   source = open_source("synthetic", **options)
   names = [f"clip{number:03d}" for number in range(count)]
+  for name in (*kinds, "still"):
+    _check_only(output / name, names)
   for name in ("true", "still"):
     (output / name).mkdir(parents=True, exist_ok=True)
   clips = {name: number for number, name in enumerate(names)}
@@ -109,6 +118,17 @@ def embedded(
         KINDS[kind](maker, output / kind / name, clip)
         counter.update(1)
   return count
+
+
+def _check_only(folder: pathlib.Path, names: Sequence[str]) -> None:
+  """Refuses what a set made before has and this one has not: it would be scored with it."""
+  there = [x for x in folder.iterdir() if not x.name.startswith(".")] if folder.is_dir() else []
+  others = sorted({x.name if x.is_dir() else x.stem for x in there} - set(names))
+  if others:
+    raise ValueError(
+      f"{folder} holds {len(others)} samples that are not among the {len(names)} of this set"
+      f" ({', '.join(others[:5])}); give another folder, or remove them."
+    )
 
 
 @contextlib.contextmanager

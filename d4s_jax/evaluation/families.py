@@ -199,12 +199,12 @@ CYCLE = Family(
 
 @one_by_one
 def _poses(case: Case, context: Context) -> Values:
-  video = case.sample.frames(context.settings.pose_side)
+  video = case.sample.pictures(context.settings.pose_side)
   cameras = case.sample.cameras(*video.shape[1:3])
   truth = np.asarray(cameras.world_from_camera)
   if len(truth) != len(video):
     raise ValueError(f"{len(video)} frames and {len(truth)} cameras; expected one for each")
-  found = structure_from_motion.find_path(np.asarray(video), cameras)
+  found = structure_from_motion.find_path(video, cameras)
   if found is None:
     return {"found": np.zeros(())}
   error = path_error(found, truth)
@@ -220,7 +220,7 @@ POSES = Family(
   "poses",
   lambda settings: (
     f"{structure_from_motion.PROTOCOL.replace(', ', '/').replace(' ', '-')}/"
-    f"scenes-drawn-at-{settings.pose_side}-px/umeyama-sim3/evo-rpe-delta-1-frame"
+    f"scenes-drawn-sharp-at-{settings.pose_side}-px/umeyama-sim3/evo-rpe-delta-1-frame"
   ),
   _poses,
   needs=frozenset(("cameras",)),
@@ -231,7 +231,7 @@ POSES = Family(
 def _matches(name: str, protocol: str, tools: tuple[str, ...], of_tools) -> Family:
   @one_by_one
   def measure(case: Case, context: Context) -> Values:
-    video = np.asarray(case.sample.frames(context.settings.pose_side))
+    video = case.sample.pictures(context.settings.pose_side)
     count = matching.average(video, context.settings.gap, *of_tools(context.tools))
     return {"matches": np.asarray(count)}
 
@@ -239,7 +239,7 @@ def _matches(name: str, protocol: str, tools: tuple[str, ...], of_tools) -> Fami
     chosen = settings.matcher if name == "matches_plug_in" else protocol
     return (
       f"{chosen}/frames-{settings.gap}-apart/fundamental-ransac-{matching.REACH:g}px/"
-      f"scenes-drawn-at-{settings.pose_side}-px"
+      f"scenes-drawn-sharp-at-{settings.pose_side}-px"
     )
 
   return Family(name, told, measure, tools=tools)

@@ -25,7 +25,9 @@ from d4s_jax.formats import atomic
 from d4s_jax.pipeline import progress
 
 # Changes when a family's numbers do for another reason than its protocol.
-_VERSION = 2
+_VERSION = 3
+# Names that a note lists.
+_MOST_NAMES = 10
 
 Found = dict[str, Values | Failure]
 
@@ -107,7 +109,10 @@ def evaluate(settings: Settings) -> Report:
       if not missing
     }
     rows.append(Row(name, told, weights, results, missing))
-  notes = {key: _notes(sets[key], each["facts"]) for key, each in found.items()}
+  notes = {
+    key: [*_notes(sets[key], each["facts"]), *_unused(sets[key], references, masks)]
+    for key, each in found.items()
+  }
   shown = dict(sets)
   if references:
     notes[references.name] = _notes(references, true["facts"])
@@ -262,6 +267,22 @@ def _notes(found: SampleSet, facts: Found) -> list[str]:
     notes.append(f"not scored, being neither videos nor scenes: {', '.join(found.ignored)}")
   notes += [f"{name}: {x.reason}" for name, x in facts.items() if isinstance(x, Failure)]
   return notes
+
+
+def _unused(
+  found: SampleSet, references: SampleSet | None, masks: SampleSet | None
+) -> Iterator[str]:
+  """What lies beside a set and belongs to no sample of it."""
+  others = {
+    "references": (references, " (metrics of whole sets count them)"),
+    "masks": (masks, ""),
+  }
+  for what, (other, rule) in others.items():
+    names = sorted(set(other.samples) - set(found.samples)) if other else []
+    if names:
+      more = ", ..." if len(names) > _MOST_NAMES else ""
+      told = ", ".join(names[:_MOST_NAMES]) + more
+      yield f"{len(names)} {what} have no sample{rule}: {told}"
 
 
 def _differences(known: Sequence[Values]) -> Iterator[tuple[str, str]]:

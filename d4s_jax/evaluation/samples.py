@@ -61,16 +61,25 @@ class Sample(abc.ABC):
 
   @abc.abstractmethod
   def frames(self, side: int | None = None) -> Float[np.ndarray, "f h w 3"]:
-    """The video in [0, 1]; scenes are drawn with at least `side` pixels on the lower side."""
+    """The video in [0, 1]; scenes are drawn with at least `side` pixels on the lower side.
+
+    Unchecked: values may be NaN, and frames may be none. Larger pictures of a scene are as sharp as
+    their own pixels, without the blur that whoever shows a scene larger gives it
+    (`drawing.footprint`): matchers find corners in them.
+    """
 
   @functools.cached_property
   def video(self) -> Float[np.ndarray, "f h w 3"]:
-    """The video at its own size.
+    """The video at its own size; see `pictures`."""
+    return self.pictures()
+
+  def pictures(self, side: int | None = None) -> Float[np.ndarray, "f h w 3"]:
+    """`frames`, checked: what every metric of pictures starts from.
 
     Raises:
-      ValueError: it can't be read, has no frames, or holds NaN.
+      ValueError: they can't be read, there are none, or they hold NaN.
     """
-    frames = np.asarray(self.frames())
+    frames = np.asarray(self.frames(side))
     if frames.ndim != 4 or frames.shape[-1] != 3 or 0 in frames.shape:
       raise ValueError(f"{self.path}: frames of shape {frames.shape}; expected [f, h, w, 3].")
     if not np.isfinite(frames).all():

@@ -65,6 +65,10 @@ def test_every_photograph_goes_along_the_five_paths_with_its_caption(tmp_path):
   assert set(made) == {f"photo{i}-{path}" for i in (0, 1) for path in benchmark.PATHS}
   image, cameras, times, text = made["photo1-backward"]
   assert image.shape == (16, 16, 3) and text == "caption 1" and times[-1] == 1
+  # Nor are scenes of a photograph that was taken out since.
+  (tmp_path / "set" / "generated" / "photo7-up").mkdir(parents=True)
+  with pytest.raises(ValueError, match=r"not among the 10 of this set \(photo7-up\)"):
+    benchmark.of_photographs(tmp_path / "photos", tmp_path / "set", Maker())
   # Backwards is against the direction of sight.
   assert np.asarray(cameras.world_from_camera)[-1, 2, 3] == pytest.approx(-0.5)
 
@@ -80,6 +84,20 @@ def test_photographs_without_captions_are_named(tmp_path):
   (tmp_path / "none").mkdir()
   with pytest.raises(ValueError, match="no photographs"):
     benchmark.photographs(tmp_path / "none")
+
+
+@pytest.mark.parametrize("more", ["set/reconstructed/clip002/scene.json", "set/still/clip002.npy"])
+def test_scenes_of_a_larger_set_before_are_not_scored_with_a_smaller_one(tmp_path, more):
+  class Maker:
+    frames, height, width = 5, 16, 16
+
+  (tmp_path / more).parent.mkdir(parents=True)
+  (tmp_path / more).touch()
+  with pytest.raises(
+    ValueError, match=r"1 samples that are not among the 2 of this set \(clip002\)"
+  ):
+    benchmark.embedded(tmp_path / "set", Maker(), 2, ("reconstructed",))
+  assert not (tmp_path / "set" / "true").exists()
 
 
 def open_true(tmp_path):

@@ -103,7 +103,7 @@ def test_a_path_of_another_length_than_the_video_is_no_path_of_it(monkeypatch):
   class Sample:
     has = frozenset(("video", "cameras"))
 
-    def frames(self, side):
+    def pictures(self, side):
       return GREY
 
     def cameras(self, height, width):

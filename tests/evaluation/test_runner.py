@@ -10,8 +10,8 @@ import pytest
 import scipy.ndimage
 
 from d4s_jax.data.synthetic import SyntheticScenes
-from d4s_jax.evaluation import page, report, runner, samples, summary
-from d4s_jax.evaluation.metric import Failure
+from d4s_jax.evaluation import families, page, report, runner, samples, summary
+from d4s_jax.evaluation.metric import Case, Context, Failure
 from d4s_jax.evaluation.metrics import METRICS
 from d4s_jax.evaluation.settings import Settings
 from d4s_jax.formats.video import write_video
@@ -109,8 +109,6 @@ def test_two_runs_make_the_same_report_and_the_second_measures_nothing(sets, tmp
 
 
 def test_an_interrupted_evaluation_goes_on(sets, tmp_path, monkeypatch):
-  from d4s_jax.evaluation import families
-
   whole, measured = families.image_scores, []
 
   def interrupted(images, truth, weights):
@@ -154,7 +152,7 @@ def test_bad_samples_are_counted_and_named(sets, tmp_path):
   folder.mkdir()
   good = np.load(sets / "true" / "clip0.npy")
   np.save(folder / "clip0.npy", good)
-  np.save(folder / "clip1.npy", np.full_like(good, np.nan))
+  np.save(folder / "clip1.npy", np.where(np.arange(len(good)) == 3, np.nan, good.T).T)
   np.save(folder / "clip2.npy", good[:1])
   (folder / "broken.mp4").write_bytes(b"no video")
   np.save(folder / "empty.npy", good[:0])
@@ -164,6 +162,8 @@ def test_bad_samples_are_counted_and_named(sets, tmp_path):
   options = dict(names=("mixed",), reference=str(sets / "true"), metrics="psnr,matches_sift")
   found = runner.evaluate(settings(tmp_path, tmp_path, **options))
   pairs = found.rows[1].results["mixed"]
+  assert "NaN or infinite" in pairs.failures["clip1"]
+  assert "frames of shape (0, 40, 40, 3)" in pairs.failures["empty"]
   assert "cannot be read as a video" in pairs.failures["broken"]
   assert "1 frame; matches need at least 2" in pairs.failures["clip2"]
   result = found.rows[0].results["mixed"]
@@ -182,6 +182,28 @@ def test_bad_samples_are_counted_and_named(sets, tmp_path):
   told = report.text(found)
   assert "(1 of 7)" in told and "notes.pdf" in told and "they differ" in told
   assert "broken: " in told
+
+
+def test_a_video_with_a_frame_of_nan_has_no_camera_path(sets, tmp_path):
+  video = np.load(sets / "true" / "clip0.npy")
+  video[3] = np.nan
+  np.save(tmp_path / "clip0.npy", video)
+  (tmp_path / "clip0.json").write_text("{}")
+  cases = [Case(x) for x in samples.open_set(tmp_path).samples.values()]
+  (found,) = families.POSES.measure(cases, Context(Settings(), {}))
+  assert "NaN or infinite" in found.reason
+
+
+def test_references_and_masks_without_a_sample_are_told(sets, tmp_path):
+  (tmp_path / "set").mkdir()
+  (tmp_path / "set" / "clip1.npy").write_bytes((sets / "little" / "clip1.npy").read_bytes())
+  options = dict(names=("set",), reference=str(sets / "true"), masks=str(sets / "much"))
+  found = runner.evaluate(settings(tmp_path, tmp_path / "out", **options, metrics="psnr"))
+  told = report.text(found)
+  assert "2 references have no sample (metrics of whole sets count them): clip0, clip2" in told
+  assert "2 masks have no sample: clip0, clip2" in told
+  everything = report.text(runner.evaluate(settings(sets, tmp_path / "all", metrics="psnr")))
+  assert "no sample" not in everything
 
 
 @pytest.mark.parametrize(
