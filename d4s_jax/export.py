@@ -19,7 +19,8 @@ The suffix chooses the format; --format does where several have the same.
 
 A moment is that of --time, from 0 to 1 over the clip. With --frames it is that many numbered files
 in a new folder, evenly spaced over the clip: SuperSplat and the splat add-ons of Blender play
-numbered .ply. What a format doesn't hold is said.
+numbered .ply. What a format doesn't hold is said. Pictures and videos are marked invisibly as
+generated, unless --nowatermark; Gaussians are as the scene is.
 """
 
 import pathlib
@@ -36,6 +37,8 @@ _TIME = flags.DEFINE_float("time", None, "Clip time in [0, 1]; 0 unless --frames
 _FRAMES = flags.DEFINE_integer("frames", None, "So many numbered files, or frames of a clip.")
 _FORMAT = flags.DEFINE_enum("format", None, [*FORMATS], "Where the suffix leaves it open.")
 
+_WATERMARK = flags.DEFINE_boolean("watermark", True, "Mark pictures and videos invisibly.")
+
 
 def main(argv: list[str]) -> None:
   """Exports one scene."""
@@ -43,7 +46,8 @@ def main(argv: list[str]) -> None:
   logging.set_verbosity(logging.ERROR)
   with errors.one_line():
     scene.check_export(_SCENE.value, _OUTPUT.value)
-    export = Export(pathlib.Path(_OUTPUT.value), _TIME.value, _FRAMES.value, _FORMAT.value)
+    options = _TIME.value, _FRAMES.value, _FORMAT.value, _WATERMARK.value
+    export = Export(pathlib.Path(_OUTPUT.value), *options)
     print(f"Exported: {export.write(*scene.read_scene(_SCENE.value))}")
 
 

@@ -200,6 +200,7 @@ EXPORT = {
     ["--output={}/a.html", "--time=0"],
     "html holds the whole clip; leave --time and --frames out",
   ),
+  "no mark to leave out": (["--nowatermark"], "ply gets no mark from export .*leave --nowatermark"),
   "output is a folder": (["--output={}/folder.ply"], "folder.ply is a folder"),
   "output below a file": (["--output={}/file/new.ply"], "file is a file"),
 }

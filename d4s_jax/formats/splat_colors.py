@@ -46,11 +46,16 @@ _BROKEN = (
 )
 
 
+class NoGaussians(ValueError):
+  """A file that is sound, but of something else than Gaussians, colours or both."""
+
+
 def read_colors(path: str | os.PathLike) -> Float[np.ndarray, "n 3"]:
   """Colours of degree 0 of all Gaussians, in [0, 1] where they can be shown.
 
   Raises:
     FileNotFoundError: there is no such file.
+    NoGaussians: it is a mesh.
     ValueError: the suffix is of no format of splats, or the file is damaged.
   """
   path = pathlib.Path(path)
@@ -59,6 +64,8 @@ def read_colors(path: str | os.PathLike) -> Float[np.ndarray, "n 3"]:
   contents = checked.read_bytes(path, _MOST_BYTES, "splats")
   try:
     colors = READERS[path.suffix.lower()](contents)
+  except NoGaussians as error:
+    raise NoGaussians(f"{path} can't be read as {path.suffix} of splats: {error}.") from error
   except _BROKEN as error:
     raise ValueError(f"{path} can't be read as {path.suffix} of splats: {error}.") from error
   return colors[np.isfinite(colors).all(axis=1)].astype(np.float32)
@@ -76,7 +83,7 @@ def _ply(contents: bytes) -> np.ndarray:
     if line[:1] == ["element"]:
       elements[line[1]] = int(line[2]), []
     elif line[:2] == ["property", "list"]:
-      raise ValueError("it is a mesh, which has no Gaussians")
+      raise NoGaussians("it is a mesh, which has no Gaussians")
     elif line[:1] == ["property"]:
       list(elements.values())[-1][1].append((line[2], _PLY_TYPES[line[1]]))
   tables, start = {}, len(header) + len(found)
@@ -138,7 +145,7 @@ def _glb(contents: bytes) -> np.ndarray:
       count = checked.integer(accessor["count"], "count", 1, _MOST_GAUSSIANS)
       colors.append(np.frombuffer(contents, "<f4", 3 * count, offset).reshape(-1, 3))
   if not colors:
-    raise ValueError(f"it has no {_COEFFICIENT}: a mesh has no Gaussians")
+    raise NoGaussians(f"it has no {_COEFFICIENT}: a mesh has no Gaussians")
   return 0.5 + harmonics.C0 * np.concatenate(colors).astype(np.float64)
 
 

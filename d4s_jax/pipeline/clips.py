@@ -36,9 +36,14 @@ def moment(dynamic: DynamicGaussians, time: float) -> Gaussians:
 
 
 def write_film(
-  path: pathlib.Path, dynamic: DynamicGaussians, metadata: SceneMetadata, times: np.ndarray
+  path: pathlib.Path,
+  dynamic: DynamicGaussians,
+  metadata: SceneMetadata,
+  times: np.ndarray,
+  *,
+  key: str | None,
 ) -> None:
-  """A video along the path that the scene was made for, marked as `marking` says."""
+  """A video along the path that the scene was made for, marked with the key unless it is None."""
   cameras = shot.along(shot.enlarged(metadata.cameras), metadata.times, times)
   shot.check_pixels(len(times), cameras.height, cameras.width)
   drawn = draw(dynamic, cameras, times, "draw the video", metadata.cameras)
@@ -46,7 +51,7 @@ def write_film(
   step = np.diff(times).mean() if len(times) > 1 else own
   # As long as the scene's own frames take.
   fps = float(np.clip(FPS * own / step, 0.1, 120))
-  marking.write_video(path, np.asarray(drawn.image), fps, metadata, marking.key(True))
+  marking.write_video(path, np.asarray(drawn.image), fps, metadata, key)
 
 
 def write_tracks(

@@ -11,13 +11,14 @@ from d4s_jax.formats import images, scene, splat_colors, video
 from d4s_jax.watermark import frames, gaussians
 from d4s_jax.watermark.evidence import Evidence
 
-# Which bear no mark, or one that is not read, and what to look at instead.
+# Which bear no mark.
 _OTHERS = {
   ".obj": "a mesh, which has no Gaussians",
-  ".rrd": "a recording, which is not read",
   ".exr": "depth, which has no colours",
-  ".npz": "point tracks",
+  ".npz": "point tracks, which have no Gaussians",
 }
+# Whose mark is not read.
+_RECORDING = ".rrd"
 _VIDEOS = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi")
 # Animations among them.
 _MOVING = (".gif", ".webp", ".png", ".apng")
@@ -34,6 +35,7 @@ def detect(path: pathlib.Path, key: str) -> Evidence:
 
   Raises:
     FileNotFoundError: there is no such file.
+    NoGaussians: a file of its kind bears no mark: a mesh, depth, tracks.
     ValueError: it can't be read.
   """
   suffix = path.suffix.lower()
@@ -44,9 +46,11 @@ def detect(path: pathlib.Path, key: str) -> Evidence:
   if suffix in splat_colors.READERS:
     return gaussians.detect(splat_colors.read_colors(path), key)
   if suffix in _OTHERS:
+    raise splat_colors.NoGaussians(f"{path} is {_OTHERS[suffix]}.")
+  if suffix == _RECORDING:
     raise ValueError(
-      f"{path} is {_OTHERS[suffix]}; expected the scene's folder, a file of its Gaussians"
-      f" ({' '.join(splat_colors.READERS)}), a video or a picture."
+      f"{path} is a recording, which is not read; expected the scene's folder, a file of its"
+      f" Gaussians ({' '.join(splat_colors.READERS)}), a video or a picture."
     )
   if suffix in _VIDEOS:
     return frames.detect(video.first_frames(path, _MOST_FRAMES), key)

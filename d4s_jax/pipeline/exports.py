@@ -43,6 +43,7 @@ class Format:
       holds the whole clip.
     timed: whether a file of the whole clip has times that may be asked for.
     named: ... unless its format has to be named, since others have the same suffix.
+    marked: whether `write` adds the mark of frames, with the key given as `key`.
   """
 
   name: str
@@ -52,6 +53,7 @@ class Format:
   moments: Callable[..., Iterable[Any]] | None = None
   timed: bool = False
   named: tuple[str, ...] = ()
+  marked: bool = False
 
 
 def _views(dynamic: DynamicGaussians, metadata: SceneMetadata, times: np.ndarray):
@@ -76,8 +78,8 @@ def _depth(path, view: Rendering) -> None:
   depth.WRITERS[path.suffix.lower()](path, np.asarray(view.depth))
 
 
-def _image(path, view: Rendering) -> None:
-  images.write_image(path, marking.picture(np.asarray(view.image), marking.key(True)))
+def _image(path, view: Rendering, *, key: str | None) -> None:
+  images.write_image(path, marking.picture(np.asarray(view.image), key))
 
 
 def _page(path, dynamic: DynamicGaussians, metadata: SceneMetadata, times: np.ndarray) -> None:
@@ -128,9 +130,9 @@ FORMATS = {
     Format("depth", (".exr",), "all but the depth of the path's views; .png: below 1 mm", _depth,
       _views, named=(".png",)),
     Format("image", (".jpg",), "all but the colours of the path's views", _image, _views,
-      named=(".png", ".webp")),
+      named=(".png", ".webp"), marked=True),
     Format("video", (*VIDEOS,), "all but the colours of the path's views", clips.write_film,
-      timed=True),
+      timed=True, marked=True),
     Format("tracks", (".npz",), "all but the centres of opaque Gaussians, and cameras",
       clips.write_tracks, timed=True),
     Format("rerun", (".rrd",), "view-dependent colour; colour and opacity below 1/255",
@@ -181,9 +183,11 @@ class Export:
     frames: numbered files instead of one, or frames of a whole clip; None for one file, or for the
       scene's own times.
     format: a name in FORMATS; None for what the suffix says.
+    watermark: whether pictures and videos get the mark of frames.
 
   Raises:
-    ValueError: no format has the suffix, or the numbers don't fit it or each other.
+    ValueError: no format has the suffix, or the numbers don't fit it or each other, or no mark is
+      to be left out of what gets none.
     OSError: nothing can be written there.
   """
 
@@ -191,6 +195,7 @@ class Export:
   time: float | None = None
   frames: int | None = None
   format: str | None = None
+  watermark: bool = True
 
   def __post_init__(self):
     """Checks the combination and the place."""
@@ -198,6 +203,11 @@ class Export:
     if whole and self.time is not None or self.frames is not None and whole and not self._row.timed:
       options = "--time" if self._row.timed else "--time and --frames"
       raise ValueError(f"{self._row.name} holds the whole clip; leave {options} out.")
+    if not self.watermark and not self._row.marked:
+      raise ValueError(
+        f"{self._row.name} gets no mark from export (Gaussians keep what mark the scene has); leave"
+        " --nowatermark out."
+      )
     if self.time is not None and not 0 <= self.time <= 1:
       raise ValueError(f"--time is {self.time}; expected a clip time from 0 to 1.")
     if self.time is not None and self.frames is not None:
@@ -222,11 +232,11 @@ class Export:
     times = np.array([self.time or 0.0]) if count is None else np.linspace(0, 1, count)
     if row.moments is None:
       own = np.asarray(dynamic.times)
-      row.write(self.output, dynamic, metadata, own if count is None else times)
+      self._write(self.output, dynamic, metadata, own if count is None else times)
       provenance.stamp(self.output, provenance.facts(metadata))
     elif count is None:
       (moment,) = row.moments(dynamic, metadata, times)
-      row.write(self.output, moment)
+      self._write(self.output, moment)
       provenance.stamp(self.output, provenance.facts(metadata))
     else:
       self._sequence(row, row.moments(dynamic, metadata, times), provenance.facts(metadata))
@@ -235,6 +245,10 @@ class Export:
     when = "" if row.moments is None else f"\nIn it: the moment {times[0]:g} of 0 to 1{more}."
     return f"{self.output}   {size:.1f} MB{when}\nNot in it: {row.lost}."
 
+  def _write(self, *contents: Any) -> None:
+    key = {"key": marking.key(self.watermark)} if self._row.marked else {}
+    self._row.write(*contents, **key)
+
   def _sequence(self, row: Format, moments: Iterable[Any], facts: provenance.Facts) -> None:
     suffix = self.output.name[-len(_suffix(self.output, (*row.suffixes, *row.named)) or "") :]
     stem = self.output.name.removesuffix(suffix)
@@ -242,6 +256,6 @@ class Export:
       with progress.bar("export", self.frames or 0) as bar:
         for number, moment in enumerate(moments, 1):
           path = folder / f"{stem}_{number:04}{suffix}"
-          row.write(path, moment)
+          self._write(path, moment)
           provenance.stamp(path, facts)
           bar.update()

@@ -7,7 +7,8 @@ Examples:
 FILE is the folder of a scene, .safetensors .ply .compressed.ply .splat .spz .sog .glb .html, a
 video, or a picture. The score comes with a bound on the rate at which unmarked things of any kind
 reach it; below 1 in a million, the mark is called found. D4S_JAX_WATERMARK_KEY is the key to look
-for; without it, the public one is. `sign` adds a C2PA manifest to a file, in place.
+for; without it, the public one is. Meshes, .exr and .npz bear no mark; where they come from is told
+as of the others. `sign` adds a C2PA manifest to a file, in place.
 """
 
 import pathlib
@@ -15,7 +16,7 @@ import pathlib
 from absl import flags, logging
 
 from d4s_jax import errors
-from d4s_jax.formats import credentials, provenance
+from d4s_jax.formats import credentials, provenance, splat_colors
 from d4s_jax.pipeline import detection
 from d4s_jax.watermark import keys
 
@@ -45,12 +46,16 @@ def main(argv: list[str]) -> None:
 
 def _detect(path: pathlib.Path) -> None:
   key = keys.key()
-  found = detection.detect(path, key)
   known = "the public key" if key == keys.PUBLIC else f"the key of {keys.VARIABLE}"
-  verdict = "marked" if found.log10_false <= _FOUND else "no mark found"
-  where = f", in {found.where}" if found.where and verdict == "marked" else ""
-  print(f"{path}: {verdict} with {known}{where}")
-  print(f"score {found.score:.1f}, false-positive rate at most {found.rate}")
+  try:
+    found = detection.detect(path, key)
+  except splat_colors.NoGaussians as error:
+    print(f"{path}: bears no mark, whoever made it. {error}")
+  else:
+    verdict = "marked" if found.log10_false <= _FOUND else "no mark found"
+    where = f", in {found.where}" if found.where and verdict == "marked" else ""
+    print(f"{path}: {verdict} with {known}{where}")
+    print(f"score {found.score:.1f}, false-positive rate at most {found.rate}")
   for name, value in (provenance.read(path) or {}).items():
     print(f"{name}: {value}")
   if credentials.installed():

@@ -1,13 +1,16 @@
 """Marks through files: written by the commands, found by the command."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from d4s_jax.formats import images, mesh, provenance, scene
 from d4s_jax.formats.scene import SceneMetadata
 from d4s_jax.formats.video import write_video
-from d4s_jax.pipeline import detection, marking, shot
+from d4s_jax.pipeline import detection, exports, marking, shot
 from d4s_jax.watermark import keys
+from tests.formats.test_page import make
 from tests.support import run_command
 from tests.watermark.test_marks import cloud
 
@@ -73,9 +76,14 @@ def test_export_and_video_say_where_they_come_from(place):
 
 
 def test_exports_of_pictures_are_marked(place, tmp_path):
-  output = f"--output={tmp_path / 'a.png'}"
-  run_command("export", f"--scene={place / 'plain'}", output, "--format=image")
-  assert detection.detect(tmp_path / "a.png", keys.PUBLIC).log10_false < SURE
+  for name, form in (("a.png", "image"), ("a.mp4", "video")):
+    inputs = f"--scene={place / 'plain'}", f"--output={tmp_path / name}", f"--format={form}"
+    run_command("export", *inputs)
+    assert detection.detect(tmp_path / name, keys.PUBLIC).log10_false < SURE
+    # For research that the mark would disturb; where it comes from stays.
+    run_command("export", *inputs, "--nowatermark")
+    assert detection.detect(tmp_path / name, keys.PUBLIC).log10_false > -3
+    assert provenance.read(tmp_path / name)["model"] == "shipped tiny"
 
 
 def test_pictures_and_animations(place, tmp_path):
@@ -109,6 +117,35 @@ def test_the_command_tells(place, capsys, monkeypatch):
   assert f"no mark found with the key of {keys.VARIABLE}" in capsys.readouterr().out
 
 
+UNMARKED = {
+  "a.ply": "mesh",
+  "a.glb": "mesh",
+  "a.obj": "mesh",
+  "a.exr": "depth",
+  "a.npz": "tracks",
+}
+
+
+@pytest.mark.parametrize("name, format", UNMARKED.items())
+def test_the_command_tells_where_what_bears_no_mark_comes_from(name, format, tmp_path, capsys):
+  dynamic, metadata = make(degree=0)
+  metadata = dataclasses.replace(metadata, checkpoint="shipped tiny")
+  exports.Export(tmp_path / name, format=format).write(dynamic, metadata)
+  capsys.readouterr()
+  run_command("watermark.__main__", "detect", str(tmp_path / name))
+  lines = capsys.readouterr().out.splitlines()
+  assert f"{name}: bears no mark" in lines[0]
+  assert "model: shipped tiny" in lines and not any("score" in line for line in lines)
+
+
+@pytest.mark.parametrize("name", ["a.ply", "a.glb"])
+def test_a_damaged_file_is_not_called_unmarked(name, tmp_path, capsys):
+  (tmp_path / name).write_bytes(b"anything")
+  with pytest.raises(SystemExit):
+    run_command("watermark.__main__", "detect", str(tmp_path / name))
+  assert "can't be read" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
   "words, message",
   [
@@ -130,9 +167,9 @@ def test_the_command_refuses(words, message, place, capsys):
 @pytest.mark.parametrize(
   "name, message",
   [
-    ("a.obj", "a.obj is a mesh, which has no Gaussians; expected the scene's folder, a file of"),
+    ("a.obj", "a.obj is a mesh, which has no Gaussians."),
     ("a.rrd", "a.rrd is a recording, which is not read; expected"),
-    ("a.exr", "a.exr is depth, which has no colours; expected"),
+    ("a.exr", "a.exr is depth, which has no colours."),
     ("a.ply", "a.ply can't be read as .ply of splats: it is a mesh, which has no Gaussians."),
     ("a.glb", "a mesh has no Gaussians"),
     ("a.html", "a.html can't be read as .html of splats: it is no page of a scene"),
