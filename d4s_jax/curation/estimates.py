@@ -1,10 +1,12 @@
 """What plug-ins say of clips, taken into their records."""
 
 import dataclasses
+import time
 from typing import Any
 
 import numpy as np
 
+from d4s_jax.curation import guard as guards
 from d4s_jax.curation import plugins
 from d4s_jax.curation.guard import SUSPICIOUS, Guard, watched
 from d4s_jax.curation.metric import second_camera
@@ -92,19 +94,30 @@ class Estimators:
 
 
 def _asked(kind: str, estimator, clips: list[Excerpt]) -> list[Any]:
-  """Results of a batch, or, for clips that the estimator fails on, the error."""
-  try:
-    results = list(estimator(clips))
-    if len(results) != len(clips):
-      raise ValueError(f"{kind}: {len(results)} results for {len(clips)} clips.")
-    return results
-  except ConnectionError:
-    raise
-  except Exception as error:
-    if len(clips) == 1:
-      return [error]
-    # One clip may have spoilt the batch.
-    return [_asked(kind, estimator, [clip])[0] for clip in clips]
+  """Results of a batch, or, for clips that the estimator fails on, the error.
+
+  Errors of disks and networks are waited for a little.
+
+  Raises:
+    ConnectionError: a server doesn't answer.
+    ValueError, OSError: a disk is full.
+  """
+  for pause in (*guards.PAUSES, None):
+    try:
+      results = list(estimator(clips))
+      if len(results) != len(clips):
+        raise ValueError(f"{kind}: {len(results)} results for {len(clips)} clips.")
+      return results
+    except ConnectionError:
+      raise
+    except Exception as error:
+      passing, failed = guards.may_pass(error), error
+    if len(clips) > 1:  # one may have spoilt the batch
+      return [_asked(kind, estimator, [clip])[0] for clip in clips]
+    if pause is None or not passing:
+      return [failed]
+    time.sleep(pause)
+  raise AssertionError("unreachable")
 
 
 def _taken(kind: str, row: Row, clip: Excerpt, result: Any) -> Row:
@@ -120,7 +133,8 @@ def _taken(kind: str, row: Row, clip: Excerpt, result: Any) -> Row:
     arrays = plugins.checked(kind, result, clip)
     return {**row, **_with(kind, record, arrays, clip)}
   except Exception as error:
-    return {**row, "failed": f"{kind}: {' '.join(str(error).split())[:400]}"}
+    reason, again = f"{kind}: {' '.join(str(error).split())[:400]}", guards.may_pass(error)
+    return {**row, "failed": reason + guards.AGAIN if again else reason, "again": again}
 
 
 def _with(kind: str, record: Record, arrays: dict[str, np.ndarray], clip: Excerpt) -> Row:

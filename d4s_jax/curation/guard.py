@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 SUSPICIOUS = 2
 # Seconds before a clip is tried again whose disk or network failed.
 PAUSES = (1, 5, 20)
+AGAIN = " (the same command tries it again)"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 # Of errors that say nothing about the contents of a file.
 _PASSING = {
@@ -87,7 +88,7 @@ class Guard:
         if not passing:
           return Outcome(None, reason)
         if pause is None:
-          return Outcome(None, f"{reason} (the same command tries it again)", again=True)
+          return Outcome(None, reason + AGAIN, again=True)
         time.sleep(pause)
     raise AssertionError("unreachable")
 

@@ -62,8 +62,8 @@ def find_scale(record: Record, row: Row, settings: Settings) -> Found:
   depth = _depth(record, mine)
   if relative and "matches" in row and settings.baseline:
     depth, relative = _by_matches(found, depth, relative, cameras, row, settings)
-  # A dataset's own depth is in the unit of its poses.
-  estimated = bool(row.get("metric_depth") or "matches" in row) and not relative
+  # A plug-in's, in metres. A dataset's own depth is in the unit of its poses.
+  estimated = bool(row.get("metric_depth") or row.get("relative_depth") and not relative)
   if record.metric:
     found.metres = "dataset"
     if depth is not None and not relative:

@@ -23,6 +23,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from d4s_jax.captioning import Endpoint
+from d4s_jax.curation.guard import may_pass
 from d4s_jax.types import Cameras
 
 KINDS = ("cameras", "depth", "tracks", "lengths", "matches", "captions")
@@ -200,7 +201,8 @@ def _arrays(path: pathlib.Path, axes, frames: np.ndarray) -> dict[str, np.ndarra
     with np.load(path, allow_pickle=False) as stored:
       found = {name: stored[name] for name in axes if name in stored.files}
   except (zipfile.BadZipFile, ValueError, OSError, EOFError) as error:
-    raise ValueError(f"{path} cannot be read ({error}); compute it again.") from error
+    remedy = "see to its disk" if may_pass(error) else "compute it again"
+    raise ValueError(f"{path} cannot be read ({error}); {remedy}.") from error
   for name, array in found.items():
     if axes[name][0] == "f":
       if array.ndim == 0 or len(array) <= frames.max():

@@ -5,6 +5,9 @@ it is carried out. What isn't known is masked: depth 0, tracks invalid, instance
 """
 
 import dataclasses
+import hashlib
+import json
+from collections.abc import Iterable
 from typing import Any, Protocol
 
 import numpy as np
@@ -84,10 +87,19 @@ class Cut:
     default_factory=lambda: Augmentation(reverse=0, crop=False)
   )
 
+  def contents(self, names: Iterable[str]) -> str:
+    """A hash of what clips are cut out of, and of what is random or scaled about it."""
+    how = {**dataclasses.asdict(self.augment), "distance": self.distance}
+    digest = hashlib.sha256(json.dumps(how, sort_keys=True).encode())
+    for name in names:
+      digest.update(b"\n" + name.encode())
+    return digest.hexdigest()[:16]
+
   def __call__(self, footage: Filmed, rng: np.random.Generator) -> Clip:
     """One clip, a pure function of footage and generator.
 
     Raises:
+      NoLength: there is nothing to take a unit of length from; no fault of the files.
       ValueError, OSError: a frame can't be read, or there are too few.
     """
     wanted, how = self.wanted, self.augment
@@ -104,11 +116,14 @@ class Cut:
         (places[wanted.frames :], chosen.target_times),
       )
     )
-    tracks = sampling.cap_tracks(footage.tracks(chosen.source), wanted.tracks, wanted.frames, rng)
+    known = footage.tracks(chosen.source)
+    tracks = sampling.cap_tracks(known, wanted.tracks, wanted.frames, rng)
     first, scale = np.asarray(source.cameras.world_from_camera[0]), 1.0
     if self.distance and self.posed:
       poses = np.asarray(source.cameras.world_from_camera)
-      scale = sampling.unit(np.asarray(source.depth), poses, self.distance)
+      all_poses = poses if footage.world_from_camera is None else footage.world_from_camera
+      depth, about = np.asarray(source.depth), {"metric": footage.metric, "distance": self.distance}
+      scale = sampling.unit(depth, known, poses, all_poses, **about)
     metres: Any = np.float32(scale if footage.metric or not self.posed else 0)
     dynamic: Any = np.asarray(footage.dynamic)
     said = footage.caption

@@ -11,6 +11,7 @@ from absl import flags
 from jaxtyping import Int
 
 from d4s_jax.data.record import CorruptRecord
+from d4s_jax.data.sampling import NoLength
 from d4s_jax.data.source import Buckets, Mixture, Sampled, Source
 from d4s_jax.data.transforms import with_tokens
 from d4s_jax.types import Clip
@@ -95,10 +96,13 @@ class Loader(Iterator[Clip]):
     Raises:
       ValueError: the state belongs to another order of clips.
     """
-    expected = {name: state.get(name) for name in self._identity}
-    if expected != self._identity:
+    # Older states don't say what the clips were, and are taken at their word.
+    own = {x: y for x, y in self._identity.items() if x != "contents" or x in state}
+    expected = {name: state.get(name) for name in own}
+    if expected != own:
       raise ValueError(
-        f"The data order was saved with {expected}, this loader has {self._identity}. "
+        f"The data order was saved with {expected}, this loader has {own}. "
+        "(contents is a hash of the clips' names, stride, reverse, crop and distance.) "
         "Resume with the same data settings, or start a new run."
       )
     self.close()
@@ -129,7 +133,8 @@ def make_loader(
   processes that read some rows each.
 
   A clip that can't be read is replaced by another one, drawn from the same seed; a warning names
-  it, and `skipped` of the loader counts it.
+  it, and `skipped` of the loader counts it. One that has no length to scale by is replaced too, but
+  is no damage.
 
   Args:
     source: the clips; pickled to worker processes. Of buckets, each batch is of one shape.
@@ -171,12 +176,18 @@ def make_loader(
 
   identity = {
     "clips": [[len(part) for part in _parts(bucket)[0]] for bucket in buckets.sources],
+    "contents": [[_contents(part) for part in _parts(bucket)[0]] for bucket in buckets.sources],
     "weights": [list(_parts(bucket)[1]) for bucket in buckets.sources],
     **{"shares": list(buckets.shares), "seed": seed, "global_batch": batch_size},
   }
   loader = Loader(pipeline, identity, workers, corrupt)
   loader.set_state({**identity, "batches": start})
   return loader
+
+
+def _contents(source: Source) -> str:
+  """What tells sources of one length apart; "" of those whose clips have no names."""
+  return getattr(source, "contents", str)()
 
 
 def _parts(source: Source) -> tuple[Sequence[Source], Sequence[float]]:
@@ -207,14 +218,20 @@ class _Read:
   def __call__(self, index: SupportsIndex, rng: np.random.Generator) -> tuple[Clip, np.int32]:
     source, reason = self._source, None
     number = int(index)
-    for attempt in range(_ATTEMPTS):
+    corrupt = 0
+    for _ in range(_ATTEMPTS):
       try:
         clip = source.draw(number, rng) if isinstance(source, Sampled) else source.read(number)
-        return with_tokens(clip, self._tokenize), np.int32(attempt)
+        return with_tokens(clip, self._tokenize), np.int32(corrupt)
+      except NoLength as error:
+        warnings.warn(f"{error} It is left out.", stacklevel=1)
+        reason = error
       except CorruptRecord as error:
         warnings.warn(f"{error} It is skipped.", stacklevel=1)
-        reason = error
+        corrupt, reason = corrupt + 1, error
       number = int(rng.integers(len(source)))
+    if not corrupt:
+      raise NoLength(f"{_ATTEMPTS} clips in a row had no length, the last: {reason}")
     raise CorruptRecord(f"{_ATTEMPTS} clips in a row could not be read, the last: {reason}")
 
 

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int, UInt8
 
 from d4s_jax.data.cutting import Cut
 from d4s_jax.data.record import CorruptRecord, Record, read_depth, read_image, read_instances
-from d4s_jax.data.sampling import Augmentation
+from d4s_jax.data.sampling import Augmentation, NoLength
 from d4s_jax.data.shards import Entry, Shards, read_manifest, split
 from d4s_jax.data.wanted import Wanted
 from d4s_jax.types import Clip, Tracks
@@ -66,6 +66,10 @@ class Recorded:
   def __len__(self) -> int:
     return len(self._entries)
 
+  def contents(self) -> str:
+    """A hash of the clips' names and of how they are cut."""
+    return self._cut.contents(entry.name for entry in self._entries)
+
   def read(self, index: int) -> Clip:
     """One clip, always the same."""
     return self.draw(index, np.random.default_rng((index, 1)))
@@ -75,12 +79,15 @@ class Recorded:
 
     Raises:
       CorruptRecord: it can't be read; the message names file and row.
+      NoLength: it can, but has no length to scale by.
     """
     self._cut.wanted.check(index, len(self))
     entry = self._entries[index]
     record = self._shards.read(entry)
     try:
       return self._cut(_OfRecord(record), rng)
+    except NoLength as error:
+      raise NoLength(f"{entry.shard}, record {entry.row} ({entry.name}): {error}") from error
     except (CorruptRecord, ValueError) as error:
       raise CorruptRecord(f"{entry.shard}, record {entry.row} ({entry.name}): {error}") from error
 

@@ -20,8 +20,16 @@ _SMALLEST_WINDOW = 0.8
 _ELSEWHERE = 0.5
 
 
+# What a camera must travel to count as moving: of how far it gets in all of the footage, of the
+# numbers that say where it is (which are rounded), and metres, where lengths are metres.
+_TRAVEL, _ROUNDED, _METRES = 1e-3, 1e-6, 0.01
+
 # Most frames from one source frame to the next, of footage that is of no dataset.
 _STRIDE = 4
+
+
+class NoLength(ValueError):
+  """Footage is sound, but has nothing that a unit of length could be taken from."""
 
 
 class Frames(Protocol):
@@ -191,24 +199,61 @@ def in_first(
 
 def unit(
   depth: Float[np.ndarray, "f h w"],
+  tracks: Tracks | None,
   world_from_camera: Float[np.ndarray, "f 4 4"],
+  everywhere: Float[np.ndarray, "k 4 4"],
+  *,
+  metric: bool,
   distance: float,
 ) -> float:
   """How long a unit must be for known depth to have the median `distance` units.
 
-  Where no depth is known, the farthest camera is put one unit from the first: what it looks at is
-  usually some units away.
+  Where no depth is known, that of the tracks counts. Where there are none either, the farthest
+  camera is put one unit from the first: what it looks at is usually some units away.
+
+  Args:
+    depth: of the frames, 0 where unknown.
+    tracks: over the frames, in the world of the poses.
+    world_from_camera: of the frames.
+    everywhere: poses of all frames of the footage, which tell what is little of a travel.
+    metric: whether lengths are metres.
+    distance: units.
 
   Raises:
-    ValueError: no depth is known and the camera stands still.
+    NoLength: neither depth nor tracks are known, and the camera does no more than tremble.
   """
   known = depth[depth > 0]
+  if not len(known) and tracks is not None:
+    known = _depth_of(tracks, world_from_camera)
   if len(known):
     return float(np.median(known)) / distance
-  travel = np.linalg.norm(world_from_camera[:, :3, 3] - world_from_camera[0, :3, 3], axis=-1)
-  if travel.max() < 1e-6:
-    raise ValueError("No depth is known and the camera stands still, which leaves no length.")
-  return float(travel.max())
+  travel = float(_away(world_from_camera).max())
+  least = max(
+    _TRAVEL * float(_away(everywhere).max()),
+    _ROUNDED * float(np.abs(everywhere[:, :3, 3]).max()),
+    _METRES if metric else 0.0,
+  )
+  if travel <= least:
+    raise NoLength(
+      f"No depth and no tracks are known, and the camera travels {travel:.2g}, which counts as"
+      f" nothing up to {least:.2g}; that leaves no length."
+    )
+  return travel
+
+
+def _away(world_from_camera: Float[np.ndarray, "k 4 4"]) -> Float[np.ndarray, "k"]:
+  """How far cameras are from the first one."""
+  centers = world_from_camera[:, :3, 3].astype(np.float64)
+  return np.linalg.norm(centers - centers[0], axis=-1)
+
+
+def _depth_of(
+  tracks: Tracks, world_from_camera: Float[np.ndarray, "f 4 4"]
+) -> Float[np.ndarray, "m"]:
+  """Z-depth of all known points that are in front of their frames' cameras."""
+  away = np.asarray(tracks.points, np.float64) - world_from_camera[:, :3, 3]
+  depth = np.einsum("nfi,fi->nf", away, world_from_camera[:, :3, 2])
+  return depth[np.asarray(tracks.valid) & (depth > 0)]
 
 
 def cap_tracks(tracks: Tracks | None, count: int, frames: int, rng: np.random.Generator) -> Tracks:

@@ -45,6 +45,7 @@ class Sampled(Source, Protocol):
 
     Raises:
       CorruptRecord: it can't be read; another one will do.
+      NoLength: another one will do too, but nothing is wrong with its files.
     """
     ...
 

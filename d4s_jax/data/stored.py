@@ -30,6 +30,10 @@ class Stored:
   def __len__(self) -> int:
     return len(self._source)
 
+  def contents(self) -> str:
+    """That of the source, "" if it has none."""
+    return getattr(self._source, "contents", str)()
+
   def read(self, index: int) -> Clip:
     """One clip."""
     file = self._folder / f"{index:07d}.npz"

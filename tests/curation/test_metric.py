@@ -177,6 +177,29 @@ def test_matches_of_a_stereo_pair_scale_depth_and_then_poses(tmp_path, truth):
   assert found.depth is not None and told["figures"]["depth_scale_variation"] < 0.05
 
 
+def test_depth_of_a_dataset_stays_its_own_beside_matches(tmp_path, truth):
+  """It is in the unit of the poses, and scaled with them; matches are for depth of a network."""
+  size = (truth.height, truth.width)
+  depth = np.stack([records.read_depth(x, size) for x in truth.depth])
+  rng = np.random.default_rng(0)
+  metres = rng.uniform(0.3, 2, 60)
+  ends = np.stack([np.zeros((60, 3)), np.array([1.0, 0, 0]) * metres[:, None] / UNIT], 1)
+  write(
+    tmp_path,
+    **{"ends": ends, "metres": metres, "objects": np.arange(60)},
+    **{"frame": np.array([3]), "left": np.ones((1, 2)), "right": np.zeros((1, 2))},
+  )
+  own = relative(truth, depth=[records.to_depth_png(x / UNIT) for x in depth])
+  told, found = decided(tmp_path, own, ["lengths", "matches"])
+  check_poses(told, found, truth)
+  back, there = records.read_depth(found.depth[0], size), depth[0]
+  known = (there > 0) & (back > 0)
+  assert known.any() and abs(np.median(back[known] / there[known]) - 1) < 0.02
+  # Of unknown scale, both stay as they are, and agree.
+  told, found = decided(tmp_path, own, ["matches"])
+  assert told["metres"] == "unknown" and found.depth is not None
+
+
 def test_depth_of_a_dataset_is_held_against_its_own_tracks(truth):
   """A dataset whose depth is in other units than its poses is seen, and its scatter rejected."""
   told, _ = decided(None, truth, [])

@@ -1,14 +1,16 @@
 """Plug-ins: files, entry points, endpoints; and what they get wrong."""
 
+import errno
 import http.server
 import json
+import os
 import threading
 
 import numpy as np
 import pytest
 
 from d4s_jax import captioning
-from d4s_jax.curation import estimates, plugins
+from d4s_jax.curation import estimates, guard, plugins
 from d4s_jax.curation.recording import cameras_of
 from d4s_jax.curation.scale import Refused
 from d4s_jax.curation.settings import Settings, parse
@@ -47,6 +49,55 @@ def test_an_entry_point_is_asked_in_batches():
   rows = [row(scene_record(0)), row(scene_record(1))]
   made = estimators(Settings(plugins={"captions": "entry_points:captioner"}))(rows)
   assert [records.decode(one["record"]).caption for one in made] == [f"{FRAMES} frames"] * 2
+
+
+def failing(number, times):
+  """A captioner whose disk fails on a.mp4 so many times."""
+  asked = []
+
+  def estimate(clips):
+    if any(clip.unit.endswith("a.mp4") for clip in clips):
+      asked.append(1)
+      if len(asked) <= times:
+        raise ValueError("weights can't be read") from OSError(number, os.strerror(number))
+    return ["a cat"] * len(clips)
+
+  return estimate
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.ETIMEDOUT])
+def test_a_disk_that_fails_a_plug_in_is_waited_for(monkeypatch, number):
+  """And when it stays away, its clip is listed and tried again; the others have theirs."""
+  monkeypatch.setattr(guard, "PAUSES", (0, 0, 0))
+  settings = Settings(plugins={"captions": "a:b"})
+  for times, again in ((4, False), (100, True)):
+    ask = failing(number, times)
+    monkeypatch.setattr(plugins, "open_estimator", lambda kind, name, ask=ask: ask)
+    made = estimators(settings)([row(scene_record(0)), row(scene_record(1), "b.mp4")])
+    assert bool(made[0].get("again")) == bool(made[0]["failed"]) == again
+    assert not made[1]["failed"] and not made[1].get("again")
+  told = assess(made[0], settings)["told"]
+  assert told["again"] and told["reason"].endswith("(the same command tries it again)")
+
+
+def test_a_disk_that_is_full_ends_the_run(monkeypatch):
+  ask = failing(errno.ENOSPC, 100)
+  monkeypatch.setattr(plugins, "open_estimator", lambda kind, name: ask)
+  with pytest.raises(ValueError, match="weights can't be read"):
+    estimators(Settings(plugins={"captions": "a:b"}))([row(scene_record(0))])
+
+
+def test_files_on_a_disk_that_fails_need_not_be_computed_again(tmp_path, monkeypatch):
+  def fail(*arguments, **more):
+    raise OSError(errno.EIO, "Input/output error")
+
+  monkeypatch.setattr(guard, "PAUSES", ())
+  (tmp_path / "videos").mkdir()
+  np.savez(tmp_path / "videos" / "a.mp4.npz", relative=np.ones(3))
+  monkeypatch.setattr(np, "load", fail)
+  (made,) = estimators(Settings(plugins={"depth": f"files:{tmp_path}"}))([row(scene_record(0))])
+  assert made["again"] and "a.mp4.npz cannot be read" in made["failed"]
+  assert "see to its disk" in made["failed"] and "compute it again" not in made["failed"]
 
 
 def test_an_estimator_that_fails_spoils_its_clip_alone():

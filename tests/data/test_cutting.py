@@ -5,12 +5,14 @@ import dataclasses
 import numpy as np
 import pytest
 
+from d4s_jax.data import sampling
 from d4s_jax.data.cutting import BACKWARDS
 from d4s_jax.data.datasets.windows import Windows
 from d4s_jax.data.recorded import Recorded
-from d4s_jax.data.sampling import Augmentation
+from d4s_jax.data.sampling import Augmentation, NoLength
 from d4s_jax.data.source import open_source
 from d4s_jax.geometry import cameras as camera_geometry
+from d4s_jax.types import Tracks
 from tests.data.datasets.writers import pointodyssey, realestate10k, virtual_kitti
 from tests.data.records import scene_record, write_folder
 
@@ -106,6 +108,64 @@ def test_lengths_that_are_no_metres_need_a_distance(tmp_path):
   assert clip.read(0).scale == 0
   # Where only pictures matter, it is as good as any.
   assert open_source(name, posed=False, **size).read(0).scale == 1
+
+
+def still(count, places=0.0):
+  """Poses of a camera that trembles by 0.1 mm about `places` [k 3]."""
+  poses = np.tile(np.eye(4), (count, 1, 1))
+  poses[:, :3, 3] = places + np.random.default_rng(0).uniform(-1e-4, 1e-4, (count, 3))
+  return poses
+
+
+def test_the_unit_of_footage_without_depth_is_that_of_its_tracks():
+  """Not the trembling of a camera that is held still, nor points behind it or not known."""
+  nothing, poses = np.zeros((5, 2, 2), np.float32), still(5)
+  points = np.tile(np.float32([[[0, 1, 3]], [[1, 0, 3]], [[0, 0, -9]], [[0, 0, 80]]]), (1, 5, 1))
+  valid = np.arange(4)[:, None] + np.zeros(5, int) < 3
+  tracks = Tracks(points=points, visible=valid, valid=valid)
+  about = {"metric": True, "distance": 2.0}
+  assert sampling.unit(nothing, tracks, poses, poses, **about) == pytest.approx(1.5, abs=1e-3)
+  depth = nothing + np.float32(5)
+  assert sampling.unit(depth, tracks, poses, poses, **about) == 2.5
+
+
+def test_a_camera_that_only_trembles_gives_no_unit():
+  """Whether lengths are metres or not: little is what is little beside the rest of the footage."""
+  nothing, trembling = np.zeros((5, 2, 2), np.float32), still(5)
+  far = np.concatenate([trembling, still(5, np.array([0, 0, 1.0]))])
+  places = np.linspace(0, 0.2, 5)[:, None] * np.array([1.0, 0, 0])
+  for metric, everywhere in (
+    (True, trembling),
+    (False, far),
+    (False, np.tile(np.eye(4), (5, 1, 1))),
+  ):
+    with pytest.raises(NoLength, match="no tracks are known, and the camera travels"):
+      poses = everywhere[:5]
+      sampling.unit(nothing, None, poses, everywhere, metric=metric, distance=1.0)
+  for metric in (True, False):
+    found = sampling.unit(nothing, None, still(5, places), far, metric=metric, distance=1.0)
+    assert found == pytest.approx(0.2, abs=1e-3)
+
+
+def test_a_scene_without_length_is_left_out_when_one_is_chosen(tmp_path, monkeypatch):
+  source = Windows("realestate10k", realestate10k.write(tmp_path).root, **SIZE, distance=1.0)
+  real, asked = sampling.unit, []
+
+  def unit(*arguments, **about):
+    asked.append(1)
+    if len(asked) < 4:
+      raise NoLength("it trembles")
+    return real(*arguments, **about)
+
+  monkeypatch.setattr(sampling, "unit", unit)
+  assert source.read(0).source.images.shape == (5, 32, 32, 3) and len(asked) == 4
+  monkeypatch.setattr(sampling, "unit", lambda *_, **__: unit_of_none())
+  with pytest.raises(ValueError, match="None of 50 scenes .* or a camera that moves"):
+    source.read(0)
+
+
+def unit_of_none():
+  raise NoLength("it trembles")
 
 
 def test_kept_clips_of_other_windows_have_another_place(tmp_path):

@@ -7,7 +7,7 @@ import pytest
 
 from d4s_jax.data.loader import make_loader
 from d4s_jax.data.record import CorruptRecord
-from d4s_jax.data.sampling import Augmentation
+from d4s_jax.data.sampling import Augmentation, NoLength
 from d4s_jax.data.shards import Shards, read_manifest
 from d4s_jax.data.source import Buckets, Mixture, open_buckets, open_source
 from tests.data.records import plain_record, write_folder
@@ -159,6 +159,53 @@ def test_a_folder_of_nothing_but_damage_stops(tmp_path):
   with make_loader(source, tokenize, batch_size=2, seed=0) as batches:
     with pytest.raises(CorruptRecord, match="20 clips in a row"):
       next(batches)
+
+
+def moving(name, speed):
+  """A record without depth or tracks, whose camera goes ahead."""
+  poses = np.tile(np.eye(4, dtype=np.float32), (5, 1, 1))
+  poses[:, 2, 3] = speed * np.arange(5)
+  return plain_record(name, world_from_camera=poses)
+
+
+@pytest.mark.filterwarnings("ignore:.*It is left out")
+def test_clips_without_any_length_are_left_out_and_are_no_damage(tmp_path):
+  write_folder(tmp_path / "some", [moving(f"a/{x}", 0.1 * (x % 2)) for x in range(20)])
+  write_folder(tmp_path / "none", [moving(f"a/{x}", 1e-4) for x in range(20)])
+  cutting = {"distance": 1.0}
+  source = open_source(f"shards:{tmp_path}/some", cutting=cutting, **SIZE, **OPTIONS)
+  with make_loader(source, tokenize, batch_size=10, seed=0, corrupt=0) as batches:
+    read = [next(batches) for _ in range(30)]
+    assert batches.skipped == 0 and batches.read == 300
+  assert {number for x in read for number in x.text[:, 0].tolist()} == set(range(1, 20, 2))
+  for batch in read:
+    poses = np.asarray(batch.source.cameras.world_from_camera)
+    np.testing.assert_allclose(np.abs(poses[:, -1, 2, 3]), 1, atol=1e-4)
+  source = open_source(f"shards:{tmp_path}/none", cutting=cutting, **SIZE, **OPTIONS)
+  with make_loader(source, tokenize, batch_size=2, seed=0) as batches:
+    with pytest.raises(NoLength, match="20 clips in a row had no length.*a/"):
+      next(batches)
+
+
+def test_a_state_of_other_clips_or_other_cutting_is_refused(folders, tmp_path):
+  """Of as many clips; while the same records in another place go on, as do states of before."""
+
+  def opened(folder, **cutting):
+    source = open_source(f"shards:{folder}", cutting=cutting, **SIZE, **OPTIONS)
+    return make_loader(source, tokenize, batch_size=2, seed=0)
+
+  state = opened(folders / "b", **RANDOM).get_state()
+  write_folder(tmp_path / "same", [plain_record(f"b/{x}", 13, 24, 24) for x in range(100, 110)])
+  write_folder(tmp_path / "other", [plain_record(f"b/{x}", 13, 24, 24) for x in range(10)])
+  opened(tmp_path / "same", **RANDOM).set_state(state)
+  old = {name: value for name, value in state.items() if name != "contents"}
+  opened(folders / "b", **RANDOM).set_state(old)
+  changed = [Augmentation(stride=3, reverse=0.1), Augmentation(stride=3, crop=False)]
+  others = [opened(folders / "b", augment=how) for how in [*changed, Augmentation(stride=2)]]
+  others += [opened(folders / "b", **RANDOM, distance=1.0), opened(tmp_path / "other", **RANDOM)]
+  for other in others:
+    with pytest.raises(ValueError, match="hash of the clips' names.*same data settings"):
+      other.set_state(state)
 
 
 def test_batches_of_buckets_have_static_shapes_in_proportion(tmp_path):

@@ -11,7 +11,7 @@ from d4s_jax.data.cutting import Cut
 from d4s_jax.data.datasets.registry import entry, open_dataset
 from d4s_jax.data.datasets.scene import Dataset, Scene
 from d4s_jax.data.record import CorruptRecord
-from d4s_jax.data.sampling import Augmentation
+from d4s_jax.data.sampling import Augmentation, NoLength
 from d4s_jax.data.wanted import SPLITS, Wanted
 from d4s_jax.types import Clip, Tracks
 
@@ -75,6 +75,10 @@ class Windows:
   def __len__(self) -> int:
     return self._cut.wanted.length
 
+  def contents(self) -> str:
+    """A hash of the scenes' names and of how they are cut."""
+    return self._cut.contents(self._names)
+
   def read(self, index: int) -> Clip:
     """One clip, always the same; see `draw`."""
     return self.draw(index, np.random.default_rng((*self._cut.wanted.entropy, index, 1)))
@@ -84,7 +88,7 @@ class Windows:
 
     Raises:
       CorruptRecord: a file is missing or damaged.
-      ValueError: no scene is long enough.
+      ValueError: no scene is long enough, or has a length to scale by.
     """
     wanted = self._cut.wanted
     wanted.check(index, len(self))
@@ -95,11 +99,14 @@ class Windows:
         footage = _OfScene(self._name, self._dataset.open(name))
         if footage.longest >= wanted.frames:
           return self._cut(footage, rng)
+      except NoLength:
+        continue
       except (ValueError, OSError) as error:
         raise CorruptRecord(f"Clip {index}, scene {name}: {error}") from error
+    length = " and depth, tracks or a camera that moves" if self._cut.distance else ""
     raise ValueError(
-      f"None of {_TRIES} scenes in {self._dataset.root} has {wanted.frames} frames; expected a"
-      " shorter clip, or longer scenes."
+      f"None of {_TRIES} scenes in {self._dataset.root} has {wanted.frames} frames{length};"
+      " expected a shorter clip, or longer scenes."
     )
 
 
