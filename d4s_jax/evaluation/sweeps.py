@@ -12,10 +12,13 @@ A sweep is a config file (`configs/sweeps/`): `rows` by name, each with
   paper      what the paper prints for this row, by metric
   told       what else the paper says of it
 
-What was trained, made or measured already is not done again.
+What was trained, made or measured already is not done again. Beside each run lies what it was
+trained with: its overrides, a hash of the configuration that they make, and hashes of the weights
+of the package that it starts from (of a run that it starts from, the name is in the configuration).
 """
 
 import dataclasses
+import hashlib
 import json
 import pathlib
 import subprocess
@@ -23,10 +26,14 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+from absl import flags
+from ml_collections import config_flags
+
 from d4s_jax.evaluation import benchmark, runner
 from d4s_jax.evaluation.maker import KINDS, Maker
 from d4s_jax.evaluation.metrics import METRICS
 from d4s_jax.evaluation.settings import Settings
+from d4s_jax.models import shipped
 from d4s_jax.pipeline import progress
 from d4s_jax.training import inference
 
@@ -127,7 +134,7 @@ def _trained(name: str, row: Row, workdir: pathlib.Path) -> pathlib.Path:
     options = [f"--config.{option}" for option in overrides]
     if before:
       options.append(f"--config.init.ldrm={before}")
-    _check_same(folder, options)
+    _check_same(folder, _depends(config, options))
     if not (folder / "summary.json").exists():
       command = [sys.executable, "-m", "d4s_jax.train", f"--config={config}"]
       done = subprocess.run([*command, f"--workdir={folder}", *options], check=False)
@@ -141,19 +148,42 @@ def _trained(name: str, row: Row, workdir: pathlib.Path) -> pathlib.Path:
   return before
 
 
-def _check_same(folder: pathlib.Path, options: list[str]) -> None:
+def _depends(config: str, options: list[str]) -> dict[str, Any]:
+  """What a training depends on: overrides, the configuration that they make, the first weights."""
+  arguments, values = ["train", f"--config={config}", *options], flags.FlagValues()
+  config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=arguments)
+  try:
+    values(arguments)
+    resolved: dict[str, Any] = values["config"].value.to_dict()  # pyright: ignore
+  except (flags.Error, AttributeError, KeyError, TypeError) as error:
+    told = " ".join(str(error).split())
+    raise ValueError(f"{config} with {options} is no configuration ({told}).") from error
+  weights = {
+    part: hashlib.sha256(shipped.path(resolved["preset"], part).read_bytes()).hexdigest()
+    for part, origin in resolved["init"].items()
+    if origin == shipped.ORIGIN
+  }
+  text = json.dumps(resolved, sort_keys=True)
+  configuration = hashlib.sha256(text.encode()).hexdigest()
+  return {"options": options, "configuration": configuration, "weights": weights}
+
+
+def _check_same(folder: pathlib.Path, wanted: dict[str, Any]) -> None:
   """Notes what a run is trained with, or refuses one that was trained with something else."""
   note = folder.with_suffix(".options.json")
-  if folder.exists() and not note.exists():
-    raise ValueError(
-      f"{folder} is a run that says nothing of its options ({note.name}); give another workdir"
-      " (--sweep.workdir), or remove that folder."
-    )
-  if not note.exists():
+  remedy = "give another workdir (--sweep.workdir), or remove that folder"
+  if not folder.exists():
     note.parent.mkdir(parents=True, exist_ok=True)
-    note.write_text(json.dumps(options))
-  elif (found := json.loads(note.read_text())) != options:
+    note.write_text(json.dumps(wanted))
+    return
+  if not note.exists():
+    raise ValueError(f"{folder} is a run that says nothing of its options ({note.name}); {remedy}.")
+  found = json.loads(note.read_text())
+  if isinstance(found, list):
     raise ValueError(
-      f"{folder} was trained with {found}, not {options}; give another workdir (--sweep.workdir),"
-      " or remove that folder."
+      f"{folder} was trained by a version that noted no hashes of its configuration and weights"
+      f" ({note.name}), so nobody knows whether they are this row's; {remedy}."
     )
+  for what, now in wanted.items():
+    if found[what] != now:
+      raise ValueError(f"{folder} was trained with {what} {found[what]}, not {now}; {remedy}.")

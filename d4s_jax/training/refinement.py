@@ -107,11 +107,13 @@ def refining(
   views = jax.tree.map(jnp.asarray, views)
   dynamic = jax.tree.map(jnp.asarray, dynamic)
   metres = jnp.asarray(extent, jnp.float32)
-  fields, footprints = _fields(dynamic), jnp.asarray(dynamic.footprints)
+  fields = _fields(dynamic)
+  footprints = jnp.asarray(np.asarray(dynamic.footprints, np.float32))
   moments, number = _OPTIMIZER.init(fields), 0
+  seed = np.asarray(jax.random.key_data(key)).ravel().tolist()
   while True:
     if number and number % _EVERY == 0 and number < _UNTIL * steps:
-      random = np.random.default_rng(_seed(key, number))
+      random = np.random.default_rng([*seed, number])
       fields, footprints, moved = _relocated(fields, footprints, random)
       moments = jax.tree.map(functools.partial(_without, moved=moved), moments)
     slower = jnp.asarray(_SLOWEST ** min(number / steps, 1.0), jnp.float32)
@@ -205,10 +207,6 @@ def _wander(scene: DynamicGaussians, key: PRNGKeyArray) -> Float[Array, "n 3"]:
   return jnp.einsum("nij,nj->ni", turn, local)
 
 
-def _seed(key: PRNGKeyArray, number: int) -> list[int]:
-  return [*np.asarray(jax.random.key_data(key)).ravel().tolist(), number]
-
-
 def _relocated(
   fields: Fields, footprints: Array, random: np.random.Generator
 ) -> tuple[Fields, Array, np.ndarray]:
@@ -263,5 +261,8 @@ def _without(x: Any, moved: np.ndarray) -> Any:
   """Moments of Gaussians that are others now are forgotten."""
   if x.ndim == 0 or not len(moved):
     return x
+  # In NumPy: JAX would compile it for every count of what moved.
+  array = np.array(x)
   axis = 1 if x.ndim == 3 and x.shape[-1] == 10 else 0
-  return x.at[(slice(None),) * axis + (moved,)].set(0)
+  array[(slice(None),) * axis + (moved,)] = 0
+  return jnp.asarray(array)

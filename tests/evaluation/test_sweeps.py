@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+import shutil
 import subprocess
 
 import numpy as np
@@ -10,6 +11,8 @@ import pytest
 from d4s_jax.evaluation import benchmark, page, plots, report, runner, sweeps
 from d4s_jax.evaluation.samples import open_set
 from d4s_jax.evaluation.settings import Settings
+
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -38,6 +41,7 @@ def quick(monkeypatch):
     (folder / "summary.json").write_text("{}")
     return subprocess.CompletedProcess(command, 0)
 
+  monkeypatch.chdir(ROOT)
   monkeypatch.setattr(sweeps, "Maker", Maker)
   monkeypatch.setattr(benchmark, "embedded", embedded)
   monkeypatch.setattr(sweeps.inference, "open_checkpoint", lambda place, report: place)
@@ -55,17 +59,17 @@ def sweep(tmp_path, **rows):
 
 
 def test_rows_are_trained_stage_after_stage_and_scored_beside_the_papers_numbers(quick, tmp_path):
-  stages = (("configs/geometry.py", ("a=1",)), ("configs/dynamic.py", ("b=2",)))
+  stages = (("configs/static.py", ("steps=1",)), ("configs/dynamic.py", ("steps=2",)))
   config = sweep(
     tmp_path,
     shipped={"run": "shipped", "paper": {"psnr": 33.5, "fvd": 210.2}},
     other={"stages": stages, "told": "worse", "sampling": {"scale": 1.0}, "count": 2},
   )
   found = sweeps.run(config, Settings(output=str(tmp_path / "out")))
-  first = tmp_path / "sweep" / "other" / "geometry"
+  first = tmp_path / "sweep" / "other" / "static"
   assert quick[1:3] == [
-    "train geometry --config.a=1",
-    f"train dynamic --config.b=2 --config.init.ldrm={first}",
+    "train static --config.steps=1",
+    f"train dynamic --config.steps=2 --config.init.ldrm={first}",
   ]
   assert "{'scale': 1.0}" in quick[3]
   values = {name: x.value for name, x in found.rows[0].results.items()}
@@ -94,14 +98,52 @@ def test_a_run_of_other_options_is_not_taken_for_the_rows(quick, tmp_path):
   sweeps.run(of(80), settings)
   done = len(quick)
   with pytest.raises(
-    ValueError, match=r"was trained with \['--config.steps=80'\], not \['--config.steps=300'\]"
+    ValueError, match=r"with options \['--config.steps=80'\], not \['--config.steps=300'\]"
   ):
     sweeps.run(of(300), settings)
   assert len(quick) == done
-  # Nor is one that is there already and of which nobody knows how it was trained.
-  (tmp_path / "sweep" / "a" / "dynamic.options.json").unlink()
+  # Nor is one of a version that noted less, or one of which nobody knows how it was trained.
+  note = tmp_path / "sweep" / "a" / "dynamic.options.json"
+  note.write_text('["--config.steps=80"]')
+  with pytest.raises(ValueError, match="by a version that noted no hashes"):
+    sweeps.run(of(80), settings)
+  note.unlink()
   with pytest.raises(ValueError, match="says nothing of its options"):
     sweeps.run(of(80), settings)
+  # The remedy is one, whatever the note says.
+  note.write_text('["--config.steps=80"]')
+  shutil.rmtree(tmp_path / "sweep" / "a" / "dynamic")
+  sweeps.run(of(80), settings)
+
+
+def test_a_run_of_another_configuration_or_of_other_weights_is_noticed(
+  quick, tmp_path, monkeypatch
+):
+  config = tmp_path / "mine.py"
+  config.write_text(
+    "from configs import joint\n\n\ndef get_config():\n  return joint.get_config()\n"
+  )
+  monkeypatch.syspath_prepend(str(ROOT))
+  row = sweep(tmp_path, a={"stages": ((str(config), ("steps=3",)),)})
+  settings = Settings(output=str(tmp_path / "out"))
+  for _ in range(2):
+    sweeps.run(row, settings)
+  with monkeypatch.context() as patch:
+    other = tmp_path / "other.safetensors"
+    other.write_bytes(b"other weights")
+    whole = sweeps.shipped.path
+    patch.setattr(sweeps.shipped, "path", lambda *x: other if x == ("tiny", "ldrm") else whole(*x))
+    with pytest.raises(ValueError, match="mine was trained with weights .*ldrm"):
+      sweeps.run(row, settings)
+  sweeps.run(row, settings)
+  with config.open("a") as file:
+    file.write("\n\nwhole = get_config\n\n\ndef get_config():\n  config = whole()\n")
+    file.write("  config.optimizer.peak = 1e-5\n  return config\n")
+  with pytest.raises(ValueError, match="mine was trained with configuration [0-9a-f]{64}, not"):
+    sweeps.run(row, settings)
+  row = sweep(tmp_path, b={"stages": (("configs/joint.py", ("colour=3",)),)})
+  with pytest.raises(ValueError, match="configs/joint.py with .*colour=3.* is no configuration"):
+    sweeps.run(row, settings)
 
 
 @pytest.mark.parametrize(
@@ -138,6 +180,7 @@ def test_the_sweep_that_comes_along_is_one():
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
   rows = sweeps.rows_of(module.get_config().to_dict())
+  assert "ours is given the true video" in " ".join(sweeps._told(rows["two_stage"]))
   assert len(rows) > 10 and rows["frozen"].paper["fvd"] == 231.5
   for row in rows.values():
     for config, overrides in row.stages:

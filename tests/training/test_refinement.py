@@ -123,6 +123,49 @@ def test_room_comes_to_life_and_the_count_stays():
   assert (np.asarray(after.opacities) > 0.005).mean() > 0.9
 
 
+def test_moments_of_what_moved_are_forgotten():
+  moments = refinement._OPTIMIZER.init(refinement._fields(scene()))
+  ones = jax.tree.map(jnp.ones_like, moments)
+  moved = np.array([3, 7])
+  after = jax.tree.map(lambda x: refinement._without(x, moved), ones)
+  assert after.count == ones.count
+  kept = ~np.isin(np.arange(COUNT), moved)
+  for fields in (after.mu, after.nu):
+    for name, x in fields.items():
+      rows = np.moveaxis(np.asarray(x), 1, 0) if name == "deformation" else np.asarray(x)
+      assert (rows[kept] == 1).all() and (rows[moved] == 0).all(), name
+
+
+def test_nothing_is_compiled_after_the_first_steps_whatever_moves(monkeypatch):
+  monkeypatch.setattr(refinement, "_EVERY", 3)
+  counts, compiled = [], []
+  whole = refinement._relocated
+
+  def relocated(*args):
+    found = whole(*args)
+    counts.append(len(found[2]))
+    # As many are dead again, and one more: what moves differs in number every time.
+    opacities = np.array(found[0]["opacities"])
+    opacities[: 5 + len(counts)] = -9
+    return found[0] | {"opacities": jnp.asarray(opacities)}, *found[1:]
+
+  def listen(event, duration, **more):
+    del duration, more
+    if "backend_compile" in event:
+      compiled.append(event)
+
+  monkeypatch.setattr(refinement, "_relocated", relocated)
+  start, views = transparent(scene(), 0.5), pictures(scene())
+  states = refining(start, views, extent=4.0, key=jax.random.key(1), steps=100)
+  # As a fit is warmed up: its start and a step.
+  next(states)()
+  before = list(compiled)
+  jax.monitoring.register_event_duration_secs_listener(listen)
+  for _ in range(15):
+    next(states)()
+  assert len(set(counts)) > 3 and compiled == before, (counts, len(compiled))
+
+
 @pytest.mark.slow
 def test_steps_are_the_same_twice():
   for one, other in zip(*(jax.tree.leaves(some_steps(104)) for _ in range(2))):
