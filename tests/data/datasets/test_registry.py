@@ -19,6 +19,7 @@ def test_every_line_is_told_where_people_look(name):
   for part in (name, line.title, line.offers, line.licence, line.page, line.size, line.layout):
     assert part in text
   assert f"[`{name}`](datasets/{name}.py) ([page]({line.page}))" in README
+  assert any(f"`{name}`" in row and f" {line.size} |" in row for row in README.splitlines())
 
 
 def test_offers_in_words():
