@@ -1,5 +1,6 @@
 """The complete loop, from a photograph and noise to latents, against diffusers."""
 
+import dataclasses
 import functools
 
 import jax
@@ -10,10 +11,12 @@ import pytest
 from d4s_jax.diffusion.guidance import guidance
 from d4s_jax.diffusion.sampler import apart, sample
 from d4s_jax.models.backbone import Text, build
+from d4s_jax.models.system import System
+from d4s_jax.pipeline import Pipeline, shot
 from d4s_jax.weights.clip import ENCODER
 from d4s_jax.weights.wan import AUTOENCODER, TRANSFORMER
 from tests.models.test_clip import torch_encoder
-from tests.support import from_torch
+from tests.support import from_torch, random_params, small_config
 
 # Compiled without LLVM's optimiser: these networks run once.
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
@@ -24,7 +27,7 @@ MODES = ("t2v", "i2v", "ti2v")
 FRAMES, HEIGHT, WIDE = 9, 32, 48
 
 
-def _backbone(mode, dtype):
+def _backbone(mode, dtype, **schedule):
   parts = dict(
     autoencoder=dict(
       base_dim=4,
@@ -38,11 +41,27 @@ def _backbone(mode, dtype):
   )
   parts |= {"image_encoder": CLIP} if mode == "i2v" else {}
   parts = {name: fields | {"dtype": dtype} for name, fields in parts.items()}
-  settings = dict(family="wan", text_length=LENGTH, camera_channels=6, schedule=dict(shift=SHIFT))
+  settings = dict(family="wan", text_length=LENGTH, camera_channels=6)
+  settings["schedule"] = dict(shift=SHIFT, **schedule)
   return build(settings | parts)
 
 
-def _pipeline(backbone, mode, torch):
+def _euler(diffusers):
+  scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=SHIFT)
+  # Ours are evenly spaced down to 0 itself, theirs to the lowest level that they train at.
+  levels = np.linspace(1, 0, STEPS + 1)[:-1]
+  scheduler.set_timesteps = functools.partial(scheduler.set_timesteps, sigmas=levels.tolist())
+  return scheduler
+
+
+def _unipc(diffusers):
+  """As published."""
+  return diffusers.UniPCMultistepScheduler(
+    prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=SHIFT
+  )
+
+
+def _pipeline(backbone, mode, torch, scheduler=_euler):
   """Theirs with random weights, and ours with the same."""
   diffusers = pytest.importorskip("diffusers")
   transformers = pytest.importorskip("transformers")
@@ -66,10 +85,6 @@ def _pipeline(backbone, mode, torch):
     latents_mean=list(backbone.autoencoder.latents_mean),
     latents_std=list(backbone.autoencoder.latents_std),
   )
-  scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=SHIFT)
-  # Ours are evenly spaced down to 0 itself, theirs to the lowest level that they train at.
-  levels = np.linspace(1, 0, STEPS + 1)[:-1]
-  scheduler.set_timesteps = functools.partial(scheduler.set_timesteps, sigmas=levels.tolist())
   parts = dict(tokenizer=None, text_encoder=None, vae=vae.eval(), transformer=transformer.eval())
   params = {
     "transformer": (TRANSFORMER, transformer),
@@ -83,7 +98,9 @@ def _pipeline(backbone, mode, torch):
     )
     params["image_encoder"] = ENCODER, parts["image_encoder"]
   name = "WanPipeline" if mode == "t2v" else "WanImageToVideoPipeline"
-  pipeline = getattr(diffusers, name)(scheduler=scheduler, expand_timesteps=mode == "ti2v", **parts)
+  pipeline = getattr(diffusers, name)(
+    scheduler=scheduler(diffusers), expand_timesteps=mode == "ti2v", **parts
+  )
   pipeline.set_progress_bar_config(disable=True)
   shapes = jax.eval_shape(backbone.init, jax.random.key(0))
   shapes["transformer"].pop("camera")
@@ -109,19 +126,7 @@ def _both(mode, dtype, batch=1):
   prompt, empty = torch.randn(2, batch, LENGTH, WIDTH)
   pixels = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDE, 3), np.uint8)
   given = {} if mode == "t2v" else {"image": image_module.fromarray(pixels)}
-  (want,) = pipeline(
-    **given,
-    prompt_embeds=prompt,
-    negative_prompt_embeds=empty,
-    latents=noise,
-    height=HEIGHT,
-    width=WIDE,
-    num_frames=FRAMES,
-    num_inference_steps=STEPS,
-    guidance_scale=SCALE,
-    output_type="latent",
-    return_dict=False,
-  )
+  want = _theirs(pipeline, given, noise, prompt, empty)
 
   denoise = jit(backbone.denoise)
 
@@ -143,7 +148,25 @@ def _both(mode, dtype, batch=1):
   image = jnp.broadcast_to(jnp.asarray(pixels)[None] / 255.0, (batch, HEIGHT, WIDE, 3))
   inputs = _channel_last(noise), image, prompt.numpy(), empty.numpy()
   got = ours(*(jnp.asarray(x) for x in inputs))
-  return np.asarray(got), _channel_last(want)
+  return np.asarray(got), want
+
+
+def _theirs(pipeline, given, noise, prompt, empty):
+  """Latents of theirs, channel-last."""
+  (latents,) = pipeline(
+    **given,
+    prompt_embeds=prompt,
+    negative_prompt_embeds=empty,
+    latents=noise,
+    height=HEIGHT,
+    width=WIDE,
+    num_frames=FRAMES,
+    num_inference_steps=STEPS,
+    guidance_scale=SCALE,
+    output_type="latent",
+    return_dict=False,
+  )
+  return _channel_last(latents)
 
 
 def _channel_last(x):
@@ -167,3 +190,35 @@ def test_sampling_in_bfloat16_goes_to_the_same_latents(mode):
   got, want = _both(mode, jnp.bfloat16)
   # 2% of the spread: eight bits of mantissa, ten passes, guidance.
   assert np.std(got - want) < 0.02 * np.std(want)
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("mode", ["ti2v", pytest.param("i2v", marks=pytest.mark.slow)])
+def test_our_pipeline_with_the_published_solver_equals_that_of_diffusers(mode):
+  torch = pytest.importorskip("torch")
+  image_module = pytest.importorskip("PIL.Image")
+  backbone = _backbone(mode, jnp.float32, spacing="unipc")
+  system = dataclasses.replace(System.build(small_config().model.to_dict()), backbone=backbone)
+  theirs, params = _pipeline(backbone, mode, torch, _unipc)
+  params["text_encoder"] = random_params(system)["text_encoder"]
+  settings = dict(steps=STEPS, guidance="constant", scale=SCALE, solver="unipc")
+  ours = Pipeline(system, params, **settings, negative_prompt="dark")
+  pixels = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDE, 3), np.uint8)
+  photograph = pixels.astype(np.float32) / 255
+  _, cameras = shot.photograph(photograph, shot.camera_path("spiral", FRAMES), HEIGHT, WIDE)
+  begun = []
+  begin = ours._begin
+  ours._begin = lambda *args, **named: begun.append(begin(*args, **named)) or begun[0]
+  got = ours.sample(photograph, cameras, "a cat")
+
+  def embedded(prompt):
+    tokens = jnp.asarray(backbone.tokenizer(prompt))[None]
+    return torch.from_numpy(np.array(backbone.encode_text(params, tokens).embeddings))
+
+  noise = torch.from_numpy(np.moveaxis(np.array(begun[0].noise), -1, 1).copy())
+  given = {"image": image_module.fromarray(pixels)}
+  want = _theirs(theirs, given, noise, embedded("a cat"), embedded("dark"))[0]
+  # The published models for images sample the first latent, too; ours is the photograph's.
+  np.testing.assert_allclose(got[1:], want[1:], atol=1e-4 * np.abs(want).max())
+  if mode == "ti2v":
+    np.testing.assert_allclose(got[0], want[0], atol=1e-4 * np.abs(want).max())
