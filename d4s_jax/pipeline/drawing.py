@@ -2,6 +2,7 @@
 
 import functools
 import pathlib
+from collections.abc import Iterator
 
 import jax
 import numpy as np
@@ -15,6 +16,8 @@ from d4s_jax.render import render
 from d4s_jax.render.projection import BLUR
 from d4s_jax.types import Cameras, DynamicGaussians, Gaussians, Rendering
 
+# A zoom changes the blur in steps of this share, since each blur is compiled once.
+_ZOOM = 0.05
 # Views that are drawn in one call: few enough for a laptop's memory.
 _VIEWS = 4
 # Room for this many intersections a Gaussian is tried before any are dropped.
@@ -65,8 +68,8 @@ def draw(
     cameras: the views, with an image size of any kind.
     times: clip time of each view; between stored times the deformation is interpolated.
     what: the label of the progress bar; without one there is none.
-    made: the cameras that the scene was made for, for their `footprint` (of a path that zooms, that
-      of its mean); None for a pixel's own.
+    made: the cameras that the scene was made for, for their `footprint`: that of each view's own
+      focal length beside their mean; None for a pixel's own.
 
   Returns:
     NumPy arrays. Where the renderer runs out of room it is given more; what is dropped even so
@@ -74,15 +77,15 @@ def draw(
   """
   count, slots, room = len(times), len(dynamic.means), None
   most = _MOST_ROOM * slots
-  blur = BLUR if made is None else footprint(_focal(cameras), _focal(made))
+  blurs = np.full(count, BLUR) if made is None else _blurs(cameras, made)
   times = np.asarray(times, np.float32)
   # To the device once, not at every call.
-  dynamic, gaussians, parts = jax.device_put(dynamic), None, []
+  dynamic, gaussians, parts, order = jax.device_put(dynamic), None, [], []
   still = count > 0 and (times == times[0]).all()
   with progress.bar(what, count) as bar:
-    for start in range(0, count, _VIEWS):
-      # The last call repeats its last view instead of being compiled for another size.
-      index = np.minimum(np.arange(start, start + _VIEWS), count - 1)
+    for blur, views in _calls(blurs):
+      # A call of fewer repeats its last view instead of being compiled for another size.
+      index = views[np.minimum(np.arange(_VIEWS), len(views) - 1)]
       if gaussians is None or not still:
         gaussians = _at(dynamic, times[index[:1] if still else index])
       arguments = gaussians, cameras[index], blur
@@ -92,8 +95,10 @@ def draw(
         room = min(2 * (room or 16 * slots) + lost, most)
         part = _draw(*arguments, capacity=room)
       parts.append(jax.device_get(part))
-      bar.update(min(_VIEWS, count - start))
-  whole = jax.tree.map(lambda *pieces: np.concatenate(pieces)[:count], *parts)
+      order.extend(index)
+      bar.update(len(views))
+  _, place = np.unique(order, return_index=True)
+  whole = jax.tree.map(lambda *pieces: np.concatenate(pieces)[place], *parts)
   if whole.overflow.any():
     progress.say(f"warning: no room to draw {whole.overflow.sum()} Gaussian-tile intersections.")
   return whole
@@ -110,5 +115,18 @@ def _draw(
   return render(gaussians, cameras, blur=blur, capacity=capacity)
 
 
-def _focal(cameras: Cameras) -> float:
-  return float(np.asarray(cameras.intrinsics)[..., 1, 1].mean())
+def _blurs(cameras: Cameras, made: Cameras) -> Float[np.ndarray, "v"]:
+  """The footprint in each view: exact in the size of the picture, in steps of its zoom."""
+  own = float(np.asarray(made.intrinsics)[..., 1, 1].mean())
+  larger = cameras.height / made.height
+  zooms = np.asarray(cameras.intrinsics)[:, 1, 1] / (own * larger)
+  steps = np.round(np.log(zooms) / np.log1p(_ZOOM))
+  return np.array([footprint(own * larger * (1 + _ZOOM) ** step, own) for step in steps])
+
+
+def _calls(blurs: Float[np.ndarray, "v"]) -> Iterator[tuple[float, np.ndarray]]:
+  """What is drawn together: a blur, and up to _VIEWS indices of views that have it."""
+  for blur in np.unique(blurs):
+    views = np.flatnonzero(blurs == blur)
+    for start in range(0, len(views), _VIEWS):
+      yield float(blur), views[start : start + _VIEWS]

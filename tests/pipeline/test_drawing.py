@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 
 import jax
@@ -93,6 +94,28 @@ def test_a_scene_drawn_larger_is_the_same_picture_sampled_more_finely(key, camer
   small = pinhole.resize(cameras, SIDE // 2, SIDE // 2)
   less = [drawing.draw(dynamic, small, times, "", *made).image for made in ((), (cameras,))]
   np.testing.assert_array_equal(*less)
+
+
+def test_each_view_of_a_zoom_has_the_blur_of_its_own_focal_length(key, cameras):
+  dynamic = scene(-2.0, key)
+  times = np.linspace(0, 1, 6)
+  lenses = np.array(cameras.intrinsics)
+  # In, out and in again: views that are drawn together are not neighbours.
+  lenses[:, [0, 1], [0, 1]] *= np.array([1, 3, 1.5, 1, 3, 1])[:, None]
+  zooming = dataclasses.replace(cameras, intrinsics=lenses)
+  whole = drawing.draw(dynamic, zooming, times, "", cameras)
+  for view in (1, 2, 4):
+    alone = drawing.draw(dynamic, zooming[view : view + 1], times[view : view + 1], "", cameras)
+    np.testing.assert_allclose(whole.image[view], alone.image[0], atol=1e-4)
+  # Where the lens is the scene's own nothing is blurred more than without a zoom.
+  plain = drawing.draw(dynamic, cameras, times, "", cameras)
+  np.testing.assert_allclose(whole.image[[0, 3, 5]], plain.image[[0, 3, 5]], atol=1e-4)
+  # Three times as near, three times as wide, to a step of the zoom.
+  blur = drawing.footprint(3.0, 1.0)
+  near = render(at(dynamic, times[[1]]), zooming[1:2], blur=blur)
+  np.testing.assert_allclose(whole.image[[1]], near.image, atol=0.03)
+  sharp = drawing.draw(dynamic, zooming, times, "")
+  assert sharp.alpha[1].mean() < 0.8 * whole.alpha[1].mean()
 
 
 def test_places_and_rates_of_a_video(tmp_path):

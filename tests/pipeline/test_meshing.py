@@ -1,7 +1,10 @@
+import dataclasses
+
 import numpy as np
 import trimesh
 
-from d4s_jax.pipeline import meshing
+from d4s_jax.pipeline import drawing, exports, meshing
+from tests.formats.test_page import make
 from tests.geometry.test_fusion import CENTRE, RADIUS, ball, cameras
 
 
@@ -23,3 +26,31 @@ def test_a_ball_becomes_a_ball():
   middle = theirs.triangles_center - CENTRE
   assert (np.sum(theirs.face_normals * middle, axis=1) > 0).mean() > 0.97
   np.testing.assert_allclose(np.median(mesh.colours, axis=0), [0.2, 0.5, 0.8], atol=1e-6)
+
+
+def test_meshes_are_made_from_sharp_pictures(monkeypatch, tmp_path):
+  """Drawn with the blur of the scene's own pixels, known surfaces came out farther off."""
+  dynamic, metadata = make(degree=0)
+  # Narrower than a pixel, so that the blur is what one sees.
+  dynamic = dataclasses.replace(dynamic, raw_scales=dynamic.raw_scales - 1.5)
+  cameras = meshing.view_cameras(dynamic, metadata)
+  times = np.full(len(cameras.intrinsics), 0.5, np.float32)
+  sharp = drawing.draw(dynamic, cameras, times, "")
+  blurred = drawing.draw(dynamic, cameras, times, "", metadata.cameras)
+  taken = []
+
+  def surface(depth, images, cameras):
+    taken.append((depth, images))
+    corners = np.eye(3, dtype=np.float32)
+    return meshing.Mesh(corners, np.array([[0, 1, 2]]), corners, corners)
+
+  monkeypatch.setattr(meshing, "surface", surface)
+  exports.Export(tmp_path / "a.obj", time=0.5).write(dynamic, metadata)
+  ((depth, images),) = taken
+  np.testing.assert_allclose(images, sharp.image, atol=1e-4)
+  assert np.abs(images - blurred.image).mean() > 0.005
+  # Depth is fused where the sharp pictures are opaque, and there alone.
+  solid = np.isfinite(depth) & (depth > 0)
+  assert solid.any() and (sharp.alpha[solid] > 0.5).all()
+  np.testing.assert_allclose(depth[solid], sharp.depth[solid], rtol=1e-4)
+  assert ((blurred.alpha > 0.5) & (sharp.alpha < 0.1)).any()
