@@ -60,7 +60,10 @@ def _published(key: str, published: str, place: pathlib.Path, encoder: Any) -> A
 
 def _folder(key: str, published: str, read: Callable[[pathlib.Path], Any]) -> Tool:
   """Weights in a folder that the user names."""
-  place = lambda settings: pathlib.Path(getattr(settings.weights, key))  # noqa: E731
+
+  def place(settings: Settings) -> pathlib.Path:
+    return pathlib.Path(getattr(settings.weights, key))
+
   return Tool(
     lambda settings: (
       "" if getattr(settings.weights, key) else f"{published}: config.weights.{key}=FOLDER"
