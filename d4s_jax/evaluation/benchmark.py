@@ -15,7 +15,7 @@ import numpy as np
 
 from d4s_jax.data.source import open_source
 from d4s_jax.evaluation.maker import KINDS, Maker
-from d4s_jax.evaluation.samples import SOURCE
+from d4s_jax.evaluation.sample_sets import SOURCE
 from d4s_jax.formats import images
 from d4s_jax.pipeline import progress, shot
 

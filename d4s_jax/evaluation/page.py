@@ -100,7 +100,7 @@ def _own(report: Report, name: str, key: str) -> bool:
 
 def _video(sample: Sample) -> str:
   try:
-    frames = sample.frames(256)
+    frames = sample.frames(256, shown=True)
     with tempfile.TemporaryDirectory() as folder:
       file = pathlib.Path(folder) / "video.mp4"
       write_video(file, np.clip(frames, 0, 1), sample.fps or _FPS)

@@ -18,7 +18,7 @@ import numpy as np
 from d4s_jax.evaluation import families, summary
 from d4s_jax.evaluation.metric import Case, Context, Failure, Family, Metric, Values
 from d4s_jax.evaluation.metrics import METRICS
-from d4s_jax.evaluation.samples import SampleSet, open_set
+from d4s_jax.evaluation.sample_sets import SampleSet, open_set
 from d4s_jax.evaluation.settings import Settings
 from d4s_jax.evaluation.tools import TOOLS
 from d4s_jax.formats import atomic

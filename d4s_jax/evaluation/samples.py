@@ -1,17 +1,6 @@
-"""What is scored: scenes and videos in folders, and what is known to be true beside them.
-
-A sample NAME of a folder is a scene folder NAME/ or a video NAME.mp4 (or .mkv .webm .mov .avi .gif
-.npy). Beside a video may lie NAME.txt, its prompt, and NAME.json, the cameras that were asked for
-(`formats.cameras`); a scene knows both itself. A reference folder holds videos of the same names,
-or a source.json: {"source": NAME, "options": {...}, "clips": {SAMPLE: NUMBER}}, which names clips
-of `data.source` with their depth, tracks and other views.
-
-Nothing is left out in silence: what is no sample is listed, and what can't be read is an error of
-that sample.
-"""
+"""One sample that is scored: a video, a scene, or a clip with its truth."""
 
 import abc
-import dataclasses
 import functools
 import hashlib
 import pathlib
@@ -20,7 +9,6 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from d4s_jax.data.source import open_source
 from d4s_jax.evaluation import cost, fit_curve
 from d4s_jax.formats import checked, scene, trajectories
 from d4s_jax.formats.video import frame_rate, read_video
@@ -28,13 +16,8 @@ from d4s_jax.geometry import cameras as pinhole
 from d4s_jax.pipeline.drawing import draw
 from d4s_jax.types import Cameras, Clip, DynamicGaussians
 
-VIDEOS = (".mp4", ".mkv", ".webm", ".mov", ".avi", ".gif", ".npy")
-SOURCE = "source.json"
-# Files that may lie beside samples.
-_BESIDE = (".txt", ".json", ".md")
 # Files in a scene's folder that tell how it was made.
 _BESIDE_SCENES = {"cost": cost.FILE, "fit": fit_curve.FILE}
-_LONGEST_JSON = 16 * 2**20
 _LONGEST_PROMPT = 10_000
 
 
@@ -60,12 +43,15 @@ class Sample(abc.ABC):
     """SHA-256 of all that the sample consists of."""
 
   @abc.abstractmethod
-  def frames(self, side: int | None = None) -> Float[np.ndarray, "f h w 3"]:
+  def frames(self, side: int | None = None, shown: bool = False) -> Float[np.ndarray, "f h w 3"]:
     """The video in [0, 1]; scenes are drawn with at least `side` pixels on the lower side.
 
-    Unchecked: values may be NaN, and frames may be none. Larger pictures of a scene are as sharp as
-    their own pixels, without the blur that whoever shows a scene larger gives it
-    (`drawing.footprint`): matchers find corners in them.
+    Unchecked: values may be NaN, and frames may be none.
+
+    Args:
+      side: the least; None for the scene's own size.
+      shown: whether larger pictures are for people and get the blur of whoever shows a scene larger
+        (`drawing.footprint`), or are as sharp as their own pixels, so that matchers find corners.
     """
 
   @functools.cached_property
@@ -126,9 +112,9 @@ class Video(Sample):
       found.update(beside.read_bytes() if beside.is_file() else b"")
     return found.hexdigest()
 
-  def frames(self, side: int | None = None) -> Float[np.ndarray, "f h w 3"]:
+  def frames(self, side: int | None = None, shown: bool = False) -> Float[np.ndarray, "f h w 3"]:
     """See the base class; a video keeps its size."""
-    del side
+    del side, shown
     if self.path.suffix.lower() != ".npy":
       return read_video(self.path)
     try:
@@ -192,13 +178,14 @@ class Scene(Sample):
       found.update((self.path / _BESIDE_SCENES[what]).read_bytes())
     return found.hexdigest()
 
-  def frames(self, side: int | None = None) -> Float[np.ndarray, "f h w 3"]:
+  def frames(self, side: int | None = None, shown: bool = False) -> Float[np.ndarray, "f h w 3"]:
     """See the base class."""
     dynamic, metadata = self.read
     cameras = metadata.cameras
     factor = max(1, -(-(side or 1) // min(cameras.height, cameras.width)))
     cameras = self.cameras(cameras.height * factor, cameras.width * factor)
-    drawn = draw(dynamic, cameras, np.asarray(metadata.times), "")
+    made = metadata.cameras if shown else None
+    drawn = draw(dynamic, cameras, np.asarray(metadata.times), "", made)
     return np.clip(np.asarray(drawn.image), 0, 1)
 
   @property
@@ -238,9 +225,9 @@ class SourceClip(Sample):
     found.update(np.ascontiguousarray(self.clip.tracks.points).tobytes())
     return found.hexdigest()
 
-  def frames(self, side: int | None = None) -> Float[np.ndarray, "f h w 3"]:
+  def frames(self, side: int | None = None, shown: bool = False) -> Float[np.ndarray, "f h w 3"]:
     """See the base class; a clip keeps its size."""
-    del side
+    del side, shown
     return np.asarray(self.clip.source.images)
 
   @property
@@ -251,77 +238,3 @@ class SourceClip(Sample):
   def cameras(self, height: int, width: int) -> Cameras:
     """See the base class."""
     return pinhole.resize(self.clip.source.cameras, height, width)
-
-
-@dataclasses.dataclass(frozen=True)
-class SampleSet:
-  """The samples of one folder.
-
-  Attributes:
-    name: of the set.
-    samples: by name, in alphabetical order.
-    ignored: names of what lies there and is no sample.
-  """
-
-  name: str
-  samples: dict[str, Sample]
-  ignored: tuple[str, ...] = ()
-
-
-def open_set(folder: pathlib.Path, name: str = "") -> SampleSet:
-  """The samples of a folder.
-
-  Raises:
-    FileNotFoundError: there is no such folder.
-    ValueError: it has no samples, or two of one name.
-  """
-  folder = pathlib.Path(folder)
-  if not folder.is_dir():
-    raise FileNotFoundError(f"No folder {folder}; expected scenes or videos in it.")
-  if (folder / SOURCE).is_file():
-    return SampleSet(name or folder.name, _clips(folder / SOURCE))
-  samples: dict[str, Sample] = {}
-  ignored = []
-  for entry in sorted(folder.iterdir()):
-    kind = _kind(entry)
-    if kind is None:
-      if not entry.name.startswith(".") and entry.suffix not in _BESIDE:
-        ignored.append(entry.name)
-      continue
-    key = entry.name if kind is Scene else entry.stem
-    if key in samples:
-      raise ValueError(f"{folder} has two samples named {key!r}; expected one of each name.")
-    samples[key] = kind(key, entry)
-  if not samples:
-    raise ValueError(
-      f"{folder} has no samples; expected scene folders or videos ({', '.join(VIDEOS)})."
-    )
-  return SampleSet(name or folder.resolve().name, samples, tuple(ignored))
-
-
-def _kind(entry: pathlib.Path) -> type[Sample] | None:
-  if entry.is_dir():
-    return Scene if (entry / scene.DESCRIPTION).is_file() else None
-  return Video if entry.suffix.lower() in VIDEOS and not entry.name.startswith(".") else None
-
-
-def _clips(path: pathlib.Path) -> dict[str, Sample]:
-  value = checked.parse(checked.read_bytes(path, _LONGEST_JSON, "source"), str(path))
-  found = checked.fields(value, str(path), ("source", "options", "clips"))
-  if not isinstance(found["options"], dict) or not isinstance(found["clips"], dict):
-    raise ValueError(f"{path}: options and clips; expected objects.")
-  try:
-    source = open_source(checked.text(found["source"], f"{path}: source", 1000), **found["options"])
-  except TypeError as error:
-    raise ValueError(f"{path}: options that the source doesn't know ({error}).") from error
-  if not found["clips"]:
-    raise ValueError(f"{path} has no clips; expected at least one.")
-  return {
-    name: SourceClip(
-      name,
-      path,
-      source,
-      checked.integer(number, f"{path}: clips[{name!r:.60}]", 0, len(source) - 1),
-    )
-    for name, number in sorted(found["clips"].items())
-  }

@@ -167,15 +167,18 @@ def _metres(name: str, extent: Array, slower: Array) -> Array | float:
 
 
 def _fields(dynamic: DynamicGaussians) -> Fields:
-  """What is fitted, opacities as logits."""
+  """What is fitted, Gaussians first: deformation [n t 10], opacities as logits."""
   # Through NumPy: what JAX calls weakly typed would be compiled for twice.
   fields = {name: jnp.asarray(np.asarray(getattr(dynamic, name), np.float32)) for name in _RATES}
   opacities = jnp.clip(fields["opacities"], 1e-3, 1 - 1e-3)
-  return fields | {"opacities": jnp.log(opacities / (1 - opacities))}
+  return fields | {
+    "opacities": jnp.log(opacities / (1 - opacities)),
+    "deformation": jnp.swapaxes(fields["deformation"], 0, 1),
+  }
 
 
 def _scene(dynamic: DynamicGaussians, fields: Fields, footprints: Array) -> DynamicGaussians:
-  move, turn, grow = jnp.split(fields["deformation"], (3, 7), axis=-1)
+  move, turn, grow = jnp.split(jnp.swapaxes(fields["deformation"], 0, 1), (3, 7), axis=-1)
   deformation = jnp.concatenate([move, rotations.normalize(turn), grow], axis=-1)
   return dataclasses.replace(
     dynamic,
@@ -229,10 +232,8 @@ def _relocated(
   arrays = {name: np.array(x) for name, x in fields.items()}
   arrays["opacities"][changed] = np.log(fainter[changed] / (1 - fainter[changed]))
   arrays["raw_scales"][changed] += np.log(factor[changed])[:, None]
-  for name, x in arrays.items():
-    # The deformation has times first.
-    at_source = x[:, chosen] if name == "deformation" else x[chosen]
-    x[(slice(None), dead) if name == "deformation" else dead] = at_source
+  for x in arrays.values():
+    x[dead] = x[chosen]
   widths = np.array(footprints)
   widths[dead] = widths[chosen]
   moved = np.concatenate([dead, changed])
@@ -263,6 +264,5 @@ def _without(x: Any, moved: np.ndarray) -> Any:
     return x
   # In NumPy: JAX would compile it for every count of what moved.
   array = np.array(x)
-  axis = 1 if x.ndim == 3 and x.shape[-1] == 10 else 0
-  array[(slice(None),) * axis + (moved,)] = 0
+  array[moved] = 0
   return jnp.asarray(array)

@@ -30,7 +30,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 from d4s_jax.data.source import open_source  # noqa: E402
 from d4s_jax.evaluation import benchmark, report, runner  # noqa: E402
 from d4s_jax.evaluation.maker import Maker  # noqa: E402
-from d4s_jax.evaluation.samples import SOURCE  # noqa: E402
+from d4s_jax.evaluation.sample_sets import SOURCE  # noqa: E402
 from d4s_jax.evaluation.settings import Settings  # noqa: E402
 from d4s_jax.pipeline import Pipeline, progress  # noqa: E402
 from d4s_jax.training import inference  # noqa: E402

@@ -15,6 +15,7 @@ from d4s_jax.evaluation import (
   geometry,
   plots,
   runner,
+  sample_sets,
   samples,
   timing,
 )
@@ -101,7 +102,7 @@ def test_scenes_of_a_larger_set_before_are_not_scored_with_a_smaller_one(tmp_pat
 
 
 def open_true(tmp_path):
-  return samples.open_set(tmp_path / "set" / "true").samples
+  return sample_sets.open_set(tmp_path / "set" / "true").samples
 
 
 def test_embedded_scenes_have_their_truth_beside_them_and_can_be_scored(maker, tmp_path):
@@ -119,7 +120,7 @@ def test_embedded_scenes_have_their_truth_beside_them_and_can_be_scored(maker, t
   with pytest.raises(ValueError, match="generated/clip000 is of seed 0, not 1; give another"):
     benchmark.embedded(tmp_path / "set", other, 2)
   true = open_true(tmp_path)
-  still = samples.open_set(tmp_path / "set" / "still").samples
+  still = sample_sets.open_set(tmp_path / "set" / "still").samples
   assert list(true) == list(still) == ["clip000", "clip001"]
   video = true["clip001"].video
   assert video.shape == (5, 16, 16, 3)
@@ -198,7 +199,7 @@ def test_fitting_is_followed_over_time_from_each_start(maker, tmp_path, monkeypa
   (tmp_path / "true").mkdir()
   options = {"split": "heldout", "views": 2, "frames": 5, "height": 16, "width": 16}
   told = {"source": "synthetic", "options": options, "clips": {"clip000": 0}}
-  (tmp_path / "true" / samples.SOURCE).write_text(json.dumps(told))
+  (tmp_path / "true" / sample_sets.SOURCE).write_text(json.dumps(told))
   settings = Settings(
     samples=f"{tmp_path / 'refined'},{tmp_path / 'two_stage'}",
     reference=str(tmp_path / "true"),
@@ -244,7 +245,7 @@ def test_a_video_whose_path_is_closed_has_a_cycle_and_others_have_not(tmp_path):
     poses = trajectory(name, 5)
     cameras = Cameras(world_from_camera=poses, intrinsics=lens, height=16, width=16)
     write_trajectory(tmp_path / f"{name}.json", cameras, np.linspace(0, 1, 5, dtype=np.float32))
-  cases = [Case(x) for x in samples.open_set(tmp_path).samples.values()]
+  cases = [Case(x) for x in sample_sets.open_set(tmp_path).samples.values()]
   closed, not_closed = families.CYCLE.measure(cases, Context(Settings(), {}))
   np.testing.assert_allclose(closed["running"], 20, rtol=1e-5)
   assert not_closed.reason == "its path is not closed"
@@ -254,6 +255,6 @@ def test_a_video_whose_path_is_closed_has_a_cycle_and_others_have_not(tmp_path):
     world_from_camera=np.tile(np.eye(4), (5, 1, 1)), intrinsics=lens, height=16, width=16
   )
   write_trajectory(tmp_path / "orbit.json", still, np.linspace(0, 1, 5, dtype=np.float32))
-  cases = [Case(x) for x in samples.open_set(tmp_path).samples.values()]
+  cases = [Case(x) for x in sample_sets.open_set(tmp_path).samples.values()]
   (found,) = families.CYCLE.measure(cases, Context(Settings(), {}))
   assert found.reason == "its path is no turn of 360 degrees"

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from d4s_jax.evaluation import cost, families, maker, runner, samples
+from d4s_jax.evaluation import cost, families, maker, runner, sample_sets
 from d4s_jax.evaluation.metric import Case, Context, Failure
 from d4s_jax.evaluation.settings import Settings
 
@@ -60,7 +60,7 @@ def test_a_file_that_is_no_array_is_named(place):
 
 def test_a_prompt_of_a_book_is_refused(place):
   (place / "a" / "clip.txt").write_text("a" * 20_000)
-  (sample,) = samples.open_set(place / "a").samples.values()
+  (sample,) = sample_sets.open_set(place / "a").samples.values()
   with pytest.raises(ValueError, match="clip.txt"):
     _ = sample.text
 
@@ -73,9 +73,9 @@ def test_what_costs_are_not(place):
 
 def test_options_of_a_source_are_objects(place):
   told = {"source": "synthetic", "options": [], "clips": {"a": 0}}
-  (place / "true" / samples.SOURCE).write_text(json.dumps(told))
+  (place / "true" / sample_sets.SOURCE).write_text(json.dumps(told))
   with pytest.raises(ValueError, match="options and clips; expected objects"):
-    samples.open_set(place / "true")
+    sample_sets.open_set(place / "true")
 
 
 def test_a_damaged_value_in_the_cache_is_measured_again(place):

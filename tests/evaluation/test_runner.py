@@ -10,7 +10,7 @@ import pytest
 import scipy.ndimage
 
 from d4s_jax.data.synthetic import SyntheticScenes
-from d4s_jax.evaluation import families, page, report, runner, samples, summary
+from d4s_jax.evaluation import families, page, report, runner, sample_sets, samples, summary
 from d4s_jax.evaluation.metric import Case, Context, Failure
 from d4s_jax.evaluation.metrics import METRICS
 from d4s_jax.evaluation.settings import Settings
@@ -82,7 +82,7 @@ def test_a_few_videos_are_in_memory_together_and_the_bar_estimates(
   most = []
   whole, release = samples.Video.frames, samples.Video.release
 
-  def frames(self, side=None):
+  def frames(self, side=None, shown=False):
     held.add(str(self.path))
     most.append(len(held))
     return whole(self, side)
@@ -189,7 +189,7 @@ def test_a_video_with_a_frame_of_nan_has_no_camera_path(sets, tmp_path):
   video[3] = np.nan
   np.save(tmp_path / "clip0.npy", video)
   (tmp_path / "clip0.json").write_text("{}")
-  cases = [Case(x) for x in samples.open_set(tmp_path).samples.values()]
+  cases = [Case(x) for x in sample_sets.open_set(tmp_path).samples.values()]
   (found,) = families.POSES.measure(cases, Context(Settings(), {}))
   assert "NaN or infinite" in found.reason
 
@@ -216,7 +216,7 @@ def test_references_and_masks_without_a_sample_are_told(sets, tmp_path):
 )
 def test_arrays_of_another_range_are_refused(tmp_path, array, message):
   np.save(tmp_path / "clip.npy", array)
-  (sample,) = samples.open_set(tmp_path).samples.values()
+  (sample,) = sample_sets.open_set(tmp_path).samples.values()
   with pytest.raises(ValueError, match=message):
     sample.frames()
 
@@ -239,16 +239,16 @@ def test_empty_and_doubtful_folders_are_refused(sets, tmp_path):
   for suffix in (".npy", ".gif"):
     (tmp_path / "empty" / f"a{suffix}").touch()
   with pytest.raises(ValueError, match="two samples named 'a'"):
-    samples.open_set(tmp_path / "empty")
+    sample_sets.open_set(tmp_path / "empty")
   with pytest.raises(ValueError, match="config.batch is 0"):
     Settings.of({**vars(Settings()), "weights": vars(Settings().weights), "batch": 0})
 
 
 def test_a_source_of_clips_is_opened_and_checked(tmp_path):
-  place = tmp_path / samples.SOURCE
+  place = tmp_path / sample_sets.SOURCE
   good = {"source": "synthetic", "options": {"split": "heldout", "views": 1}, "clips": {"a": 3}}
   place.write_text(json.dumps(good))
-  (clip,) = samples.open_set(tmp_path).samples.values()
+  (clip,) = sample_sets.open_set(tmp_path).samples.values()
   assert clip.has == {"video", "text", "cameras", "clip"} and clip.video.shape == (9, 64, 64, 3)
   assert len(clip.digest) == 64
   for change, message in [
@@ -259,7 +259,7 @@ def test_a_source_of_clips_is_opened_and_checked(tmp_path):
   ]:
     place.write_text(json.dumps(good | change))
     with pytest.raises(ValueError, match=message):
-      samples.open_set(tmp_path)
+      sample_sets.open_set(tmp_path)
 
 
 def test_the_command_leaves_table_json_and_page(sets, tmp_path, capsys, monkeypatch):

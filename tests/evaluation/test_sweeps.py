@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from d4s_jax.evaluation import benchmark, page, plots, report, runner, sweeps
-from d4s_jax.evaluation.samples import open_set
+from d4s_jax.evaluation.sample_sets import open_set
 from d4s_jax.evaluation.settings import Settings
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -192,7 +192,7 @@ def test_the_sweep_that_comes_along_is_one():
 
 
 def test_quality_is_drawn_against_time():
-  from d4s_jax.evaluation.samples import SampleSet
+  from d4s_jax.evaluation.sample_sets import SampleSet
   from d4s_jax.evaluation.summary import Result
 
   def row(name, values):

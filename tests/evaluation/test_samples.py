@@ -1,0 +1,60 @@
+"""Samples one by one: how a scene becomes pictures, for metrics and for people."""
+
+import numpy as np
+import pytest
+
+from d4s_jax.evaluation import families, page, samples
+from d4s_jax.evaluation.settings import Settings
+from d4s_jax.formats.scene import SceneMetadata, write_scene
+from d4s_jax.geometry import cameras as pinhole
+from d4s_jax.geometry import deformation
+from d4s_jax.types import Cameras, DynamicGaussians
+
+_SIDE, _COUNT = 32, 40
+
+
+@pytest.fixture
+def sample(tmp_path) -> samples.Scene:
+  """Splats narrower than a pixel of the pictures that the scene was made for."""
+  random = np.random.default_rng(0)
+  means = random.uniform(-1, 1, (_COUNT, 3)) + np.array([0, 0, 4])
+  dynamic = DynamicGaussians(
+    means=means.astype(np.float32),
+    quaternions=np.tile(np.array([1, 0, 0, 0], np.float32), (_COUNT, 1)),
+    raw_scales=np.zeros((_COUNT, 3), np.float32),
+    footprints=np.full(_COUNT, 0.01, np.float32),
+    opacities=np.full(_COUNT, 0.9, np.float32),
+    harmonics=np.ones((_COUNT, 1, 3), np.float32),
+    times=np.zeros(1, np.float32),
+    deformation=deformation.identity(1, _COUNT, xp=np).astype(np.float32),
+  )
+  cameras = Cameras(
+    world_from_camera=np.eye(4, dtype=np.float32)[None],
+    intrinsics=pinhole.intrinsics_from_fov(60, _SIDE, _SIDE)[None],
+    height=_SIDE,
+    width=_SIDE,
+  )
+  metadata = SceneMetadata(
+    cameras=cameras, times=np.zeros(1, np.float32), prompt="", package_version="0"
+  )
+  write_scene(tmp_path / "scene", dynamic, metadata)
+  return samples.Scene("scene", tmp_path / "scene")
+
+
+def test_larger_pictures_are_sharp_for_metrics_and_soft_for_people(sample, monkeypatch):
+  sharp, soft = sample.pictures(256), sample.frames(256, shown=True)
+  assert sharp.shape == soft.shape == (1, 256, 256, 3)
+  # A splat is 8 times wider for people, so it covers far more of the picture.
+  assert (soft > 0.01).mean() > 3 * (sharp > 0.01).mean() > 0
+  np.testing.assert_array_equal(sample.frames(), sample.frames(shown=True))
+  drawn = []
+  monkeypatch.setattr(page, "write_video", lambda path, frames, fps: drawn.append(frames))
+  monkeypatch.setattr(page.pathlib.Path, "read_bytes", lambda path: b"")
+  page._video(sample)
+  np.testing.assert_array_equal(drawn[0], soft)
+
+
+def test_protocols_tell_how_sharp_and_how_large_scenes_are_drawn():
+  settings = Settings(pose_side=300)
+  for family in (families.POSES, families.MATCHES_SIFT, families.MATCHES_XFEAT):
+    assert "scenes-drawn-sharp-at-300-px" in family.protocol(settings), family.name
