@@ -17,6 +17,8 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from d4s_jax.diffusion.schedule import LEVELS, Levels, expand
 
+SPACINGS = ("trailing", "linspace")
+
 
 @dataclasses.dataclass(frozen=True)
 class VPrediction:
@@ -25,20 +27,31 @@ class VPrediction:
   Attributes:
     snr_shift: the signal-to-noise ratio is divided by it: 3 for 2B, 1 for the others.
     betas: the first and the last, whose square roots are spaced evenly between them.
+    spacing: of the levels of a sampling run, "trailing" or "linspace".
   """
 
   snr_shift: float = 1.0
   betas: tuple[float, float] = (0.00085, 0.012)
+  spacing: str = "trailing"
 
   def levels(self, steps: int) -> Levels:
-    """The noise levels of a sampling run, from noise down to data: "trailing" spacing.
+    """The noise levels of a sampling run, from noise down to data.
 
-    diffusers steps down by 1000 // steps instead of to the next of its levels, which is the same
-    where the number of steps divides 1000.
+    "trailing" spaces them evenly down to 0; "linspace", as the first files of CogVideoX have it,
+    down to the lowest that has a timestep, from which a last step leads to 0.
+
+    diffusers steps down by 1000 // steps instead of to the next of its levels. In "trailing" that
+    is the same where the number of steps divides 1000; in "linspace" it is up to some levels off.
     """
     if not 1 <= steps <= LEVELS:
       raise ValueError(f"A sampling run needs 1 to {LEVELS} steps, got {steps}.")
-    index = np.round(np.linspace(LEVELS, 0, steps + 1)).astype(int)
+    if self.spacing not in SPACINGS:
+      raise ValueError(f"schedule.spacing is {self.spacing!r}; expected one of {SPACINGS}.")
+    if self.spacing == "trailing":
+      index = np.round(np.linspace(LEVELS, 0, steps + 1)).astype(int)
+    else:
+      timesteps = np.round(np.linspace(0, LEVELS - 1, steps)).astype(int)[::-1]
+      index = np.append(timesteps + 1, 0)
     signal, spread = (table[index] for table in _tables(self.snr_shift, *self.betas))
     return Levels(index / LEVELS, index[:-1] / LEVELS, signal, spread)
 

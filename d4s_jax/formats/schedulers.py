@@ -39,17 +39,24 @@ _COGVIDEOX = {
   "beta_schedule": ("scaled_linear",),
   "prediction_type": ("epsilon", "v_prediction"),
   "rescale_betas_zero_snr": (False, True),
-  "timestep_spacing": ("leading", "trailing"),
+  "timestep_spacing": ("leading", "trailing", "linspace"),
   "set_alpha_to_one": (True,),
   "clip_sample": (True, False),
   "trained_betas": (None,),
+}
+# What nothing depends on, given the rest: names, and numbers of what is switched off.
+_IGNORED = {
+  *("_class_name", "_diffusers_version", "base_shift", "max_shift", "base_image_seq_len"),
+  *("max_image_seq_len", "time_shift_type", "beta_start", "beta_end", "beta_schedule"),
+  *("trained_betas", "dynamic_thresholding_ratio", "sample_max_value", "clip_sample_range"),
+  *("timestep_spacing", "steps_offset", "rescale_betas_zero_snr", "sigma_min", "sigma_max"),
 }
 # A published value that has to be there: the class's own default is another.
 _NEEDED = {
   "prediction_type": ("flow_prediction", "v_prediction"),
   "use_flow_sigmas": (True,),
   "rescale_betas_zero_snr": (True,),
-  "timestep_spacing": ("trailing",),
+  "timestep_spacing": ("trailing", "linspace"),
   "clip_sample": (False,),
 }
 
@@ -64,15 +71,17 @@ def _flow(name: str, spacing: str) -> Callable[[Mapping[str, Any], str], dict[st
 
 def _v_prediction(config: Mapping[str, Any], where: str) -> dict[str, Any]:
   name = "snr_shift_scale"
-  return {"snr_shift": checked.number(config.get(name, 3.0), f"{where}: {name}", 0.01, 100)}
+  shift = checked.number(config.get(name, 3.0), f"{where}: {name}", 0.01, 100)
+  return {"snr_shift": shift, "spacing": config["timestep_spacing"]}
 
 
-# Class of diffusers: what it must say, the fields of our schedule, our solver.
+# Class of diffusers: what it must say, the fields of our schedule, the key they are read from, our
+# solver.
 SCHEDULERS = {
-  "FlowMatchEulerDiscreteScheduler": (_EULER, _flow("shift", "euler"), "ddim"),
-  "UniPCMultistepScheduler": (_UNIPC, _flow("flow_shift", "unipc"), "unipc"),
-  "CogVideoXDDIMScheduler": (_COGVIDEOX, _v_prediction, "ddim"),
-  "CogVideoXDPMScheduler": (_COGVIDEOX, _v_prediction, "dpm"),
+  "FlowMatchEulerDiscreteScheduler": (_EULER, _flow("shift", "euler"), "shift", "ddim"),
+  "UniPCMultistepScheduler": (_UNIPC, _flow("flow_shift", "unipc"), "flow_shift", "unipc"),
+  "CogVideoXDDIMScheduler": (_COGVIDEOX, _v_prediction, "snr_shift_scale", "ddim"),
+  "CogVideoXDPMScheduler": (_COGVIDEOX, _v_prediction, "snr_shift_scale", "dpm"),
 }
 
 
@@ -93,13 +102,16 @@ def read(folder: pathlib.Path) -> tuple[dict[str, Any], str]:
   name = config.get("_class_name")
   if not isinstance(name, str) or name not in SCHEDULERS:
     raise ValueError(f"{path} is of a {name!r:.60}; expected one of {', '.join(SCHEDULERS)}.")
-  rules, fields, solver = SCHEDULERS[name]
+  rules, fields, shift, solver = SCHEDULERS[name]
   wrong = []
   for key, values in rules.items():
     value, wanted = config.get(key, values[0]), _NEEDED.get(key, values)
     if value not in wanted:
       choices = " or ".join(repr(x) for x in wanted if x in values)
       wrong.append(f"{key} is {value!r:.60}, and we have only {choices}")
+  for key, value in config.items():
+    if key not in rules and key not in _IGNORED and key != shift and key[:1] != "_" and value:
+      wrong.append(f"{key!r:.60} is {value!r:.60}, which our schedule doesn't know")
   if wrong:
     raise ValueError(f"{path}: {'; '.join(wrong)}.")
   return fields(config, str(path)), solver

@@ -23,6 +23,8 @@ import numpy as np
 _MOST_STRUCTURE = 8 * 2**20
 _MOST_STEPS = 4 * 10**5
 _MOST_AXES = 16
+# Storage, offset, shape, strides.
+_FEWEST = 4
 _MOST_BYTES = 2 * 2**30
 _STORAGES = {
   "FloatStorage": np.float32,
@@ -36,6 +38,14 @@ _STORAGES = {
   "BoolStorage": np.bool_,
 }
 _ORDERED, _REBUILD = "collections.OrderedDict", "torch._utils._rebuild_tensor_v2"
+# What zipfile says of damage: NotImplementedError of versions that were never written, OSError of
+# places before the file.
+_OF_ARCHIVES = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, OSError)
+# An instruction that takes more than there is, or asks for what was never put in or is not in the
+# archive; and what this module says. Anything else is a mistake of ours, or a lack of memory.
+_OF_STRUCTURES = (ValueError, IndexError, KeyError)
+_ENCRYPTED = 1
+_PACKED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
 
 
@@ -50,8 +60,11 @@ def read_tensors(path: pathlib.Path) -> Any:
     raise FileNotFoundError(f"No file at {path}; fetch it again.")
   try:
     with zipfile.ZipFile(path) as archive:
-      if sum(entry.file_size for entry in archive.infolist()) > _MOST_BYTES:
+      entries = archive.infolist()
+      if sum(entry.file_size for entry in entries) > _MOST_BYTES:
         raise ValueError(f"it unpacks to more than {_MOST_BYTES} bytes")
+      if any(x.flag_bits & _ENCRYPTED or x.compress_type not in _PACKED for x in entries):
+        raise ValueError("it is encrypted, or packed in a way that PyTorch has not")
       names = [name for name in archive.namelist() if name.endswith("/data.pkl")]
       if len(names) != 1:
         raise ValueError(f"{len(names)} entries data.pkl in it")
@@ -59,10 +72,7 @@ def read_tensors(path: pathlib.Path) -> Any:
         raise ValueError(f"its structure takes more than {_MOST_STRUCTURE} bytes")
       storages = _Storages(archive, names[0].removesuffix("data.pkl"))
       return _assemble(archive.read(names[0]), storages.read)
-  except (
-    zipfile.BadZipFile, OSError, zlib.error, EOFError, ValueError, KeyError, TypeError, IndexError,
-    AttributeError, NotImplementedError, RecursionError, MemoryError, OverflowError,
-  ) as error:  # fmt: skip
+  except (*_OF_ARCHIVES, *_OF_STRUCTURES) as error:
     raise ValueError(
       f"{path} cannot be read as tensors of PyTorch ({error}); expected an intact file of"
       " torch.save with tensors alone. Fetch it again."
@@ -88,9 +98,11 @@ class _Storages:
 
   def read(self, entry: Any) -> np.ndarray:
     """The numbers that an entry of the structure is about."""
+    if not isinstance(entry, tuple) or len(entry) != 5:
+      raise ValueError("an entry that is no storage")
     kind, name, key, _, count = entry
-    known = kind == "storage" and isinstance(name, _Name) and name.dtype is not None
-    if not known or not isinstance(key, str) or not key.isalnum():
+    known = isinstance(kind, str) and kind == "storage" and isinstance(name, _Name)
+    if not known or name.dtype is None or not isinstance(key, str) or not key.isalnum():
       raise ValueError("an entry that is no storage")
     if key not in self._read:
       values = np.frombuffer(self._archive.read(f"{self._folder}data/{key}"), name.dtype)
@@ -200,9 +212,9 @@ def _made(called: Any, arguments: Any) -> Any:
     raise ValueError("a call of what can't be called")
   if called.name == _ORDERED and not arguments:
     return collections.OrderedDict()
-  if called.name == _REBUILD:
+  if called.name == _REBUILD and len(arguments) >= _FEWEST:
     return _rebuild(*arguments)
-  raise ValueError(f"a call of {called.name}")
+  raise ValueError(f"a call of {called.name} with {len(arguments)} arguments")
 
 
 def _rebuild(storage: Any, offset: int, shape: Any, strides: Any, *_: Any) -> np.ndarray:

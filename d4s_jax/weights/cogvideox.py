@@ -9,6 +9,7 @@ from d4s_jax.weights.configs import DEEP, LEVELS, MOST_BLOCKS, WIDE, Reader
 from d4s_jax.weights.rules import Rule, convolution, dense, norm
 
 _BLOCK = "transformer_blocks.{layer}"
+_SCALES = {"spatial_interpolation_scale": 1.875, "temporal_interpolation_scale": 1.0}
 
 TRANSFORMER = (
   # A convolution over each frame in 1.0, a product with flattened patches of two frames in 1.5.
@@ -104,7 +105,9 @@ def transformer_fields(config: Mapping[str, Any]) -> dict[str, Any]:
     **_position_fields(read, space, old),
   }
   read.size("text_embed_dim")
-  read.rest()
+  # Where nothing asked for them, positions don't depend on them.
+  scales = ("temporal_compression_ratio", *_SCALES)
+  read.rest("dropout", *scales)
   read.check()
   return fields
 
@@ -116,12 +119,8 @@ def _check_built_in(read: Reader, old: bool) -> None:
   read.only("attention_bias", True)
   read.only("norm_elementwise_affine", True)
   read.only("norm_eps", 1e-5)
-  read.only("dropout", 0.0)
   read.only("flip_sin_to_cos", True)
   read.only("freq_shift", 0)
-  read.only("temporal_compression_ratio", 4)
-  read.only("spatial_interpolation_scale", 1.875)
-  read.only("temporal_interpolation_scale", 1.0)
   # diffusers has a bias in 1.5 whatever is said here.
   read.only("patch_bias", True, *([] if old else [False]))
 
@@ -143,6 +142,11 @@ def _position_fields(read: Reader, space: int, old: bool) -> dict[str, Any]:
     )
   )
   kind = "learned" if learned else "rotary" if rotary else "sine"
+  if learned or kind == "sine":
+    for name, value in _SCALES.items():
+      read.only(name, value)
+  if learned:
+    read.only("temporal_compression_ratio", 4)
   if kind == "sine" or (kind == "rotary" and not old):
     return {"positions": kind, "grid": None}
   grid = (1 + (frames - 1) // 4, rows // space, columns // space)

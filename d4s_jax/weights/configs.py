@@ -28,7 +28,8 @@ TRANSFORMERS = (
   *("bad_words_ids", "max_length", "min_length", "do_sample", "early_stopping", "num_beams"),
   *("num_beam_groups", "diversity_penalty", "temperature", "top_k", "top_p", "typical_p"),
   *("repetition_penalty", "length_penalty", "no_repeat_ngram_size", "num_return_sequences"),
-  *("encoder_no_repeat_ngram_size", "exponential_decay_length_penalty"),
+  *("encoder_no_repeat_ngram_size", "exponential_decay_length_penalty", "renormalize_logits"),
+  *("gradient_checkpointing", "use_bfloat16", "tf_legacy_loss", "attn_implementation"),
 )
 
 

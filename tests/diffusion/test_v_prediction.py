@@ -65,6 +65,20 @@ def test_illegal_numbers_of_steps_are_refused(steps):
 
 
 @pytest.mark.parity
+@pytest.mark.parametrize("spacing", ["trailing", "linspace"])
+@pytest.mark.parametrize("steps", [3, 50, 999, 1000])
+def test_timesteps_equal_diffusers(spacing, steps):
+  diffusers = pytest.importorskip("diffusers")
+  theirs = diffusers.CogVideoXDDIMScheduler(timestep_spacing=spacing)
+  theirs.set_timesteps(steps)
+  levels = VPrediction(spacing=spacing).levels(steps)
+  np.testing.assert_array_equal(np.round(1000 * levels.told) - 1, theirs.timesteps.numpy())
+  assert levels.sigma[-1] == 0 and levels.signal[-1] == 1
+  with pytest.raises(ValueError, match="spacing is 'leading'; expected one of .*linspace"):
+    VPrediction(spacing="leading").levels(steps)
+
+
+@pytest.mark.parity
 @pytest.mark.parametrize("snr_shift", [1.0, 3.0])
 def test_noise_and_target_equal_diffusers_at_every_timestep(snr_shift):
   torch = pytest.importorskip("torch")

@@ -1,5 +1,6 @@
 """scheduler_config.json as diffusers writes it."""
 
+import inspect
 import json
 
 import pytest
@@ -18,6 +19,7 @@ COGVIDEOX = dict(
   clip_sample=False,
   set_alpha_to_one=True,
 )
+COGVIDEOX_FIELDS = {"snr_shift": 1.0, "spacing": "trailing"}
 PUBLISHED = {
   "UniPCMultistepScheduler": (FLOW, {"shift": 3.0, "spacing": "unipc"}, "unipc"),
   "FlowMatchEulerDiscreteScheduler": (
@@ -25,8 +27,12 @@ PUBLISHED = {
     {"shift": 5.0, "spacing": "euler"},
     "ddim",
   ),
-  "CogVideoXDDIMScheduler": (COGVIDEOX, {"snr_shift": 1.0}, "ddim"),
-  "CogVideoXDPMScheduler": (COGVIDEOX | {"snr_shift_scale": 3.0}, {"snr_shift": 3.0}, "dpm"),
+  "CogVideoXDDIMScheduler": (COGVIDEOX, COGVIDEOX_FIELDS, "ddim"),
+  "CogVideoXDPMScheduler": (
+    COGVIDEOX | {"snr_shift_scale": 3.0, "timestep_spacing": "linspace"},
+    {"snr_shift": 3.0, "spacing": "linspace"},
+    "dpm",
+  ),
 }
 
 
@@ -37,6 +43,58 @@ def test_what_diffusers_saves_is_read(name, tmp_path):
   arguments, fields, solver = PUBLISHED[name]
   getattr(diffusers, name)(**arguments).save_pretrained(tmp_path)
   assert schedulers.read(tmp_path) == (fields, solver)
+
+
+# As published, with what it carries along.
+UNIPC = {
+  "_class_name": "UniPCMultistepScheduler",
+  "_diffusers_version": "0.33.0.dev0",
+  "beta_end": 0.02,
+  "beta_schedule": "linear",
+  "beta_start": 0.0001,
+  "disable_corrector": [],
+  "dynamic_thresholding_ratio": 0.995,
+  "final_sigmas_type": "zero",
+  "flow_shift": 3.0,
+  "lower_order_final": True,
+  "num_train_timesteps": 1000,
+  "predict_x0": True,
+  "prediction_type": "flow_prediction",
+  "rescale_betas_zero_snr": False,
+  "sample_max_value": 1.0,
+  "solver_order": 2,
+  "solver_p": None,
+  "solver_type": "bh2",
+  "steps_offset": 0,
+  "thresholding": False,
+  "timestep_spacing": "linspace",
+  "trained_betas": None,
+  "use_beta_sigmas": False,
+  "use_exponential_sigmas": False,
+  "use_flow_sigmas": True,
+  "use_karras_sigmas": False,
+}
+
+
+def test_the_published_scheduler_is_read(tmp_path):
+  write(tmp_path, UNIPC)
+  assert schedulers.read(tmp_path) == ({"shift": 3.0, "spacing": "unipc"}, "unipc")
+  write(tmp_path, UNIPC | {"use_restart_sigmas": True})
+  with pytest.raises(ValueError, match="'use_restart_sigmas' is True, which our schedule doesn't"):
+    schedulers.read(tmp_path)
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_every_key_that_diffusers_registers_is_known(name, tmp_path):
+  diffusers = pytest.importorskip("diffusers")
+  parameters = inspect.signature(getattr(diffusers, name).__init__).parameters
+  for key in parameters.keys() - {"self"}:
+    write(tmp_path, {"_class_name": name} | PUBLISHED[name][0] | {key: "strange"})
+    try:
+      schedulers.read(tmp_path)
+    except ValueError as error:
+      assert "which our schedule" not in str(error)
 
 
 def write(folder, config):

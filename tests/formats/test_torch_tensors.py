@@ -179,3 +179,69 @@ def test_bombs_and_damaged_files(tmp_path):
     read_tensors(path)
   with pytest.raises(FileNotFoundError, match="No file at .*none.pth"):
     read_tensors(tmp_path / "none.pth")
+
+
+@pytest.mark.parametrize(
+  ("script", "message"),
+  [
+    (b"\x80\x02t.", "pop from empty list"),
+    (b"\x80\x02u.", "pop from empty list"),
+    (b"\x80\x02.", "pop from empty list"),
+    (b"\x80\x02h\x05.", r"\(5\)"),
+    (b"\x80\x02}]s.", "list index out of range"),
+    (b"\x80\x02K\x01Q.", "an entry that is no storage"),
+    (b"\x80\x02(K\x01K\x01K\x01K\x01K\x01tQ.", "an entry that is no storage"),
+    (b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n)R.", "_rebuild_tensor_v2 with 0 arguments"),
+    (b"\x80\x02ccollections\nOrderedDict\nK\x01\x85R.", "OrderedDict with 1 arguments"),
+    (b"\x80\x02K\x01)R.", "a call of what can't be called"),
+    (b"\x80\x02c\n\n.", "it asks for ., which"),
+    (b"\x80\x02X\x01\x00\x00\x00\xff.", "codec can't decode"),
+  ],
+)
+def test_structures_that_ask_for_what_is_not_there(script, message, tmp_path):
+  _zip(tmp_path / "a.pth", script)
+  with pytest.raises(ValueError, match=f"a.pth cannot be read.*{message}"):
+    read_tensors(tmp_path / "a.pth")
+
+
+def test_encrypted_and_oddly_packed_archives(tmp_path):
+  path = tmp_path / "a.pth"
+  for method in (zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2):
+    with zipfile.ZipFile(path, "w", method) as archive:
+      archive.writestr("archive/data.pkl", b"\x80\x02N.")
+    with pytest.raises(ValueError, match="encrypted, or packed in a way"):
+      read_tensors(path)
+  _zip(path, b"\x80\x02N.")
+  content = bytearray(path.read_bytes())
+  # The flags in the central directory.
+  content[content.index(b"PK\x01\x02") + 8] |= 1
+  path.write_bytes(content)
+  with pytest.raises(ValueError, match="encrypted, or packed in a way"):
+    read_tensors(path)
+
+
+def test_random_damage_is_told_as_damage(tmp_path):
+  path = tmp_path / "a.pth"
+  torch.save({"x": torch.rand(8), "y": [torch.ones(2, 3), 1, "t"]}, path)
+  whole, random = path.read_bytes(), np.random.default_rng(0)
+  for _ in range(300):
+    content = bytearray(whole)
+    for place in random.integers(len(content), size=random.integers(1, 9)):
+      content[place] = random.integers(256)
+    path.write_bytes(content)
+    try:
+      read_tensors(path)
+    except ValueError as error:
+      assert "a.pth" in str(error)
+
+
+@pytest.mark.parametrize("fault", [MemoryError, AttributeError, TypeError])
+def test_what_damage_does_not_raise_is_not_called_damage(fault, tmp_path, monkeypatch):
+  torch.save({"x": torch.rand(3)}, tmp_path / "a.pth")
+
+  def broken(*args):
+    raise fault("ours")
+
+  monkeypatch.setattr(np, "frombuffer", broken)
+  with pytest.raises(fault, match="ours"):
+    read_tensors(tmp_path / "a.pth")

@@ -210,7 +210,14 @@ REFUSED = {
   ),
   "far positions": (dict(sample_height=65536), "sample_height: 65536; expected .* 1 to 4096"),
   "many frames": (dict(sample_frames=10**9), "sample_frames: 1000000000; expected"),
-  "interpolation": (dict(spatial_interpolation_scale=1.0), "spatial_interpolation_scale is 1.0"),
+  "interpolation": (
+    dict(spatial_interpolation_scale=1.0, use_rotary_positional_embeddings=False),
+    "spatial_interpolation_scale is 1.0",
+  ),
+  "frames a latent": (
+    dict(temporal_compression_ratio=8, use_learned_positional_embeddings=True),
+    "temporal_compression_ratio is 8",
+  ),
   "sizes": (dict(text_embed_dim="a", num_layers=0), "num_layers: 0.*; text_embed_dim: 'a'"),
 }
 

@@ -1,11 +1,13 @@
-"""Published configurations of Wan and of the encoders pass; switches that we don't know do not."""
+"""Published configurations pass; switches that we don't know do not."""
 
+import inspect
 import json
 
 import pytest
 
 from d4s_jax.weights import encoders
 from d4s_jax.weights.components import COMPONENTS
+from tests.weights.test_cogvideox import AUTOENCODERS, TRANSFORMERS
 
 # As the published config.json files say it, with all that they carry along.
 WAN = {
@@ -54,6 +56,14 @@ WAN22_VAE = WAN_VAE | {
   "scale_factor_spatial": 16,
   "scale_factor_temporal": 4,
   "z_dim": 48,
+}
+WAN_I2V = WAN | {
+  "added_kv_proj_dim": 5120,
+  "ffn_dim": 13824,
+  "image_dim": 1280,
+  "in_channels": 36,
+  "num_attention_heads": 40,
+  "num_layers": 40,
 }
 UMT5 = {
   "architectures": ["UMT5EncoderModel"],
@@ -115,7 +125,10 @@ CLIP = {
   "torch_dtype": "float32",
   "transformers_version": "4.49.0",
 }
-PUBLISHED = {"wan": WAN, "vae": WAN_VAE, "vae22": WAN22_VAE, "umt5": UMT5, "t5": T5, "clip": CLIP}
+PUBLISHED = {
+  **{"wan": WAN, "wan i2v": WAN_I2V, "vae": WAN_VAE, "vae22": WAN22_VAE, "umt5": UMT5, "t5": T5},
+  "clip": CLIP,
+}
 
 
 def _fields(config):
@@ -127,6 +140,107 @@ def _fields(config):
 @pytest.mark.parametrize("config", PUBLISHED.values(), ids=PUBLISHED)
 def test_published_configurations_pass(config):
   assert _fields(config)
+
+
+# Keys that versions of diffusers added after the first files were published.
+LATER = {
+  "WanTransformer3DModel": ["pos_embed_seq_len", "image_dim", "added_kv_proj_dim"],
+  "AutoencoderKLWan": [
+    *("decoder_base_dim", "is_residual", "in_channels", "out_channels", "patch_size"),
+    *("scale_factor_temporal", "scale_factor_spatial"),
+  ],
+  "CogVideoXTransformer3DModel": [
+    *("ofs_embed_dim", "patch_size_t", "patch_bias", "use_learned_positional_embeddings"),
+    *("temporal_interpolation_scale", "spatial_interpolation_scale"),
+  ],
+  "AutoencoderKLCogVideoX": [
+    *("invert_scale_latents", "latents_mean", "latents_std", "shift_factor"),
+    *("use_quant_conv", "use_post_quant_conv", "force_upcast"),
+  ],
+}
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("name", LATER)
+def test_every_key_that_diffusers_registers_is_known(name):
+  diffusers = pytest.importorskip("diffusers")
+  parameters = inspect.signature(getattr(diffusers, name).__init__).parameters
+  registered = {key: x.default for key, x in parameters.items() if key != "self"}
+  config = {"_class_name": name, "_diffusers_version": diffusers.__version__} | registered
+  fields = _fields(config)
+  # No key is told from an unknown one by its value.
+  for key in registered:
+    assert _is_known(config, key), key
+  # What is not in the oldest files means what diffusers takes it for.
+  for key in LATER[name]:
+    assert _fields({x: y for x, y in config.items() if x != key}) == fields, key
+
+
+def _is_known(config, key):
+  """Whether a key may have, or is refused by name for, a value of no model."""
+  try:
+    _fields(config | {key: "strange"})
+  except ValueError as error:
+    return f"{key!r} is 'strange', which our" not in str(error)
+  return True
+
+
+# Values of what no result depends on.
+ASIDE = {
+  "wan": (WAN, dict(rope_max_seq_len=2048)),
+  "vae": (WAN_VAE, dict(dropout=0.1, clip_output=False)),
+  "cogvideox": (TRANSFORMERS["cogvideox-5b"], dict(dropout=0.1, spatial_interpolation_scale=1.0)),
+  "cogvideox vae": (
+    AUTOENCODERS["cogvideox-5b"],
+    dict(sample_height=768, sample_width=1360, force_upcast=False),
+  ),
+  "umt5": (
+    UMT5,
+    dict(dropout_rate=0.3, tokenizer_class="T5TokenizerFast", dtype="bfloat16", torch_dtype=None)
+    | dict(_attn_implementation_autoset=True, use_bfloat16=True, gradient_checkpointing=True)
+    | dict(num_decoder_layers=3, id2label={"0": "LABEL_0"}, max_length=20, pruned_heads={}),
+  ),
+  "clip": (CLIP, dict(projection_dim=3, initializer_range=0.5, output_attentions=True)),
+}
+
+
+@pytest.mark.parametrize(("config", "change"), ASIDE.values(), ids=ASIDE)
+def test_what_no_result_depends_on_refuses_nothing(config, change):
+  assert _fields(config | change) == _fields(config)
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize(
+  ("name", "said"),
+  [
+    ("T5Config", dict(architectures=["T5EncoderModel"], feed_forward_proj="gated-gelu")),
+    ("UMT5Config", dict(architectures=["UMT5EncoderModel"])),
+    ("CLIPVisionConfig", dict(architectures=["CLIPVisionModel"], hidden_act="gelu")),
+    (
+      "CLIPVisionConfig",
+      dict(architectures=["CLIPVisionModelWithProjection"], hidden_act="gelu"),
+    ),
+  ],
+)
+def test_every_key_that_transformers_writes_is_known(name, said):
+  transformers = pytest.importorskip("transformers")
+  config = getattr(transformers, name)(**said).to_dict()
+  assert _fields(config)
+  for key in config.keys() - {"architectures"}:
+    # That of a decoder is true, or refused.
+    assert _is_known(config, key) or key == "is_decoder", key
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("name", ["CLIPConfig", "ViTConfig"])
+def test_what_evaluation_looks_with_may_say_all_that_transformers_writes(name, tmp_path):
+  transformers = pytest.importorskip("transformers")
+  said = dict(architectures=[name.replace("Config", "Model")])
+  config = getattr(transformers, name)(**said).to_dict()
+  (tmp_path / "config.json").write_text(json.dumps(config))
+  read = encoders.read_clip if name == "CLIPConfig" else encoders.read_dino
+  with pytest.raises(FileNotFoundError, match="model.safetensors"):
+    read(tmp_path)
 
 
 @pytest.mark.parity
