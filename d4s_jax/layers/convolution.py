@@ -11,6 +11,7 @@ from einops import rearrange
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from d4s_jax.layers import partitioning
 from d4s_jax.layers.linear import XAVIER
 from d4s_jax.layers.partitioning import partitioned
 from d4s_jax.layers.past import preceded
@@ -45,7 +46,7 @@ class CausalConv3d(nn.Module):
     if taps > 1:
       before = x[:, :1] if self.repeat_first else jnp.zeros_like(x[:, :1])
       x = preceded(self, x, jnp.repeat(before, taps - 1, axis=1), taps - 1)
-    if jax.default_backend() == "cpu":
+    if partitioning.platform() == "cpu":
       # XLA's 2D convolution runs at several times the speed of its 3D one there.
       return convolve_taps([x[:, i : i + frames] for i in range(taps)], kernel, bias)
     return _add(_convolve(x, kernel, padding=_same(kernel, spatial=3)), bias)

@@ -20,11 +20,11 @@ def _parameters(module, x, key):
   return variables | ({"bias": jnp.arange(1.0, module.features + 1)} if "bias" in variables else {})
 
 
-@pytest.mark.parametrize("backend", ["cpu", "tpu"])
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
 @pytest.mark.parametrize("kernel", [(3, 3, 3), (3, 1, 1), (1, 1, 1)])
-def test_causal_convolution_on_every_backend(kernel, backend, key, monkeypatch):
+def test_causal_convolution_on_every_platform(kernel, platform, key, monkeypatch):
   # Both forms are plain XLA, so the one for accelerators runs here too.
-  monkeypatch.setattr(convolution.jax, "default_backend", lambda: backend)
+  monkeypatch.setattr(convolution.partitioning, "platform", lambda: platform)
   x = jax.random.normal(key, (2, 5, 4, 6, 3))
   module = CausalConv3d(7, kernel)
   params = _parameters(module, x, key)
@@ -32,6 +32,19 @@ def test_causal_convolution_on_every_backend(kernel, backend, key, monkeypatch):
   want = _reference(x, params["kernel"], params["bias"], (1, 1, 1), padding)
   # 1e-5: float32 sums in another order.
   np.testing.assert_allclose(module.apply({"params": params}, x), want, atol=1e-5)
+
+
+@pytest.mark.parametrize("platform, axes", [("cpu", 4), ("tpu", 5), ("gpu", 5)])
+def test_causal_convolution_has_the_form_of_the_devices_it_is_compiled_for(platform, axes):
+  # Not of the machine that compiles: a plan is made for devices that are elsewhere.
+  device = jax.sharding.AbstractDevice(device_kind="", num_cores=1, platform=platform)
+  mesh = jax.sharding.AbstractMesh((1,), ("data",), abstract_device=device)
+  module, x = CausalConv3d(32), jnp.zeros((1, 3, 4, 4, 32))
+  params = module.init(jax.random.key(0), x)
+  with jax.sharding.use_abstract_mesh(mesh):
+    traced = jax.make_jaxpr(module.apply)(params, x)
+  used = [e for e in traced.eqns if e.primitive.name == "conv_general_dilated"]
+  assert {e.invars[0].aval.ndim for e in used} == {axes}
 
 
 def test_causal_convolution_does_not_see_the_future(key):
