@@ -9,6 +9,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+from einops import rearrange
 from jaxtyping import Bool, Float
 
 from d4s_jax.geometry import cameras as pinhole
@@ -16,8 +17,8 @@ from d4s_jax.types import Cameras
 
 # Sides of the blocks, in voxels, of which only those near a surface are looked at.
 _BLOCK = 4
-# So many voxels are looked at in one call, whose numbers then stay near the processor.
-_CALL = 2**16
+# So many places are looked at in one call, whose numbers then stay near the processor.
+_CALL = 2**14
 # What is told with less trust than this, in all pictures, is unknown.
 _TRUST = 0.1
 # Depths of neighbours are averaged as long as they differ less, as a share.
@@ -74,7 +75,7 @@ def points(depth: Float[np.ndarray, "v h w"], cameras: Cameras) -> Float[np.ndar
   coarse = np.asarray(depth[:, ::2, ::2], np.float32)
   half = dataclasses.replace(half, height=coarse.shape[1], width=coarse.shape[2])
   known = np.isfinite(coarse) & (coarse > 0)
-  return pinhole.unproject(np.where(known, coarse, 0), half)[known]
+  return np.asarray(_unproject(np.where(known, coarse, 0), half))[known]
 
 
 def without_edges(depth: Float[np.ndarray, "v h w"], jump: float) -> Float[np.ndarray, "v h w"]:
@@ -119,20 +120,23 @@ def fuse(
   """
   found = points(depth, cameras) if found is None else found
   near = _near(found, low, voxel, shape)
-  count = len(near)
-  centres = np.zeros((-(-max(count, 1) // _CALL) * _CALL, 3), np.float32)
-  centres[:count] = low + voxel * near
-  pictures = jax.device_put(
-    tuple(np.asarray(x, np.float32) for x in (depth, cameras.world_from_camera, cameras.intrinsics))
-  )
-  reach = np.float32(truncation * voxel)
-  calls = [_accumulate(x, *pictures, reach) for x in np.split(centres, len(centres) // _CALL)]
-  total, weight = (np.concatenate(x)[:count] for x in zip(*jax.device_get(calls)))
-  cells = tuple(near.T)
-  distance, seen = np.ones(shape, np.float32), np.zeros(shape, bool)
-  distance[cells] = np.where(weight > _TRUST, total / np.maximum(weight, _TRUST), 1)
-  seen[cells] = weight > _TRUST
-  return Field(distance, seen, low, voxel)
+  sides = np.array(shape) // _BLOCK
+  inner = np.stack(np.meshgrid(*[np.arange(_BLOCK)] * 3, indexing="ij"), axis=-1).reshape(-1, 3)
+  corners = np.stack(np.unravel_index(near, sides), axis=-1) * _BLOCK
+  centres = (low + voxel * corners).astype(np.float32)[:, None] + np.float32(voxel) * inner
+  pictures = jax.device_put((depth, cameras.world_from_camera, cameras.intrinsics))
+  sums = _in_calls(_accumulate, centres.reshape(-1, 3), pictures, truncation * voxel)
+  total, weight = (x.reshape(-1, len(inner)) for x in sums)
+  distance = np.ones((sides.prod(), len(inner)), np.float32)
+  distance[near] = np.where(weight > _TRUST, total / np.maximum(weight, _TRUST), 1)
+  seen = np.zeros(distance.shape, bool)
+  seen[near] = weight > _TRUST
+
+  def grid(blocks):
+    order = "(x y z) (i j k) -> (x i) (y j) (z k)"
+    return rearrange(blocks, order, **dict(zip("xyz", sides)), i=_BLOCK, j=_BLOCK)
+
+  return Field(grid(distance), grid(seen), low, voxel)
 
 
 def paint(
@@ -151,19 +155,54 @@ def paint(
     cameras: of the pictures, [v]; their arrays are NumPy's.
     reach: metres before or behind the surface up to which a picture sees the point.
   """
-  tint, seen = np.zeros((len(places), 3), np.float32), np.zeros(len(places), np.float32)
-  for index in range(len(depth)):
-    pixel, z = pinhole.project(np.asarray(places, np.float32), cameras[index])
-    column, row = np.floor(np.clip(pixel, -1, 1e6)).astype(np.int64).T
-    inside = (z > 0) & (column >= 0) & (row >= 0)
-    inside &= (column < cameras.width) & (row < cameras.height)
-    column, row = column[inside], row[inside]
-    front = depth[index, row, column]
-    close = (front > 0) & (np.abs(front - z[inside]) < reach)
-    which = np.flatnonzero(inside)[close]
-    tint[which] += images[index, row[close], column[close]]
-    seen[which] += 1
-  return tint / np.maximum(seen, 1)[:, None]
+  planes = rearrange(images, "v h w c -> v c h w")
+  pictures = jax.device_put((depth, cameras.world_from_camera, cameras.intrinsics, planes))
+  *tint, seen = _in_calls(_look, places, pictures, reach)
+  return np.stack(tint, axis=-1) / np.maximum(seen, 1)[:, None]
+
+
+_unproject = jax.jit(pinhole.unproject)
+
+
+def _in_calls(function, places: Float[np.ndarray, "n 3"], pictures, reach: float):
+  """What `function` tells of each place, so many at a time that it is compiled once."""
+  count = len(places)
+  padded = np.zeros((-(-max(count, 1) // _CALL) * _CALL, 3), np.float32)
+  padded[:count] = places
+  calls = [
+    function(x, *pictures, np.float32(reach)) for x in np.split(padded, len(padded) // _CALL)
+  ]
+  return [np.concatenate(x)[:count] for x in zip(*jax.device_get(calls))]
+
+
+@jax.jit
+def _look(places, depth, poses, intrinsics, images, reach):
+  """Sums over the pictures that see each place: red, green, blue, and how many these are."""
+
+  def add(sums, picture):
+    depth, pose, lens, image = picture
+    z, column, row, inside = _seen_at(places.T, pose, lens, depth.shape)
+    height, width = depth.shape
+    row = jnp.clip(jnp.floor(row), 0, height - 1).astype(jnp.int32)
+    at = row * width + jnp.clip(jnp.floor(column), 0, width - 1).astype(jnp.int32)
+    front = depth.ravel()[at]
+    close = (inside & (front > 0) & (jnp.abs(front - z) < reach)).astype(jnp.float32)
+    told = [*(channel.ravel()[at] for channel in image), 1.0]
+    return [total + close * value for total, value in zip(sums, told)], None
+
+  start = [jnp.zeros(len(places))] * 4
+  return jax.lax.scan(add, start, (depth, poses, intrinsics, images))[0]
+
+
+def _seen_at(places, pose, lens, size):
+  """Of places [3 n]: z-depth, column, row, and whether the picture reaches there."""
+  height, width = size
+  away = [places[axis] - pose[axis, 3] for axis in range(3)]
+  x, y, z = (sum(pose[axis, i] * away[axis] for axis in range(3)) for i in range(3))
+  column = lens[0, 0] * x / jnp.maximum(z, 1e-6) + lens[0, 2]
+  row = lens[1, 1] * y / jnp.maximum(z, 1e-6) + lens[1, 2]
+  inside = (z > 0) & (column >= 0) & (column < width) & (row >= 0) & (row < height)
+  return z, column, row, inside
 
 
 @jax.jit
@@ -172,17 +211,12 @@ def _accumulate(centres, depth, poses, intrinsics, reach):
 
   Components are apart, so that XLA makes vector loops of them.
   """
-  height, width = depth.shape[1:]
   places = centres.T
 
   def add(sums, picture):
     depth, pose, lens = picture
     total, weight = sums
-    away = [places[axis] - pose[axis, 3] for axis in range(3)]
-    x, y, z = (sum(pose[axis, i] * away[axis] for axis in range(3)) for i in range(3))
-    column = lens[0, 0] * x / jnp.maximum(z, 1e-6) + lens[0, 2]
-    row = lens[1, 1] * y / jnp.maximum(z, 1e-6) + lens[1, 2]
-    inside = (z > 0) & (column >= 0) & (column < width) & (row >= 0) & (row < height)
+    z, column, row, inside = _seen_at(places, pose, lens, depth.shape)
     found = _between(depth, column - 0.5, row - 0.5)
     ahead = found - z
     told = inside & (found > 0) & (ahead > -reach)
@@ -209,14 +243,12 @@ def _between(depth, column, row):
 
 
 def _near(found, low, voxel: float, shape) -> np.ndarray:
-  """Indices [m 3] of the voxels in all blocks that hold points, and in the blocks around."""
-  blocks = np.floor((found - low) / (voxel * _BLOCK)).astype(np.int64)
+  """Flat indices of all blocks that hold points, and of the blocks around."""
+  blocks = np.floor((found - low) / (voxel * _BLOCK)).astype(np.int32)
   sides = np.array(shape) // _BLOCK
   blocks = blocks[((blocks >= 0) & (blocks < sides)).all(axis=1)]
   marked = np.zeros(sides + 2, bool)
   marked[tuple(blocks.T + 1)] = True
   for axis in range(3):
     marked = marked | np.roll(marked, 1, axis) | np.roll(marked, -1, axis)
-  corners = np.argwhere(marked[1:-1, 1:-1, 1:-1]) * _BLOCK
-  inner = np.stack(np.meshgrid(*[np.arange(_BLOCK)] * 3, indexing="ij"), axis=-1).reshape(-1, 3)
-  return (corners[:, None] + inner).reshape(-1, 3)
+  return np.flatnonzero(marked[1:-1, 1:-1, 1:-1])

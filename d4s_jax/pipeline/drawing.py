@@ -5,6 +5,7 @@ import pathlib
 from collections.abc import Iterator
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
@@ -88,6 +89,7 @@ def draw(
       index = views[np.minimum(np.arange(_VIEWS), len(views) - 1)]
       if gaussians is None or not still:
         gaussians = _at(dynamic, times[index[:1] if still else index])
+        gaussians = _for_each_view(gaussians) if still else gaussians
       arguments = gaussians, cameras[index], blur
       part = _draw(*arguments, capacity=room)
       while (lost := int(part.overflow.max())) and (room or 0) < most:
@@ -106,6 +108,12 @@ def draw(
 
 # Apart, or XLA would compute the deformation again for each view of one moment.
 _at = jax.jit(at)
+
+
+@jax.jit
+def _for_each_view(gaussians: Gaussians) -> Gaussians:
+  """One moment [1 n] copied to all views of a call: projecting a broadcast one costs XLA twice."""
+  return jax.tree.map(lambda x: jnp.broadcast_to(x, (_VIEWS, *x.shape[1:])), gaussians)
 
 
 @functools.partial(jax.jit, static_argnames=("blur", "capacity"))
