@@ -131,7 +131,7 @@ def lora_config() -> ConfigDict:
 
 def write_run(folder: pathlib.Path, config: ConfigDict, params: Any, step: int = 7) -> None:
   """Leaves in `folder` what a training run leaves: its configuration and one checkpoint."""
-  run_folder.write_config(folder, config.to_dict())
+  run_folder.write_config(folder, config.to_dict(), {})
   now = state.create(params, ("^ldrm/",), optax.sgd(1.0))
   now = dataclasses.replace(now, step=now.step + step)
   saved = checkpoint.Checkpoints(folder, keep=1)

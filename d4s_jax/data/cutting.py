@@ -5,15 +5,13 @@ it is carried out. What isn't known is masked: depth 0, tracks invalid, instance
 """
 
 import dataclasses
-import hashlib
-import json
 from collections.abc import Iterable
 from typing import Any, Protocol
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
-from d4s_jax.data import sampling
+from d4s_jax.data import identity, sampling
 from d4s_jax.data.sampling import Augmentation
 from d4s_jax.data.wanted import Wanted
 from d4s_jax.geometry import cameras as camera_geometry
@@ -87,13 +85,10 @@ class Cut:
     default_factory=lambda: Augmentation(reverse=0, crop=False)
   )
 
-  def contents(self, names: Iterable[str]) -> str:
-    """A hash of what clips are cut out of, and of what is random or scaled about it."""
+  def contents(self, names: Iterable[str]) -> dict[str, Any]:
+    """What clips are cut out of, as a hash of names, and what is random or scaled about it."""
     how = {**dataclasses.asdict(self.augment), "distance": self.distance}
-    digest = hashlib.sha256(json.dumps(how, sort_keys=True).encode())
-    for name in names:
-      digest.update(b"\n" + name.encode())
-    return digest.hexdigest()[:16]
+    return {"hash of names": identity.digest(names), **how}
 
   def __call__(self, footage: Filmed, rng: np.random.Generator) -> Clip:
     """One clip, a pure function of footage and generator.

@@ -11,6 +11,7 @@ import numpy as np
 from av.error import FFmpegError
 from jaxtyping import Int, UInt8
 
+from d4s_jax.data.identity import digest
 from d4s_jax.data.wanted import Wanted
 from d4s_jax.geometry import cameras as camera_geometry
 from d4s_jax.types import Cameras, Clip, Tracks, Views
@@ -26,6 +27,8 @@ _DARK, _DARK_SHARE = 16, 0.6
 # Of this many shots, one is held out.
 _HELD_OUT = 10
 _FOV = 60.0
+# Bytes of a film's beginning and end that tell it from others.
+_ENDS = 2**20
 
 
 class Film:
@@ -55,7 +58,8 @@ class Film:
     self._wanted = wanted = Wanted(split=split, kind=kind, **sizes)
     if kind != "mixed":
       raise ValueError(f"A film has no scenes of kind {kind!r}; it serves the autoencoder alone.")
-    self._file = decoded(pathlib.Path(path), round(MARGIN * max(wanted.height, wanted.width)))
+    self._path = pathlib.Path(path)
+    self._file = decoded(self._path, round(MARGIN * max(wanted.height, wanted.width)))
     self._starts = starts(np.load(self._file, mmap_mode="r"), wanted.frames, split == "heldout")
     if not len(self._starts):
       raise ValueError(
@@ -65,6 +69,10 @@ class Film:
 
   def __len__(self) -> int:
     return self._wanted.length
+
+  def contents(self) -> dict[str, Any]:
+    """What tells the film from others."""
+    return about(self._path)
 
   def read(self, index: int) -> Clip:
     """Cuts one clip out; it has no caption."""
@@ -131,6 +139,15 @@ def starts(film: UInt8[np.ndarray, "f h w 3"], frames: int, heldout: bool):
   bright = bright[starts + length] == bright[starts]
   mine = (shot[starts] % _HELD_OUT == _HELD_OUT - 1) == heldout
   return starts[whole & bright & mine]
+
+
+def about(path: pathlib.Path) -> dict[str, Any]:
+  """What tells a file from others: its size, beginning and end; a film may take long to read."""
+  size = path.stat().st_size
+  with path.open("rb") as file:
+    begin = file.read(_ENDS)
+    file.seek(max(0, size - _ENDS))
+    return {"bytes": size, "hash of both ends": digest([begin, file.read(_ENDS)])}
 
 
 def decoded(path: pathlib.Path, side: int) -> pathlib.Path:

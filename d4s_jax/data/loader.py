@@ -10,6 +10,7 @@ import numpy as np
 from absl import flags
 from jaxtyping import Int
 
+from d4s_jax.data.identity import differences
 from d4s_jax.data.record import CorruptRecord
 from d4s_jax.data.sampling import NoLength
 from d4s_jax.data.source import Buckets, Mixture, Sampled, Source
@@ -39,21 +40,23 @@ class Loader(Iterator[Clip]):
   def __init__(
     self,
     pipeline: Callable[[int], grain.IterDataset],
-    identity: dict[str, Any],
+    data: dict[str, Any],
     workers: int,
     corrupt: float,
+    start: int,
   ):
     """Use `make_loader`.
 
     Args:
       pipeline: makes the batches from the given batch on, each with how many clips were replaced.
-      identity: what the order of clips depends on; a state of another identity is refused.
+      data: what the order of clips depends on; a state of other data is refused.
       workers: worker processes of the pipeline.
       corrupt: share of replaced clips that is put up with.
+      start: the first batch.
     """
-    self._pipeline, self._identity, self._workers = pipeline, identity, workers
+    self._pipeline, self.data, self._workers = pipeline, data, workers
     self._corrupt = corrupt
-    self._batches = 0
+    self._batches = start
     # Clips read by this loader, and clips that could not be and were replaced by others.
     self.read, self.skipped = 0, 0
     self._iterator: Any = None
@@ -88,7 +91,7 @@ class Loader(Iterator[Clip]):
 
   def get_state(self) -> dict[str, Any]:
     """Where the loader is: plain JSON, the same in every process and for any number of workers."""
-    return {**self._identity, "batches": self._batches}
+    return {"data": self.data, "batches": self._batches}
 
   def set_state(self, state: dict[str, Any]) -> None:
     """Goes to where a loader was when `get_state` was called.
@@ -96,14 +99,11 @@ class Loader(Iterator[Clip]):
     Raises:
       ValueError: the state belongs to another order of clips.
     """
-    # Older states don't say what the clips were, and are taken at their word.
-    own = {x: y for x, y in self._identity.items() if x != "contents" or x in state}
-    expected = {name: state.get(name) for name in own}
-    if expected != own:
+    others = differences(state["data"], self.data)
+    if others:
       raise ValueError(
-        f"The data order was saved with {expected}, this loader has {own}. "
-        "(contents is a hash of the clips' names, stride, reverse, crop and distance.) "
-        "Resume with the same data settings, or start a new run."
+        f"The state is that of other data ({'; '.join(others)}). Resume with the same data"
+        " settings, or start a new run."
       )
     self.close()
     self._batches = state["batches"]
@@ -174,20 +174,22 @@ def make_loader(
     options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=_AHEAD)
     return ahead.to_iter_dataset(grain.ReadOptions(num_threads=0)).mp_prefetch(options)
 
-  identity = {
-    "clips": [[len(part) for part in _parts(bucket)[0]] for bucket in buckets.sources],
-    "contents": [[_contents(part) for part in _parts(bucket)[0]] for bucket in buckets.sources],
-    "weights": [list(_parts(bucket)[1]) for bucket in buckets.sources],
-    **{"shares": list(buckets.shares), "seed": seed, "global_batch": batch_size},
-  }
-  loader = Loader(pipeline, identity, workers, corrupt)
-  loader.set_state({**identity, "batches": start})
-  return loader
+  return Loader(pipeline, _data(buckets, batch_size, seed), workers, corrupt, start)
 
 
-def _contents(source: Source) -> str:
-  """What tells sources of one length apart; "" of those whose clips have no names."""
-  return getattr(source, "contents", str)()
+def _data(buckets: Buckets, batch_size: int, seed: int | None) -> dict[str, Any]:
+  """What clips and their order depend on, as plain JSON; of sources, what their `contents` say.
+
+  Paths, processes and workers are no part of it: data may be moved, and read by others.
+  """
+  told: dict[str, Any] = {"seed": seed, "batch_size": batch_size}
+  for number, (bucket, share) in enumerate(zip(buckets.sources, buckets.shares)):
+    own: dict[str, Any] = {"share": share}
+    for place, (part, weight) in enumerate(zip(*_parts(bucket))):
+      about = getattr(part, "contents", dict)()
+      own[f"source {place}"] = {"clips": len(part), "weight": weight, **about}
+    told[f"shape {number}"] = own
+  return told
 
 
 def _parts(source: Source) -> tuple[Sequence[Source], Sequence[float]]:

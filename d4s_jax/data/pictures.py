@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from d4s_jax.data.film import MARGIN, decoded, starts
+from d4s_jax.data.film import MARGIN, about, decoded, starts
 from d4s_jax.data.synthetic.camera_paths import CameraPath, near_path, off_path, random_path
 from d4s_jax.data.synthetic.caption import CAMERA_WORDS
 from d4s_jax.data.wanted import Wanted
@@ -76,13 +76,18 @@ class Pictures:
     self._wanted = wanted = Wanted(split=split, kind=kind, **sizes)
     if kind == "dynamic":
       raise ValueError("Pictures stand still; expected scenes of kind 'static' or 'mixed'.")
-    self._file = decoded(pathlib.Path(path), round(MARGIN * max(wanted.height, wanted.width)))
+    self._path = pathlib.Path(path)
+    self._file = decoded(self._path, round(MARGIN * max(wanted.height, wanted.width)))
     self._stills = starts(np.load(self._file, mmap_mode="r"), 1, split == "heldout")
     if not len(self._stills):
       raise ValueError(f"{path} has no stills for the split {split!r}; expected a longer film.")
 
   def __len__(self) -> int:
     return self._wanted.length
+
+  def contents(self) -> dict[str, Any]:
+    """What tells the film from others."""
+    return about(self._path)
 
   def read(self, index: int) -> Clip:
     """Draws one clip."""

@@ -66,9 +66,13 @@ class Recorded:
   def __len__(self) -> int:
     return len(self._entries)
 
-  def contents(self) -> str:
-    """A hash of the clips' names and of how they are cut."""
-    return self._cut.contents(entry.name for entry in self._entries)
+  def contents(self) -> dict[str, Any]:
+    """What tells these clips from others: names, manifest, sizes of files, how they are cut.
+
+    Bytes that changed within a file of the same size are found when a record is read.
+    """
+    own = self._cut.contents(entry.name for entry in self._entries)
+    return {**own, **self._shards.contents(entry.shard for entry in self._entries)}
 
   def read(self, index: int) -> Clip:
     """One clip, always the same."""

@@ -15,6 +15,7 @@ from typing import Any
 
 from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue]
 
+from d4s_jax.data.identity import digest
 from d4s_jax.data.record import CorruptRecord, Record, decode
 from d4s_jax.formats import atomic
 from d4s_jax.formats.checked import fields, integer, parse, text, within
@@ -183,6 +184,16 @@ class Shards:
     if found != (entry.name, entry.height, entry.width):
       raise CorruptRecord(f"{where} is {found}; the manifest has {entry}.")
     return record
+
+  def contents(self, names: Iterable[str]) -> dict[str, str]:
+    """What tells the manifest and some of the shards from others, without reading the latter."""
+    sizes = []
+    for name in sorted(set(names)):
+      path = within(self._folder, name)
+      sizes.append((name, path.stat().st_size if path.is_file() else None))
+    with (self._folder / MANIFEST).open("rb") as file:
+      manifest = hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    return {"hash of manifest": manifest, "hash of sizes": digest(sizes)}
 
   def _bytes(self, entry: Entry) -> bytes:
     reader = self._readers.get(entry.shard)

@@ -142,7 +142,9 @@ def open_source(
     more = {"posed": posed, **(cutting or {})} if name in _CUT else {}
     part = _open(name, path, {**options, **more})
     if cache and name not in _AS_FILES:
-      part = Stored(part, pathlib.Path(cache) / _identity(whole, {**options, **more}))
+      # Another file under the same name has another place.
+      told = {**options, **more, **getattr(part, "contents", dict)()}
+      part = Stored(part, pathlib.Path(cache) / _identity(whole, told))
     parts.append(part)
   if len(parts) == 1 and not weights:
     return parts[0]

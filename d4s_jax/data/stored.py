@@ -30,9 +30,9 @@ class Stored:
   def __len__(self) -> int:
     return len(self._source)
 
-  def contents(self) -> str:
-    """That of the source, "" if it has none."""
-    return getattr(self._source, "contents", str)()
+  def contents(self) -> dict[str, Any]:
+    """That of the source, nothing if it has none."""
+    return getattr(self._source, "contents", dict)()
 
   def read(self, index: int) -> Clip:
     """One clip."""

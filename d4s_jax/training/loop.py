@@ -81,7 +81,15 @@ def run(config: Config, place: places.Place, traced: tuple[int, int] | None = No
       heldout = validation.load_clips(
         _heldout(config, chosen), tokenize, config.batch_size, config.heldout.batches
       )
-      training = _training(config, chosen, system)
+      batches = make_loader(
+        _training(config, chosen, system),
+        tokenize,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        workers=config.data.workers,
+        rows=sharding.rows(mesh, config.batch_size),
+        corrupt=config.data.corrupt,
+      )
       # As the batches of the loop lie, so that the step is traced only once.
       cut = sharding.batch_sharding(mesh)
       batch = jax.tree.map(
@@ -89,9 +97,11 @@ def run(config: Config, place: places.Place, traced: tuple[int, int] | None = No
       )
       step.eval_shape(like, batch, lpips)
     if processes.writes():
-      run_folder.write_config(place, config.to_dict())
+      run_folder.write_config(place, config.to_dict(), batches.data)
       run_folder.write_tokenizer(place, tokenizer)
     processes.wait("config")
+    # What another host calls by the same name may be something else.
+    run_folder.check_data(place, batches.data)
     folder = places.on_host(place)
 
     # The state: where the newest checkpoint that can be read left off, or new. In this order: Orbax
@@ -108,17 +118,8 @@ def run(config: Config, place: places.Place, traced: tuple[int, int] | None = No
     profile = Profile(folder, traced, start, config.steps)
     keep = config.checkpoint
     saved = checkpoint.Checkpoints(place, keep.keep, keep.keep_every, keep.keep_hours)
-    # Batches are a pure function of seed and step: there is nothing else to resume.
-    batches = make_loader(
-      training,
-      tokenize,
-      batch_size=config.batch_size,
-      seed=config.seed,
-      workers=config.data.workers,
-      start=start,
-      rows=sharding.rows(mesh, config.batch_size),
-      corrupt=config.data.corrupt,
-    )
+    # Batches are a pure function of data and step: there is nothing else to resume.
+    batches.set_state({"data": batches.data, "batches": start})
 
     objective = objectives.make_objective(system, chosen, settings, lpips)
     explained = diagnosis.make(objective, seed=config.seed, accumulate=config.accumulate)

@@ -3,6 +3,7 @@
 Layout::
 
   config.json            the run's configuration, enough to rebuild the model
+  data.json              what tells the clips it is trained on from others, wherever they lie
   identity               a random name, under which emergency copies of this run lie elsewhere
   tokenizer/             a copy of the tokenizer's files, if it is not that of bytes
   checkpoints/           see `checkpoint`
@@ -11,10 +12,12 @@ Layout::
 import json
 import pathlib
 import secrets
+import shlex
 import tempfile
 from collections.abc import Mapping
 from typing import Any
 
+from d4s_jax.data.identity import differences, leaves
 from d4s_jax.formats import tokenizer_files
 from d4s_jax.models.system import System
 from d4s_jax.models.tokenizer import MissingPackageError
@@ -39,47 +42,98 @@ _NEEDED = {
   "sampling.scale": float,
 }
 
-# The file of a run's random name.
+# The files of a run's random name, and of what it is trained on.
 _IDENTITY = "identity"
+_DATA = "data.json"
 
 
-def write_config(folder: Place, config: Mapping) -> None:
-  """Records the configuration of a new run, or checks it against the one that is being resumed.
+def write_config(folder: Place, config: Mapping, data: Mapping) -> None:
+  """Records configuration and data of a new run, or checks them against one that is being resumed.
 
   A folder without a checkpoint has nothing to resume: a new run may start there.
 
+  Args:
+    folder: of the run.
+    config: its configuration.
+    data: what tells its clips from others; see `Loader.data`.
+
   Raises:
-    CheckpointError: the folder holds a run with another configuration; lists the differences.
+    CheckpointError: the folder holds a run with another configuration or of other data; lists the
+      differences, and how to go on.
   """
-  path = folder / "config.json"
-  text = json.dumps(config, indent=2, sort_keys=True)
+  # As they will be read.
+  now = json.loads(json.dumps(config))
   if is_resumed(folder):
-    saved, current = _settled(_read_json(folder)), _settled(json.loads(text))
-    differences = [
-      f"{key}: saved {saved.get(key)!r}, now {current.get(key)!r}"
-      for key in sorted(saved.keys() | current.keys())
-      if saved.get(key) != current.get(key)
-    ]
-    if differences:
-      raise checkpoint.CheckpointError(
-        f"{folder} holds a run with another configuration ({'; '.join(differences)})."
-        " Choose another --workdir, or give the same configuration to resume it."
-      )
+    _check_config(folder, _read_json(folder), now)
+    check_data(folder, data)
     anew = not (folder / _IDENTITY).exists()
+    if not (folder / _DATA).exists():
+      print(f"WARNING: {folder} doesn't say what it was trained on; taken to be what is given now.")
   else:
-    anew = not _has_config(folder, json.loads(text))
+    anew = not _began(folder, now, data)
   folder.mkdir(parents=True, exist_ok=True)
   if anew:
     _write(folder / _IDENTITY, secrets.token_hex(8))
-  _write(path, text)
+  _write(folder / "config.json", json.dumps(now, indent=2, sort_keys=True))
+  _write(folder / _DATA, json.dumps(data, indent=2, sort_keys=True))
 
 
-def _has_config(folder: Place, config: Any) -> bool:
+def _began(folder: Place, config: Any, data: Mapping) -> bool:
   """Whether a run with this configuration began in `folder`, and may have emergency copies."""
   try:
-    return _settled(_read_json(folder)) == _settled(config) and (folder / _IDENTITY).exists()
+    _check_config(folder, _read_json(folder), config)
+    check_data(folder, data)
   except checkpoint.CheckpointError:
     return False
+  return (folder / _IDENTITY).exists() and (folder / _DATA).exists()
+
+
+def check_data(folder: Place, data: Mapping) -> None:
+  """Compares data with those that a run was trained on, if it says what they were.
+
+  Raises:
+    CheckpointError: they are others; lists the differences.
+  """
+  path = folder / _DATA
+  remedy = "delete it if the data are those that the run was trained on"
+  saved = _parsed(path, remedy) if path.exists() else data
+  if found := differences(saved, json.loads(json.dumps(data))):
+    raise checkpoint.CheckpointError(
+      f"{folder} was trained on other data ({'; '.join(found)}). Give those again, wherever they"
+      f" lie now, or choose another --workdir; to go on with these all the same, delete {path}."
+    )
+
+
+def _check_config(folder: Place, saved: Any, now: Any) -> None:
+  """Refuses to go on with another configuration, and tells the flags with which it would."""
+  before, after = _settled(saved), _settled(now)
+  keys = sorted(x for x in before.keys() | after.keys() if before.get(x) != after.get(x))
+  if not keys:
+    return
+  if "preset" in keys or "stage" in keys:
+    remedy = f"--config=configs/{before.get('stage')}.py:{before.get('preset')}"
+    keys = [x for x in keys if x in ("preset", "stage")]
+  else:
+    there, here = leaves(saved), leaves(now)
+    remedy = " ".join(_flag(x, there[x]) for x in keys if x in there and x in here)
+    if not all(x in there and x in here for x in keys):
+      remedy += " and the version of d4s_jax that began it, which had other keys"
+  told = "; ".join(f"{x}: saved {before.get(x)!r}, now {after.get(x)!r}" for x in keys)
+  raise checkpoint.CheckpointError(
+    f"{folder} holds a run with another configuration ({told}). To resume it give"
+    f" {remedy.strip()}; or choose another --workdir."
+  )
+
+
+def _flag(key: str, value: Any) -> str:
+  """The argument of `d4s_jax.train` that sets a key, as a shell takes it."""
+
+  def text(x: Any) -> str:
+    if isinstance(x, list):  # JSON has no tuples
+      return f"({''.join(f'{text(y)},' for y in x)})"
+    return json.dumps(x, ensure_ascii=False) if isinstance(x, str) else repr(x)
+
+  return shlex.quote(f"--config.{key}={value if isinstance(value, str) else text(value)}")
 
 
 def identity(folder: Place) -> str:
@@ -98,8 +152,11 @@ def _write(path: Place, text: str) -> None:
 
 
 def _settled(config: Any) -> dict[str, Any]:
-  """What a run is never continued with other values of."""
-  return {key: value for key, value in _leaves(config).items() if not key.startswith(RESUMABLE)}
+  """What a run is never continued with other values of; data may be moved, but not replaced."""
+  told = {key: value for key, value in leaves(config).items() if not key.startswith(RESUMABLE)}
+  if isinstance(source := told.get("data.source"), str):
+    told["data.source"] = ",".join(x.partition(":")[0] for x in source.split(","))
+  return told
 
 
 def is_resumed(folder: Place) -> bool:
@@ -144,8 +201,8 @@ def _tokenizer(folder: Place) -> Place:
 def read_config(folder: Place) -> dict[str, Any]:
   """The configuration of the run in `folder`; data only, nothing in it is executed."""
   config = _read_json(folder)
-  leaves = _leaves(config)
-  wrong = [name for name, kind in _NEEDED.items() if not isinstance(leaves.get(name), kind)]
+  told = leaves(config)
+  wrong = [name for name, kind in _NEEDED.items() if not isinstance(told.get(name), kind)]
   if wrong:
     raise checkpoint.CheckpointError(
       f"{folder / 'config.json'} is not the configuration of a run: {', '.join(wrong)} are missing"
@@ -166,12 +223,14 @@ def _read_json(folder: Place) -> Any:
       f"{folder} holds no trained model (no config.json). Train one first, for example with"
       " python -m d4s_jax.train --config=configs/joint.py, or name its folder."
     )
+  return _parsed(path, "restore it or retrain")
+
+
+def _parsed(path: Place, remedy: str) -> Any:
   try:
     return json.loads(path.read_text())
   except ValueError as error:
-    raise checkpoint.CheckpointError(
-      f"{path} is not valid JSON ({error}); restore it or retrain."
-    ) from error
+    raise checkpoint.CheckpointError(f"{path} is not valid JSON ({error}); {remedy}.") from error
 
 
 def read_system(folder: Place) -> tuple[dict[str, Any], System]:
@@ -188,13 +247,3 @@ def read_system(folder: Place) -> tuple[dict[str, Any], System]:
       f"The model section of {folder / 'config.json'} describes no model"
       f" ({type(error).__name__}: {checkpoint.first_line(error)}); restore it or retrain."
     ) from error
-
-
-def _leaves(tree: Any, prefix: str = "") -> dict[str, Any]:
-  if not isinstance(tree, dict):
-    return {prefix: tree}
-  return {
-    key: value
-    for name, part in tree.items()
-    for key, value in _leaves(part, f"{prefix}.{name}" if prefix else name).items()
-  }

@@ -8,6 +8,7 @@ take turns. Then the share of a training run of `tiny` that waits for data, with
 and with shards, of the steps after compilation; and resident memory over many clips.
 """
 
+import itertools
 import pathlib
 import statistics
 import sys
@@ -240,21 +241,21 @@ def waiting(folder):
 
 def memory(folder):
   """Resident memory of this process and of its workers while clips pass."""
-  small = {"frames": 5, "height": 32, "width": 32}
-  source = open_source(
-    f"shards:{folder}/shards", posed=False, cutting={"augment": Augmentation()}, length=1, **small
-  )
+  small = {"frames": 5, "height": 32, "width": 32, "length": 1000}
   process = psutil.Process()
-  for workers in (0, 1):
+  for name, workers in itertools.product(("shards:shards", "stereo4d:videos"), (0, 1)):
+    kind, _, place = name.partition(":")
+    cutting = {"augment": Augmentation()}
+    source = open_source(f"{kind}:{folder / place}", posed=False, cutting=cutting, **small)
     told = {}
     with make_loader(source, tokenize, batch_size=20, seed=0, workers=workers) as batches:
-      for number in range(0, _CLIPS.value, 20):
+      for number in range(20, _CLIPS.value + 1, 20):
         next(batches)
-        if number % (_CLIPS.value // 5 // 20 * 20) == 0:
+        if number % (_CLIPS.value // 10 // 20 * 20) == 0:
           family = [process, *process.children(recursive=True)]
           told[number] = sum(x.memory_info().rss for x in family) / 2**20
     line = ", ".join(f"{number}: {value:.0f}" for number, value in told.items())
-    print(f"{workers} workers, MiB after so many clips: {line}")
+    print(f"{place}, {workers} workers, MiB after so many clips: {line}", flush=True)
 
 
 if __name__ == "__main__":

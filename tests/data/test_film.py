@@ -1,9 +1,12 @@
+import pathlib
 import pickle
+import shutil
 
 import numpy as np
 import pytest
 
 from d4s_jax.data.film import Film
+from d4s_jax.data.source import open_source
 from d4s_jax.formats.video import write_video
 
 SHOTS, LENGTH = 12, 25
@@ -67,6 +70,28 @@ def test_a_clip_depends_on_its_index_alone_and_travels_to_workers(film):
   assert len(pickle.dumps(source)) < 100_000
   np.testing.assert_array_equal(source.read(3).source.images, again.read(3).source.images)
   assert not np.array_equal(source.read(3).source.images, source.read(4).source.images)
+
+
+def test_a_film_is_told_from_others_wherever_it_lies(film, tmp_path):
+  told = Film(film, **SIZE).contents()
+  copy = shutil.copy(film, tmp_path / "copy.mp4")
+  assert Film(str(copy), **SIZE).contents() == told
+  kept = bytearray(pathlib.Path(copy).read_bytes())
+  kept[-1] ^= 1
+  pathlib.Path(copy).write_bytes(kept)
+  now = Film(str(copy), **SIZE).contents()
+  assert now["bytes"] == told["bytes"] and now != told
+
+
+def test_clips_of_a_film_are_not_taken_for_those_of_another_of_its_name(film, tmp_path):
+  path = tmp_path / "film.mp4"
+  options = {"posed": False, "cache": str(tmp_path / "clips"), **SIZE, "length": 1}
+  shutil.copy(film, path)
+  first = open_source(f"film:{path}", **options).read(0)
+  assert len(list((tmp_path / "clips").glob("*/*.npz"))) == 1
+  write_video(path, np.full((60, 48, 80, 3), 0.5, np.float32), fps=24)
+  second = open_source(f"film:{path}", **options).read(0)
+  assert np.abs(second.source.images - 0.5).max() < 0.02 < np.ptp(first.source.images)
 
 
 def test_nothing_is_claimed_to_be_known(film):

@@ -1,5 +1,6 @@
 """Shards through the loader: weights, hosts, resumption, buckets, records that can't be read."""
 
+import shutil
 import warnings
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from d4s_jax.data.loader import make_loader
 from d4s_jax.data.record import CorruptRecord
 from d4s_jax.data.sampling import Augmentation, NoLength
-from d4s_jax.data.shards import Shards, read_manifest
+from d4s_jax.data.shards import MANIFEST, Shards, read_manifest
 from d4s_jax.data.source import Buckets, Mixture, open_buckets, open_source
 from tests.data.records import plain_record, write_folder
 
@@ -188,24 +189,35 @@ def test_clips_without_any_length_are_left_out_and_are_no_damage(tmp_path):
 
 
 def test_a_state_of_other_clips_or_other_cutting_is_refused(folders, tmp_path):
-  """Of as many clips; while the same records in another place go on, as do states of before."""
+  """Of as many clips; while the same records in another place go on."""
 
   def opened(folder, **cutting):
     source = open_source(f"shards:{folder}", cutting=cutting, **SIZE, **OPTIONS)
     return make_loader(source, tokenize, batch_size=2, seed=0)
 
   state = opened(folders / "b", **RANDOM).get_state()
-  write_folder(tmp_path / "same", [plain_record(f"b/{x}", 13, 24, 24) for x in range(100, 110)])
-  write_folder(tmp_path / "other", [plain_record(f"b/{x}", 13, 24, 24) for x in range(10)])
+  shutil.copytree(folders / "b", tmp_path / "same")
   opened(tmp_path / "same", **RANDOM).set_state(state)
-  old = {name: value for name, value in state.items() if name != "contents"}
-  opened(folders / "b", **RANDOM).set_state(old)
-  changed = [Augmentation(stride=3, reverse=0.1), Augmentation(stride=3, crop=False)]
-  others = [opened(folders / "b", augment=how) for how in [*changed, Augmentation(stride=2)]]
-  others += [opened(folders / "b", **RANDOM, distance=1.0), opened(tmp_path / "other", **RANDOM)]
-  for other in others:
-    with pytest.raises(ValueError, match="hash of the clips' names.*same data settings"):
-      other.set_state(state)
+  write_folder(tmp_path / "other", [plain_record(f"b/{x}", 13, 24, 24) for x in range(10)])
+  for folder in ("told", "longer", "fewer"):
+    shutil.copytree(folders / "b", tmp_path / folder)
+  with (tmp_path / "told" / MANIFEST).open("ab") as file:
+    file.write(b'{"clip": "b/200", "kept": false}\n')
+  with next((tmp_path / "longer").glob("*.array_record")).open("ab") as file:
+    file.write(b"x")
+  next((tmp_path / "fewer").glob("*.array_record")).unlink()
+  for differs, folder, how in (
+    ("reverse: saved 0.5, now 0.1", "b", {"augment": Augmentation(stride=3, reverse=0.1)}),
+    ("crop: saved True, now False", "b", {"augment": Augmentation(stride=3, crop=False)}),
+    ("stride: saved 3, now 2", "b", {"augment": Augmentation(stride=2)}),
+    ("distance: saved 0.0, now 1.0", "b", {**RANDOM, "distance": 1.0}),
+    ("hash of names: saved", tmp_path / "other", RANDOM),
+    ("hash of manifest: saved", tmp_path / "told", RANDOM),
+    ("hash of sizes: saved", tmp_path / "longer", RANDOM),
+    ("hash of sizes: saved", tmp_path / "fewer", RANDOM),
+  ):
+    with pytest.raises(ValueError, match=f"{differs}.*same data settings"):
+      opened(folders / folder, **how).set_state(state)
 
 
 def test_batches_of_buckets_have_static_shapes_in_proportion(tmp_path):

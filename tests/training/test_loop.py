@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
+from d4s_jax.data.loader import make_loader
 from d4s_jax.models.system import System
-from d4s_jax.training import loop
+from d4s_jax.training import checkpoint, loop, run_folder
 from d4s_jax.training.stages import stage
 from tests.data.records import plain_record, write_folder
 from tests.support import small_config
@@ -57,6 +58,38 @@ def test_a_run_on_shards_trains_on_several_shapes(tmp_path):
     config.data.source = f"shards:{tmp_path}/shards"
     config.data.buckets = ("5x16x16", "5x16x32")
   assert loop.run(config, tmp_path / "run")
+  # It goes on with the same shards elsewhere, and with no others of that name.
+  (tmp_path / "shards").rename(tmp_path / "moved")
+  write_folder(tmp_path / "shards", records[:6], heldout=("a/0", "a/2"))
+  config.steps = 4
+  with pytest.raises(checkpoint.CheckpointError, match="trained on other data"):
+    loop.run(config, tmp_path / "run")
+  config.data.source = f"shards:{tmp_path}/moved"
+  assert loop.run(config, tmp_path / "run")
+
+
+def test_a_run_does_not_go_on_with_other_shards(tmp_path):
+  """Refused before its checkpoint, here an empty one, is looked at."""
+  records = [plain_record(f"a/{x}", 9, 16, 16) for x in range(6)]
+  write_folder(tmp_path / "shards", records, heldout=("a/0",))
+  config = small_config()
+  config.stage, config.optimizer.warmup, config.heldout.batches = "diffusion", 1, 1
+  config.data.source = f"shards:{tmp_path}/shards"
+  system = System.build(config.model.to_dict())
+  training = loop._training(config, stage("diffusion"), system)
+  with make_loader(
+    training, system.tokenize, batch_size=config.batch_size, seed=config.seed
+  ) as batches:
+    run_folder.write_config(tmp_path / "run", config.to_dict(), batches.data)
+  (tmp_path / "run" / "checkpoints" / "5").mkdir(parents=True)
+  (tmp_path / "shards").rename(tmp_path / "moved")
+  write_folder(tmp_path / "shards", records[:5], heldout=("a/0",))
+  with pytest.raises(checkpoint.CheckpointError) as error:
+    loop.run(config, tmp_path / "run")
+  assert "other data (shape 0.source 0.clips: saved 5, now 4" in str(error.value)
+  config.data.source = f"shards:{tmp_path}/moved"
+  with pytest.raises(checkpoint.CheckpointError, match="Nothing that was saved"):
+    loop.run(config, tmp_path / "run")
 
 
 def test_a_shape_that_is_none_is_refused():

@@ -36,11 +36,11 @@ import pathlib
 import jax, numpy as np
 from d4s_jax.training import checkpoint, places, recovery, run_folder
 from tests.training.test_checkpoint import PARAMS, make_state
-from tests.training.test_run_folder import CONFIG
+from tests.training.test_run_folder import CONFIG, DATA
 
 run = places.place("gs://bucket/run")
 assert not places.is_local(run) and not run_folder.is_resumed(run)
-run_folder.write_config(run, CONFIG)
+run_folder.write_config(run, CONFIG, DATA)
 name = run_folder.identity(run)
 files = {"spiece.model": b"pieces"}
 run_folder.write_tokenizer(run, files)
@@ -52,10 +52,10 @@ saved.close()
 assert checkpoint.whole_steps(run) == [2, 3] and run_folder.is_resumed(run)
 tokenized = {"backbone": {"tokenizer": "gone"}}
 assert run_folder.read_tokenizer(run, tokenized) == files
-run_folder.write_config(run, CONFIG | {"steps": 20})
+run_folder.write_config(run, CONFIG | {"steps": 20}, DATA)
 assert run_folder.identity(run) == name
 try:
-  run_folder.write_config(run, CONFIG | {"seed": 1})
+  run_folder.write_config(run, CONFIG | {"seed": 1}, DATA)
   raise AssertionError("another configuration")
 except checkpoint.CheckpointError as error:
   assert "seed: saved 0, now 1" in str(error)

@@ -11,7 +11,7 @@ import pytest
 from d4s_jax.training import checkpoint, recovery, run_folder
 from d4s_jax.training.emergency import Copies
 from tests.training.test_checkpoint import largest_file, make_state, save
-from tests.training.test_run_folder import CONFIG
+from tests.training.test_run_folder import CONFIG, DATA
 
 OPTIONS = types.SimpleNamespace(local="", every=10, minutes=0.0, local_every=1)
 
@@ -92,15 +92,28 @@ def test_another_configuration_is_not_taken_for_damage(tmp_path):
 def test_copies_of_another_run_are_not_seen(tmp_path):
   options = types.SimpleNamespace(local=str(tmp_path / "local"))
   run = tmp_path / "run"
-  run_folder.write_config(run, CONFIG)
+  run_folder.write_config(run, CONFIG, DATA)
   copies = recovery.open_copies(run, options)
   copies.save(make_state(5))
   copies.close()
   # A run that was cut short before its first checkpoint goes on from its copy.
-  run_folder.write_config(run, {**CONFIG, "steps": 20})
+  run_folder.write_config(run, {**CONFIG, "steps": 20}, DATA)
   assert recovery.open_copies(run, options).steps() == [5]
   # One that starts there with another configuration does not.
-  run_folder.write_config(run, {**CONFIG, "seed": 1})
+  run_folder.write_config(run, {**CONFIG, "seed": 1}, DATA)
+  assert recovery.open_copies(run, options).steps() == []
+
+
+def test_copies_of_other_data_are_not_seen(tmp_path):
+  options = types.SimpleNamespace(local=str(tmp_path / "local"))
+  run = tmp_path / "run"
+  run_folder.write_config(run, CONFIG, DATA)
+  copies = recovery.open_copies(run, options)
+  copies.save(make_state(5))
+  copies.close()
+  run_folder.write_config(run, CONFIG, DATA)
+  assert recovery.open_copies(run, options).steps() == [5]
+  run_folder.write_config(run, CONFIG, {"clips": 4})
   assert recovery.open_copies(run, options).steps() == []
 
 

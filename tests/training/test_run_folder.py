@@ -1,11 +1,17 @@
 """The folder of a run: its configuration, and its own copy of a published tokenizer."""
 
+import functools
 import importlib
 import json
+import shlex
 
+import absl.flags
 import numpy as np
 import pytest
+from ml_collections import config_flags
 
+from d4s_jax.config import base
+from d4s_jax.data import identity
 from d4s_jax.formats import tokenizer_files
 from d4s_jax.training import checkpoint, run_folder
 from tests.published_tokenizers import write_t5, write_umt5
@@ -15,12 +21,13 @@ CONFIG = {
   **{"model": {"width": 3}, "steps": 10, "seed": 0, "data": {"workers": 1}},
   **{"clip": {}, "sampling": {}, "preset": "tiny"},
 }
+DATA = {"clips": 3}
 
 
 def test_missing_run_says_how_to_get_one(tmp_path):
   with pytest.raises(checkpoint.CheckpointError, match="no trained model.*d4s_jax.train"):
     run_folder.read_config(tmp_path / "nowhere")
-  run_folder.write_config(tmp_path, CONFIG)
+  run_folder.write_config(tmp_path, CONFIG, DATA)
   with pytest.raises(checkpoint.CheckpointError, match="no checkpoints yet"):
     checkpoint.read_model(tmp_path, {})
 
@@ -32,13 +39,116 @@ def test_broken_config_is_refused(tmp_path):
 
 
 def test_resuming_with_another_configuration_lists_the_differences(tmp_path):
-  run_folder.write_config(tmp_path, {**CONFIG, "seed": 1})
-  run_folder.write_config(tmp_path, CONFIG)  # nothing was trained: the folder is free
+  run_folder.write_config(tmp_path, {**CONFIG, "seed": 1}, DATA)
+  run_folder.write_config(tmp_path, CONFIG, DATA)  # nothing was trained: the folder is free
   (tmp_path / "checkpoints" / "5").mkdir(parents=True)
-  run_folder.write_config(tmp_path, {**CONFIG, "steps": 20, "data": {"workers": 0}})
+  run_folder.write_config(tmp_path, {**CONFIG, "steps": 20, "data": {"workers": 0}}, DATA)
   with pytest.raises(checkpoint.CheckpointError, match="model.width: saved 3, now 4.*--workdir"):
-    run_folder.write_config(tmp_path, {**CONFIG, "model": {"width": 4}})
+    run_folder.write_config(tmp_path, {**CONFIG, "model": {"width": 4}}, DATA)
   assert json.loads((tmp_path / "config.json").read_text())["model"] == {"width": 3}
+
+
+def refusal(folder, saved, now):
+  """What a run that began with `saved` says to `now`."""
+  run_folder.write_config(folder, saved.to_dict(), DATA)
+  (folder / "checkpoints" / "5").mkdir(parents=True)
+  with pytest.raises(checkpoint.CheckpointError) as error:
+    run_folder.write_config(folder, now.to_dict(), DATA)
+  return str(error.value)
+
+
+def test_the_refusal_of_an_old_default_gives_its_flag(tmp_path):
+  saved, now = base("tiny"), base("tiny")
+  saved.data.augment.stride = 4
+  told = refusal(tmp_path, saved, now)
+  assert "data.augment.stride: saved 4, now 0" in told
+  assert "To resume it give --config.data.augment.stride=4;" in told
+
+
+def other(value):
+  """A value of the same type that is none of the schema's."""
+  if isinstance(value, bool):
+    return not value
+  if isinstance(value, (int, float)):
+    return value + 3
+  # With what shells and parsers stumble over.
+  return (*value, "a'b", (1, 0.5)) if isinstance(value, tuple) else f'{value} "it\'s" $x'
+
+
+@pytest.mark.parametrize("preset", ["tiny", "wan1.3b"])
+def test_flags_of_a_refusal_bring_back_every_key(preset, tmp_path, monkeypatch):
+  saved, now = base(preset), base(preset)
+  keys = []
+  for key, value in identity.leaves(now.to_dict()).items():
+    # Presets differ in more than a name, and None is of no type.
+    if key in ("preset", "stage") or value is None or key.startswith(run_folder.RESUMABLE):
+      continue
+    *parents, name = key.split(".")
+    functools.reduce(getattr, parents, saved)[name] = other(value)
+    keys.append(key)
+  told = refusal(tmp_path, saved, now)
+  flags = shlex.split(told.partition("To resume it give ")[2].partition("; or choose")[0])
+  assert len(flags) == len(keys) > 50
+  # The parser of `train`, which looks at what the program was called with.
+  monkeypatch.setattr("sys.argv", ["train", *flags])
+  values = absl.flags.FlagValues()
+  config_flags.DEFINE_config_dict("config", now, flag_values=values)
+  values(["train", *flags])
+  assert now.to_dict() == saved.to_dict()
+  run_folder.write_config(tmp_path, now.to_dict(), DATA)
+
+
+def test_another_stage_or_preset_is_told_by_its_file(tmp_path):
+  saved, now = base("wan1.3b"), base("tiny")
+  saved.stage = "static"
+  told = refusal(tmp_path, saved, now)
+  assert "preset: saved 'wan1.3b', now 'tiny'; stage: saved 'static', now 'joint'" in told
+  assert "give --config=configs/static.py:wan1.3b;" in told
+
+
+def test_keys_that_only_one_version_knows_are_told_as_that(tmp_path):
+  saved, now = base("tiny"), base("tiny")
+  with saved.unlocked():
+    saved.spikes = 3
+  saved.seed = 4
+  told = refusal(tmp_path, saved, now)
+  assert "spikes: saved 3, now None" in told
+  assert "give --config.seed=4 and the version of d4s_jax that began it" in told
+
+
+def test_data_may_be_moved_but_not_replaced(tmp_path):
+  def config(source):
+    return {**CONFIG, "data": {"source": source}}
+
+  run_folder.write_config(tmp_path, config("synthetic,shards:a"), DATA)
+  (tmp_path / "checkpoints" / "5").mkdir(parents=True)
+  run_folder.write_config(tmp_path, config("synthetic,shards:elsewhere/b"), DATA)
+  with pytest.raises(
+    checkpoint.CheckpointError, match="data.source: saved .synthetic,shards."
+  ) as x:
+    run_folder.write_config(tmp_path, config("synthetic,tartanair:c"), DATA)
+  assert "--config.data.source=synthetic,shards:elsewhere/b;" in str(x.value)
+  with pytest.raises(checkpoint.CheckpointError) as x:
+    run_folder.write_config(tmp_path, config("synthetic,shards:a"), {"clips": 4})
+  assert "trained on other data (clips: saved 3, now 4)" in str(x.value)
+  assert f"delete {tmp_path / 'data.json'}" in str(x.value)
+  with pytest.raises(checkpoint.CheckpointError, match="clips: saved 3, now 4"):
+    run_folder.check_data(tmp_path, {"clips": 4})  # as a host that reads others would
+  run_folder.check_data(tmp_path, DATA)
+
+
+def test_a_run_that_does_not_say_what_it_was_trained_on_is_told_of(tmp_path, capsys):
+  run_folder.write_config(tmp_path, CONFIG, DATA)
+  (tmp_path / "checkpoints" / "5").mkdir(parents=True)
+  (tmp_path / "data.json").write_text('{"clips"')
+  with pytest.raises(checkpoint.CheckpointError, match="data.json is not valid JSON.*delete it"):
+    run_folder.write_config(tmp_path, CONFIG, DATA)
+  (tmp_path / "data.json").unlink()
+  assert not capsys.readouterr().out
+  run_folder.write_config(tmp_path, CONFIG, {"clips": 4})
+  assert "WARNING" in capsys.readouterr().out
+  with pytest.raises(checkpoint.CheckpointError, match="clips: saved 4, now 3"):
+    run_folder.write_config(tmp_path, CONFIG, DATA)
 
 
 @pytest.fixture
@@ -51,7 +161,7 @@ def start(run, folder):
   config = small_config()
   config.model.backbone.tokenizer = str(folder)
   files = run_folder.read_tokenizer(run, config.model.to_dict())
-  run_folder.write_config(run, config.to_dict())
+  run_folder.write_config(run, config.to_dict(), DATA)
   run_folder.write_tokenizer(run, files)
   return files
 

@@ -10,6 +10,7 @@ from PIL import Image
 from d4s_jax.data.cutting import Cut
 from d4s_jax.data.datasets.registry import entry, open_dataset
 from d4s_jax.data.datasets.scene import Dataset, Scene
+from d4s_jax.data.identity import digest
 from d4s_jax.data.record import CorruptRecord
 from d4s_jax.data.sampling import Augmentation, NoLength
 from d4s_jax.data.wanted import SPLITS, Wanted
@@ -75,9 +76,14 @@ class Windows:
   def __len__(self) -> int:
     return self._cut.wanted.length
 
-  def contents(self) -> str:
-    """A hash of the scenes' names and of how they are cut."""
-    return self._cut.contents(self._names)
+  def contents(self) -> dict[str, Any]:
+    """What tells these clips from others: names of scenes, how they are cut, a look at some scenes.
+
+    All files would be too many to look at.
+    """
+    looked = (self._names[0], self._names[len(self._names) // 2], self._names[-1])
+    seen = digest(_seen(self._dataset, name) for name in looked)
+    return {**self._cut.contents(self._names), "hash of three scenes": seen}
 
   def read(self, index: int) -> Clip:
     """One clip, always the same; see `draw`."""
@@ -168,6 +174,15 @@ class _OfScene:
     return Tracks(
       points=found.points[:, back], visible=found.visible[:, back], valid=found.valid[:, back]
     )
+
+
+def _seen(dataset: Dataset, name: str) -> Any:
+  """What is quickly seen of a scene: its frames, and the first picture."""
+  try:
+    views = dataset.open(name).views
+    return [(x.name, x.numbers.tolist()) for x in views], digest([views[0].pixels(0).tobytes()])
+  except (OSError, ValueError):
+    return "unreadable"
 
 
 def split_names(dataset: Dataset, split: str) -> list[str]:

@@ -1,6 +1,7 @@
 """Datasets as sources of clips."""
 
 import pickle
+import shutil
 
 import numpy as np
 import pytest
@@ -44,6 +45,25 @@ def test_a_clip_shows_the_world_as_its_cameras_say(odyssey):
       wall = (np.asarray(clip.source.depth).max() > 0) & (views.depth > 4)
       away = np.abs(views.images - paint(true))[wall]
       assert wall.mean() > 0.3 and away.mean() < 0.03
+
+
+def test_scenes_are_told_from_others_wherever_they_lie(kitti, tmp_path):
+  def differ(**options):
+    now = Windows("virtual_kitti", str(tmp_path / "moved"), **SIZE, **options).contents()
+    return [name for name in told if now[name] != told[name]]
+
+  told = Windows("virtual_kitti", str(kitti.root), **SIZE).contents()
+  shutil.copytree(kitti.root, tmp_path / "moved")
+  assert differ() == []
+  assert differ(distance=1.0) == ["distance"]
+  pictures = sorted((tmp_path / "moved").glob("Scene01/clone/frames/rgb/Camera_0/*"))
+  kept = pictures[0].read_bytes()
+  shutil.copy(pictures[3], pictures[0])
+  assert differ() == ["hash of three scenes"]
+  pictures[0].write_bytes(kept)
+  assert differ() == []
+  pictures[-1].unlink()
+  assert differ() == ["hash of three scenes"]
 
 
 def _first(written, clip):
