@@ -31,6 +31,8 @@ class Footage:
     base: seconds in a unit of presentation times.
   """
 
+  _container: Any = None
+
   def __init__(self, path: pathlib.Path, stamps: Sequence[int] = ()):
     """Reads the header.
 
@@ -47,10 +49,12 @@ class Footage:
       raise FileNotFoundError(f"No video at {path}; fetch it again.")
     self.path = path
     self._stamps, self._keys = list(stamps), []
-    self._container, self._frames = None, iter(())
+    self._frames: Iterator[Any] = iter(())
     self._convert = VideoReformatter()
     # The number of the next frame; of the first one that is damaged, and what is wrong with it.
     self._next, self._damage = 0, (0, "")
+    # When the next frame is shown that is asked for, in a list that what decodes looks into.
+    self._wanted = [-(1 << 62)]
     try:
       self._open()
       stream = self._stream
@@ -108,13 +112,16 @@ class Footage:
       self._container.close()
     self._container, self._frames, self._next = None, iter(()), 0
 
+  def __del__(self) -> None:
+    # PyAV 18 never frees a file that is open when it is forgotten.
+    self.close()
+
   def _open(self) -> None:
     self.close()
     self._container = av.open(str(self.path))
     self._stream: Any = self._container.streams.video[0]
     self._stream.codec_context.thread_count = 1
-    self._wanted = -(1 << 62)
-    self._frames = self._decoded(self._container)
+    self._frames = _decoded(self._container, self._stream, self._wanted)
 
   def _look_through(self) -> None:
     """Notes when frames are shown, and which are key frames: no frame is decoded for it."""
@@ -141,7 +148,7 @@ class Footage:
   def _seek(self, number: int) -> Any:
     assert self._container is not None
     self._container.seek(self._stamps[number], stream=self._stream)
-    self._frames = self._decoded(self._container)
+    self._frames = _decoded(self._container, self._stream, self._wanted)
     frame = self._forward(number)
     if frame is None:
       # A key frame is decoded before frames that are shown before it, and some containers seek to
@@ -152,22 +159,27 @@ class Footage:
 
   def _forward(self, number: int) -> Any:
     """The frame, if it is still to come."""
-    self._wanted = self._stamps[number]
+    stamp = self._wanted[0] = self._stamps[number]
     for frame in self._frames:
-      if frame.pts is not None and frame.pts >= self._wanted:
-        return frame if frame.pts == self._wanted else None
+      if frame.pts is not None and frame.pts >= stamp:
+        return frame if frame.pts == stamp else None
     return None
 
-  def _decoded(self, container: Any) -> Iterator[Any]:
-    context, skipping = self._stream.codec_context, None
-    for packet in container.demux(self._stream):
-      early = packet.pts is not None and packet.pts < self._wanted
-      if early != skipping:
-        context.skip_frame, skipping = "NONREF" if early else "DEFAULT", early
-      try:
-        frames = packet.decode()
-      except FFmpegError:
-        # What is decoded already, and waits for its turn.
-        yield from context.decode(None)
-        raise
-      yield from frames
+
+def _decoded(container: Any, stream: Any, wanted: list[int]) -> Iterator[Any]:
+  """The frames from here on; of those shown before the time in `wanted`, not all are decoded.
+
+  No method: with a reference to its `Footage` both would only go when cycles are collected.
+  """
+  context, skipping = stream.codec_context, None
+  for packet in container.demux(stream):
+    early = packet.pts is not None and packet.pts < wanted[0]
+    if early != skipping:
+      context.skip_frame, skipping = "NONREF" if early else "DEFAULT", early
+    try:
+      frames = packet.decode()
+    except FFmpegError:
+      # What is decoded already, and waits for its turn.
+      yield from context.decode(None)
+      raise
+    yield from frames
