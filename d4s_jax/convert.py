@@ -10,7 +10,8 @@ weights keep their type; what goes back is bit for bit what came. A run starts f
 weights with --config.init.transformer=weights/wan1.3b, and so on for each part.
 
 Or --from is a training run: its backbone becomes models of diffusers and transformers; its LDRM and
-its conditioning on cameras become safetensors with a file that runs them and needs torch alone.
+its conditioning on cameras become safetensors with a file that runs them and needs torch alone. All
+of that, or one part of it, comes back with --format=flax, for --config.init of another run.
 
 Or --from is the folder of a LoRA adapter as diffusers or PEFT write it; a run starts from what it
 becomes with --config.init.adapter. The adapter of a run leaves in diffusers' layout too, beside its
@@ -24,7 +25,7 @@ from absl import flags, logging
 from d4s_jax import errors
 from d4s_jax.formats import atomic
 from d4s_jax.pipeline import progress
-from d4s_jax.training import checkpoint, run_folder
+from d4s_jax.training import checkpoint, run_folder, stored_model
 from d4s_jax.weights import folders, merging, run
 
 _FROM = flags.DEFINE_string("from", None, "Folder of a pipeline, a model or a run.", required=True)
@@ -62,9 +63,8 @@ def _of_run(folder: pathlib.Path) -> folders.Job:
   if _MERGE.value and pathlib.Path(_MERGE.value).resolve() != folder.resolve():
     raise ValueError(f"--merge is {_MERGE.value}; into a run only its own adapter goes: {folder}.")
   _, system = run_folder.read_system(folder)
-  with progress.timed(f"load {folder}"):
-    params, _ = checkpoint.read_model(folder, system.abstract())
-  return run.export(system, params, merged=bool(_MERGE.value))
+  stored = stored_model.StoredModel(folder, system.abstract())
+  return run.export(system, stored, merged=bool(_MERGE.value))
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from d4s_jax.config import base
+from d4s_jax.formats.tensors import Spec
 from d4s_jax.models.system import System
 from d4s_jax.training import checkpoint, run_folder, state
 from d4s_jax.weights.rules import Rule, pairs
@@ -116,6 +117,18 @@ def from_torch(
     rows.setdefault(pair.flax, []).append(pair.to_flax(values[pair.torch]))
   stacked = {pair.flax for pair in table if pair.row is not None}
   return state.unflatten({x: np.stack(y) if x in stacked else y[0] for x, y in rows.items()})
+
+
+class Held:
+  """Parameters in memory as what `weights.run.export` reads."""
+
+  def __init__(self, params: Any):
+    self._arrays = {path: np.asarray(x) for path, x in state.flatten(params).items()}
+    self.specs = {path: Spec("F32", x.shape) for path, x in self._arrays.items()}
+
+  def read(self, name: str, row: int | None = None) -> np.ndarray:
+    """One of them, or one row of it."""
+    return self._arrays[name] if row is None else self._arrays[name][row]
 
 
 def lora_config() -> ConfigDict:

@@ -17,6 +17,7 @@ import plyfile
 import pytest
 
 from d4s_jax import errors
+from d4s_jax.formats import atomic
 from d4s_jax.formats.images import write_image
 from d4s_jax.formats.scene import SceneMetadata, read_scene, write_scene
 from d4s_jax.geometry.deformation import identity
@@ -377,8 +378,7 @@ def test_a_scene_for_which_there_is_no_memory_is_one_line(place, capsys, monkeyp
   assert not (place / "new").exists()
 
 
-def test_a_stop_by_signal_leaves_no_temporary_folder(tmp_path):
-  script = """
+_MAKES_A_FOLDER = """
 import pathlib, sys, time
 from d4s_jax import errors
 from d4s_jax.formats import atomic
@@ -391,9 +391,33 @@ def main(argv):
 sys.argv = [sys.argv[1]]
 errors.run(main)
 """
-  (tmp_path / "script.py").write_text(script)
+
+
+def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path, monkeypatch):
+  process = _begin_a_folder(tmp_path)
+  (left,) = tmp_path.glob(".new.*")
+  (left / "large").write_bytes(b"1" * 1000)
+  monkeypatch.setattr(atomic, "_YOUNG", 0.0)
+  folders = tmp_path / "other", tmp_path / ".new.123", tmp_path / ".new.0123abcd.old"
+  for folder in folders:
+    folder.mkdir()
+  with pytest.raises(KeyError), atomic.new_folder(tmp_path / "new"):
+    raise KeyError
+  # It is still at work.
+  assert (left / "large").exists()
+  process.kill()
+  process.communicate(timeout=30)
+  assert left.exists()
+  with atomic.new_folder(tmp_path / "new") as folder:
+    assert not left.exists()
+    (folder / "x").write_text("x")
+  assert (tmp_path / "new" / "x").exists() and all(folder.exists() for folder in folders)
+
+
+def _begin_a_folder(place):
+  (place / "script.py").write_text(_MAKES_A_FOLDER)
   process = subprocess.Popen(
-    [sys.executable, tmp_path / "script.py", tmp_path / "x"],
+    [sys.executable, place / "script.py", place / "x"],
     cwd=ROOT,
     env=os.environ | {"PYTHONPATH": str(ROOT)},
     stdout=subprocess.PIPE,
@@ -401,6 +425,11 @@ errors.run(main)
     text=True,
   )
   assert process.stdout is not None and process.stdout.readline() == "begun\n"
+  return process
+
+
+def test_a_stop_by_signal_leaves_no_temporary_folder(tmp_path):
+  process = _begin_a_folder(tmp_path)
   process.terminate()
   _, said = process.communicate(timeout=30)
   assert process.returncode == 130 and said.strip() == "error: interrupted"

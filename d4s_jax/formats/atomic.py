@@ -2,10 +2,13 @@
 
 import contextlib
 import errno
+import fcntl
 import os
 import pathlib
+import re
 import secrets
 import shutil
+import time
 from collections.abc import Iterator
 
 
@@ -71,23 +74,53 @@ def check_new_folder(folder: pathlib.Path) -> None:
 def new_folder(folder: pathlib.Path) -> Iterator[pathlib.Path]:
   """Yields a temporary folder to fill, which is renamed to `folder` when the block succeeds.
 
-  Missing parent folders are made. If the block raises, or the disk is full, nothing is left.
+  Missing parent folders are made. If the block raises, or the disk is full, nothing is left. What a
+  process that was killed left of this folder is removed.
 
   Raises:
     FileExistsError: there is something at `folder` already.
   """
   check_new_folder(folder)
   folder.parent.mkdir(parents=True, exist_ok=True)
+  _clear(folder)
   temporary = sibling(folder)
   try:
     temporary.mkdir()
-    yield temporary
+    with _locked(temporary):
+      yield temporary
     for path in temporary.rglob("*"):
       if path.is_file():
         flush(path)
     os.replace(temporary, folder)
   finally:
     shutil.rmtree(temporary, ignore_errors=True)
+
+
+# Seconds that a process has between making its temporary folder and locking it.
+_YOUNG = 60.0
+
+
+def _clear(folder: pathlib.Path) -> None:
+  """Removes temporary folders for `folder` that no process has locked any more."""
+  name = re.compile(rf"\.{re.escape(folder.name)}\.[0-9a-f]{{8}}{re.escape(folder.suffix)}")
+  for path in folder.parent.iterdir():
+    left = name.fullmatch(path.name) and path.is_dir() and not path.is_symlink()
+    # Another process may remove it too, or own it; on some disks nothing can be locked.
+    with contextlib.suppress(OSError):
+      if left and time.time() - path.stat().st_mtime > _YOUNG:
+        with _locked(path):
+          shutil.rmtree(path)
+
+
+@contextlib.contextmanager
+def _locked(folder: pathlib.Path) -> Iterator[None]:
+  """Holds the lock of a folder, which ends with its process; OSError if another one has it."""
+  descriptor = os.open(folder, os.O_RDONLY)
+  try:
+    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    yield
+  finally:
+    os.close(descriptor)
 
 
 def flush(path: pathlib.Path) -> None:

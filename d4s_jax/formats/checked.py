@@ -44,7 +44,7 @@ def within(folder: pathlib.Path, name: str) -> pathlib.Path:
   if not plain or path.resolve().parent != folder.resolve():
     raise ValueError(
       f"{folder} refers to {name!r:.80}, which is no plain name in it; links and paths that lead"
-      " elsewhere are not followed (cp -L makes files of links)."
+      " elsewhere are not followed (cp -rL FOLDER NEW makes files of links)."
     )
   return path
 

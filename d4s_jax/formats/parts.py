@@ -5,13 +5,15 @@ parameters under their Flax paths ("blocks/mlp_in/kernel"; blocks are stacked al
 the type that they were published in. `config.json` is data:
 
   format, version   "d4s_jax part", 1
-  part              "autoencoder", "text_encoder", "image_encoder", "transformer" or "adapter"
+  part              one of `PARTS`
   fields            constructor arguments of the class in `models`; of an adapter, rank and scale
   published         the config.json that the weights came with, unchanged; of an adapter, which
-                    transformer it is for, and how it was written (`weights.adapter_styles`)
+                    transformer it is for, and how it was written (`weights.adapter_styles`); of
+                    an LDRM, that of the folder which left for PyTorch (`weights.own`)
   names             names of the file it came from that are not in the table, else empty
 
-Under "unread/" are tensors that the file it came from had and no model reads.
+Under "unread/" are tensors that the file it came from had and no model reads; under "camera/", in
+an LDRM's, what belongs to the transformer that it was trained with.
 """
 
 import dataclasses
@@ -28,7 +30,9 @@ from d4s_jax.formats.tensors import Spec
 
 FORMAT = "d4s_jax part"
 VERSION = 1
-PARTS = ("autoencoder", "text_encoder", "image_encoder", "transformer", "adapter")
+LDRM = "ldrm"
+PARTS = ("autoencoder", "text_encoder", "image_encoder", "transformer", "adapter", LDRM)
+CAMERA = "camera/"
 UNREAD = "unread/"
 STEM = "model"
 CONFIG = "config.json"
@@ -108,9 +112,10 @@ def is_published(folder: pathlib.Path) -> bool:
   """Whether a folder holds a model, a pipeline or an adapter that was not converted to ours."""
   if (folder / CONFIG).is_file():
     config = read_config(folder)
-    return not is_description(config) and bool({"_class_name", "architectures"} & config.keys())
+    known = {"_class_name", "architectures", "patch_embedding"}
+    return not is_description(config) and bool(known & config.keys())
   inside = [read_config(path.parent) for path in folder.glob(f"*/{CONFIG}")]
-  if (folder / "model_index.json").is_file():
+  if (folder / "model_index.json").is_file() or (folder / "diff4splat" / CONFIG).is_file():
     return not any(is_description(config) for config in inside)
   return not inside and any(folder.glob("*.safetensors"))
 

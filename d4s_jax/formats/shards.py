@@ -44,6 +44,14 @@ class Shards:
     if not (folder / f"{stem}.safetensors").exists():
       others = sorted(path.name for path in folder.glob("*") if path.suffix in _PICKLED)
       hint = f" ({', '.join(others[:3])} may run code when read, so it is not)" if others else ""
+      index = sorted(folder.glob(f"{stem}.safetensors.index.*.json"))
+      variants = index or sorted(folder.glob(f"{stem}.*.safetensors"))
+      if variants:
+        name = f"{stem}.safetensors" + (".index.json" if index else "")
+        raise FileNotFoundError(
+          f"{folder} holds the weights as a variant alone ({variants[0].name!r:.80}); rename that"
+          f" file to {name}."
+        )
       raise FileNotFoundError(
         f"{folder} holds neither {stem}.safetensors nor its index{hint}; expected safetensors."
       )

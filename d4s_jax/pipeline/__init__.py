@@ -13,6 +13,7 @@ from d4s_jax.diffusion import reuse as reusing
 from d4s_jax.diffusion import solvers
 from d4s_jax.diffusion.guidance import guidance as guidance_weights
 from d4s_jax.diffusion.sampler import Passes, sample, unconditional_passes
+from d4s_jax.diffusion.schedule import LEVELS
 from d4s_jax.models.system import System
 from d4s_jax.pipeline import progress
 from d4s_jax.pipeline.passes import Denoiser, Told
@@ -87,8 +88,8 @@ class Pipeline:
     Raises:
       ValueError: a setting is unknown or out of range.
     """
-    if steps < 1:
-      raise ValueError(f"Sampling in {steps} steps; expected at least 1.")
+    if not 1 <= steps <= LEVELS:
+      raise ValueError(f"Sampling in {steps} steps; expected 1 to {LEVELS}.")
     weights = guidance_weights(guidance, steps, scale)
     if not (np.isfinite(weights).all() and weights.min() >= 1):
       raise ValueError(

@@ -32,6 +32,8 @@ from d4s_jax.training.sums import by_path, sums
 
 # The folder of all steps.
 _STEPS = "checkpoints"
+# Bytes of a stack of blocks that is worth cutting, and of the largest piece.
+_LARGE, _LARGEST_PIECE = 16 * 2**20, 256 * 2**20
 
 
 class CheckpointError(ValueError):
@@ -66,6 +68,12 @@ def _training_part(state: TrainState) -> dict[str, Any]:
   }
 
 
+def _cut(x: Any) -> ocp.SaveArgs:
+  """In which pieces an array lies on disk, so that one block of a large stack can be read alone."""
+  stack = x.ndim > 2 and x.nbytes > _LARGE
+  return ocp.SaveArgs(chunk_byte_size=_LARGEST_PIECE, shard_axes=(0,) if stack else ())
+
+
 def first_line(error: Exception) -> str:
   """Of the text of an error; those of Orbax go on for pages."""
   text = str(error).strip()
@@ -94,7 +102,7 @@ _LATE = ("Event loop is closed", "Encountered error while reading array")
 
 
 @contextlib.contextmanager
-def _reading(place: Place) -> Iterator[ocp.PyTreeCheckpointHandler]:
+def reading(place: Place) -> Iterator[ocp.PyTreeCheckpointHandler]:
   """Yields what reads items of a step's folder; whatever goes wrong is one CheckpointError."""
   shown = sys.unraisablehook
 
@@ -111,8 +119,16 @@ def _reading(place: Place) -> Iterator[ocp.PyTreeCheckpointHandler]:
   )
   handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
   sys.unraisablehook = without_late_reads
-  try:
+  with damage_of(place):
     yield handler
+  sys.unraisablehook = shown
+
+
+@contextlib.contextmanager
+def damage_of(place: Place) -> Iterator[None]:
+  """Whatever goes wrong in reading a step is one CheckpointError."""
+  try:
+    yield
   except CheckpointError:
     raise
   except Exception as error:  # Orbax raises bare Exception for unreadable arrays.
@@ -122,16 +138,16 @@ def _reading(place: Place) -> Iterator[ocp.PyTreeCheckpointHandler]:
       f"Checkpoint {place} can't be read ({first_line(error)}). It is damaged: training goes on"
       " from the step before it by itself; to use that one now, move this folder elsewhere."
     ) from error
-  sys.unraisablehook = shown
 
 
-def _read(reader: ocp.PyTreeCheckpointHandler, step: Place, item: str, like: Any) -> Any:
-  """Reads an item, or of a dictionary the parts that `like` has, and checks its sums."""
+def stored_arrays(reader: ocp.PyTreeCheckpointHandler, step: Place, item: str) -> dict[str, Any]:
+  """What Orbax knows of the arrays of an item: shape, type and name of each, by path."""
   stored: Any = reader.metadata(epath.Path(step / item))
-  there = by_path(getattr(stored, "tree", stored), is_leaf=lambda x: hasattr(x, "shape"))
-  here = by_path(like)
-  if isinstance(like, dict):
-    there = {path: x for path, x in there.items() if path.split("/")[0] in like}
+  return by_path(getattr(stored, "tree", stored), is_leaf=lambda x: hasattr(x, "shape"))
+
+
+def check_shapes(step: Place, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
+  """Raises CheckpointError unless the arrays of a checkpoint are those of the configuration."""
   for path in sorted(here.keys() | there.keys()):
     shapes = [tuple(x[path].shape) if path in x else None for x in (there, here)]
     if shapes[0] != shapes[1]:
@@ -139,6 +155,14 @@ def _read(reader: ocp.PyTreeCheckpointHandler, step: Place, item: str, like: Any
         f"Checkpoint {step} can't be read: it is of another configuration ({path}: {shapes[0]}"
         f" there, {shapes[1]} here)."
       )
+
+
+def _read(reader: ocp.PyTreeCheckpointHandler, step: Place, item: str, like: Any) -> Any:
+  """Reads an item, or of a dictionary the parts that `like` has, and checks its sums."""
+  there, here = stored_arrays(reader, step, item), by_path(like)
+  if isinstance(like, dict):
+    there = {path: x for path, x in there.items() if path.split("/")[0] in like}
+  check_shapes(step, there, here)
   types = ocp.checkpoint_utils.construct_restore_args(like)
   wanted = ocp.args.PyTreeRestore(like, restore_args=types, partial_restore=True)
   found = reader.restore(epath.Path(step / item), args=wanted)
@@ -198,7 +222,7 @@ class Checkpoints:
         step,
         args=ocp.args.Composite(
           sums=ocp.args.JsonSave({name: sums(item) for name, item in items.items()}),
-          **{name: ocp.args.StandardSave(item) for name, item in items.items()},
+          **{name: ocp.args.StandardSave(x, jax.tree.map(_cut, x)) for name, x in items.items()},
         ),
       )
 
@@ -267,7 +291,7 @@ def read_state(folder: Place, step: int, like: TrainState) -> TrainState:
     CheckpointError: it is of another configuration.
   """
   place = _steps(folder) / str(step)
-  with _reading(place) as reader:
+  with reading(place) as reader:
     model = _read(reader, place, "model", _abstract(averaged_params(like)))
     training = _read(reader, place, "training", _abstract(_training_part(like)))
   model = flatten(model)
@@ -291,5 +315,5 @@ def read_model(folder: Place, like: Mapping[str, Any]) -> tuple[Any, int]:
   """
   step = latest_step(folder)
   place = _steps(folder) / str(step)
-  with _reading(place) as reader:
+  with reading(place) as reader:
     return _read(reader, place, "model", _abstract(dict(like))), step

@@ -107,17 +107,24 @@ def open_checkpoint(origin: str | pathlib.Path, report: Report) -> Trained:
   if origin == shipped.ORIGIN:
     return _of_package(report)
   folder = place(origin)
+  if checkpoint.is_run(folder) or not folder.is_dir():
+    return _of_run(folder, report)
+  if parts_on_disk.is_published(folder):
+    raise ValueError(parts_on_disk.unconverted(folder))
   if (folder / "model_index.json").is_file():
     return _of_pipeline(folder, report)
-  if (folder / parts_on_disk.CONFIG).is_file() and not checkpoint.is_run(folder):
+  if (folder / parts_on_disk.CONFIG).is_file():
     config = parts_on_disk.read_config(folder)
     if parts_on_disk.is_description(config):
       raise ValueError(
         f"{folder} is a single part, the {config.get('part')!r:.40}; expected the folder of the"
         " pipeline that it lies in, or of a run."
       )
-    if parts_on_disk.is_published(folder):
-      raise ValueError(parts_on_disk.unconverted(folder))
+  elif parts_on_disk.find(folder, parts_on_disk.LDRM):
+    raise ValueError(
+      f"{folder} has the weights of a run and not its settings; expected the run itself. Another"
+      " run starts from them with --config.init."
+    )
   return _of_run(folder, report)
 
 
@@ -186,7 +193,7 @@ def _of_pipeline(folder: pathlib.Path, report: Report) -> Trained:
       " (README, published video models)."
     )
   opened = {}
-  for name in parts_on_disk.PARTS:
+  for name in (x for x in parts_on_disk.PARTS if x != parts_on_disk.LDRM):
     place = parts_on_disk.find(folder, name)
     if place is not None:
       opened[name] = place, *parts_on_disk.open_part(place, name)
@@ -196,7 +203,9 @@ def _of_pipeline(folder: pathlib.Path, report: Report) -> Trained:
     raise ValueError(
       f"{folder} has an adapter beside its transformer; d4s_jax.convert --merge adds it to that."
     )
-  missing = [name for name in ("transformer", "autoencoder", "text_encoder") if name not in opened]
+  needed = ["transformer", "autoencoder", "text_encoder"]
+  needed += ["image_encoder"] if transformer.get("image_dim") is not None else []
+  missing = [name for name in needed if name not in opened]
   if missing or family is None:
     raise ValueError(
       f"{folder} is no pipeline in our layout ({', '.join(missing) or 'transformer'} is missing or"

@@ -136,6 +136,8 @@ def _read_parts(system: System, config: Config, abstract: Any) -> dict[str, Any]
       parts[name] = shipped.load(config.preset, name, abstract[name])
     elif origin and (folder := parts_on_disk.find(places.place(origin), name)):
       parts[name] = _from_weights(folder, name, system, abstract[name])
+      if name == "transformer" and folder != places.place(origin):
+        parts[name] |= _cameras(places.place(origin), abstract[name])
     elif origin:
       parts[name] = _from_run(places.place(origin), name, system, abstract[name])
   return parts
@@ -148,6 +150,29 @@ def _from_weights(folder: pathlib.Path, name: str, system: System, like: Any) ->
   kinds = {path: x.dtype for path, x in state.flatten(like).items() if path in stored.specs}
   return state.unflatten(
     {path: parts_on_disk.as_float32(stored, path).astype(kind) for path, kind in kinds.items()}
+  )
+
+
+def _cameras(origin: pathlib.Path, like: Any) -> Any:
+  """The conditioning on cameras that lies beside a transformer, if this was a run; else nothing."""
+  folder = parts_on_disk.find(origin, parts_on_disk.LDRM)
+  if folder is None:
+    return {}
+  _, stored = parts_on_disk.open_part(folder, parts_on_disk.LDRM)
+  theirs = {x: spec.shape for x, spec in stored.specs.items() if _is_ours(x)}
+  kinds = {path: x for path, x in state.flatten(like).items() if _is_ours(path)}
+  wrong = [
+    f"{path}: {theirs.get(path)} there, {kinds[path].shape if path in kinds else None} here"
+    for path in sorted(theirs.keys() | kinds.keys())
+    if path not in kinds or theirs.get(path) != kinds[path].shape
+  ]
+  if wrong:
+    raise checkpoint.CheckpointError(
+      f"The cameras in {folder} are of another model than the configuration says"
+      f" ({'; '.join(wrong[:5])}); use the preset of the run that they are of."
+    )
+  return state.unflatten(
+    {path: parts_on_disk.as_float32(stored, path).astype(x.dtype) for path, x in kinds.items()}
   )
 
 
@@ -169,7 +194,8 @@ def check_same_model(
     stored: the tensors.
     remedy: what to do if they are not.
   """
-  module = getattr(system.backbone, name, None)
+  is_ldrm = name == parts_on_disk.LDRM
+  module = system.ldrm if is_ldrm else getattr(system.backbone, name, None)
   kind = parts_on_disk.class_name(description.published)
   if not all(hasattr(module, key) for key in description.fields):
     raise checkpoint.CheckpointError(
@@ -179,13 +205,13 @@ def check_same_model(
   wrong = [
     f"{key} {value} there, {getattr(module, key)} here"
     for key, value in description.fields.items()
-    if getattr(module, key) != (tuple(value) if isinstance(value, list) else value)
+    if not _is_same(key, value, getattr(module, key))
   ]
   ours = {path: x.shape for path, x in state.flatten(system.abstract()[name]).items()}
   theirs = {
     path: spec.shape
     for path, spec in stored.specs.items()
-    if not path.startswith(parts_on_disk.UNREAD)
+    if not path.startswith(parts_on_disk.UNREAD) and not (is_ldrm and _is_ours(path))
   }
   wrong += [
     f"{path}: {theirs.get(path)} there, {ours.get(path)} here"
@@ -205,9 +231,20 @@ def check_same_model(
     )
 
 
+# What an autoencoder means that has none of these.
+_UNSAID = {"latents_mean": 0.0, "latents_std": 1.0}
+
+
+def _is_same(key: str, there: Any, here: Any) -> bool:
+  """Whether a field in a file, whose tuples are lists, is that of our module."""
+  if key in _UNSAID and here == ():
+    return all(x == _UNSAID[key] for x in there)
+  return here == (tuple(there) if isinstance(there, list) else there)
+
+
 def _is_ours(path: str) -> bool:
   """Whether a parameter is one that no published model has."""
-  return path.startswith("camera/")
+  return path.startswith(parts_on_disk.CAMERA)
 
 
 def _from_run(folder: places.Place, name: str, system: System, like: Any) -> Any:

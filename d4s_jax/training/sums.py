@@ -14,6 +14,9 @@ from jaxtyping import Array, Num, UInt, UInt32
 
 from d4s_jax.training import sharding
 
+# Numbers at a time, so that a large array is not in memory twice.
+_PIECE = 2**20
+
 
 def by_path(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> dict[str, Any]:
   """The leaves of a tree by their paths, in which dictionaries and named tuples look alike."""
@@ -30,6 +33,24 @@ def sums(tree: Any) -> dict[str, int]:
   leaves = by_path(tree)
   numbers = jax.jit(_sums, out_shardings=sharding.whole())(list(leaves.values()))
   return dict(zip(leaves, np.asarray(numbers).tolist()))
+
+
+def share(values: Num[np.ndarray, "..."], start: int) -> int:
+  """What some of an array's numbers, which follow each other, add to its number in `sums`.
+
+  Args:
+    values: the numbers.
+    start: how many of the array come before them.
+  """
+  bits = np.ascontiguousarray(values).reshape(-1)
+  bits = bits.view(f"u{bits.itemsize}")
+  total = 0
+  for begin in range(0, bits.size, _PIECE):
+    piece = bits[begin : begin + _PIECE].astype(np.uint64)
+    weights = 1 + 2 * np.arange(start + begin, start + begin + piece.size, dtype=np.uint64)
+    # 2^32 divides 2^64: what overflows is not missed.
+    total += int((piece * weights).sum(dtype=np.uint64))
+  return total % 2**32
 
 
 def _sums(leaves: list[Array]) -> UInt32[Array, "n"]:

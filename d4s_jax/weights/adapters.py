@@ -16,7 +16,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from d4s_jax.formats import checked, parts, shards
+from d4s_jax.formats import checked, parts
 from d4s_jax.formats.tensors import Spec, TensorFile
 from d4s_jax.models.adapter import LoRA
 from d4s_jax.weights import adapter_styles, adapter_tables
@@ -30,7 +30,7 @@ from d4s_jax.weights.adapter_tables import (
   published_shapes,
 )
 from d4s_jax.weights.components import Component
-from d4s_jax.weights.parts import Conversion, check_tensors
+from d4s_jax.weights.parts import Conversion, Stored, check_tensors
 from d4s_jax.weights.rules import pairs
 
 PART = "adapter"
@@ -121,16 +121,15 @@ def to_torch(folder: pathlib.Path) -> Conversion:
   return _published(kind, style, kernels, rank, stored)
 
 
-def export(module: Any, lora: LoRA, arrays: Mapping[str, np.ndarray]) -> Conversion:
-  """The adapter of a run as diffusers writes it, in float32.
+def export(module: Any, lora: LoRA, stored: Stored) -> Conversion:
+  """The adapter of a run as diffusers writes it.
 
   Args:
     module: the transformer.
     lora: what its adapter is.
-    arrays: the adapter's parameters by path.
+    stored: the adapter's parameters by path.
   """
   kind = next(name for name, x in TRANSFORMERS.items() if isinstance(module, x.module))
-  stored = _Held(arrays)
   kernels = adapter_tables.kernels(stored.specs, TRANSFORMERS[kind])
   table = pairs(TRANSFORMERS[kind].rules, kernels)
   # PEFT knows layers by the end of their name: what follows the number of the block.
@@ -139,24 +138,12 @@ def export(module: Any, lora: LoRA, arrays: Mapping[str, np.ndarray]) -> Convers
   return _published(kind, style, kernels, lora.rank, stored)
 
 
-class _Held:
-  """Parameters in memory, read like those in files."""
-
-  def __init__(self, arrays: Mapping[str, np.ndarray]):
-    self._arrays = arrays
-    self.specs = {path: Spec("F32", x.shape) for path, x in arrays.items()}
-
-  def read(self, name: str, row: int | None = None) -> np.ndarray:
-    """One parameter, or one row of it."""
-    return self._arrays[name] if row is None else self._arrays[name][row]
-
-
 def _published(
   kind: str,
   style: Style,
   kernels: Mapping[str, tuple[int, ...]],
   rank: int,
-  stored: shards.Shards | _Held,
+  stored: Stored,
 ) -> Conversion:
   """The conversion of an adapter of ours to a published one in this style."""
   table = pairs(TRANSFORMERS[kind].rules, kernels)

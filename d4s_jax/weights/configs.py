@@ -83,13 +83,16 @@ class Reader:
 
     return self._read(name, 1.0, read)
 
-  def numbers(self, name: str, count: int) -> tuple[float, ...]:
-    """A list of so many finite numbers."""
+  def numbers(self, name: str, count: int, positive: bool = False) -> tuple[float, ...]:
+    """A list of so many finite numbers, all above 0 if they have to be."""
 
     def read(value):
-      return tuple(checked.numbers(value, name, (count,)).tolist())
+      found = checked.numbers(value, name, (count,))
+      if positive and not (found > 0).all():
+        raise ValueError(f"{name} has {found.min():g}; expected numbers above 0.")
+      return tuple(found.tolist())
 
-    return self._read(name, (0.0,) * count, read)
+    return self._read(name, (1.0,) * count, read)
 
   def only(self, name: str, *supported: Any, others: str = "") -> None:
     """A value that our model has built in; the first one is also what a missing key means.

@@ -33,6 +33,11 @@ from torch.nn import functional
 LOG_SCALE_RANGE = (-3.0, 4.0)
 _MATCHED_FRAMES = (-4, -1, 1, 4)
 _NEAREST = 1e-6
+# Of config.json.
+_NEEDED = (
+  *("gaussians", "depth", "heads", "stem", "strides", "pixels_per_cell", "encoding", "canonical"),
+  *("scene_scale", "initial_depth", "opacity_bias", "patch_embedding", "parameters"),
+)
 _TYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
@@ -72,10 +77,17 @@ def load(folder: str) -> tuple["LDRM", "CameraEmbedding"]:
   """The two models of a folder that d4s_jax.convert wrote.
 
   Raises:
-    ValueError: the tensors are not those that config.json lists; names every wrong one.
+    ValueError: the tensors are not those that config.json lists, which names every wrong one; or
+      an older version wrote the folder.
   """
   place = pathlib.Path(folder)
   config = json.loads((place / "config.json").read_text())
+  missing = [name for name in _NEEDED if name not in config]
+  if missing:
+    raise ValueError(
+      f"{place / 'config.json'} says nothing of {', '.join(missing)}: an older version of"
+      " d4s_jax.convert wrote it. Convert the run once more, with the version this file is of."
+    )
   path = place / "diff4splat.safetensors"
   tensors = _read(path)
   _check(path, config["parameters"], {name: list(x.shape) for name, x in tensors.items()})

@@ -6,13 +6,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from d4s_jax.formats import atomic, checked, parts, shards
-from d4s_jax.weights import adapters, components
+from d4s_jax.weights import adapters, components, own
 from d4s_jax.weights.components import COMPONENTS
 from d4s_jax.weights.parts import Conversion, to_flax, to_torch
 
 _INDEX = "model_index.json"
 _CONVERT = {"flax": to_flax, "torch": to_torch}
 _CONVERT_ADAPTER = {"flax": adapters.to_flax, "torch": adapters.to_torch}
+_CONVERT_OWN = {"flax": own.to_flax, "torch": own.to_torch}
 
 # Data of tokenizers and schedulers, which travel as they are.
 _SMALL = (".json", ".model", ".txt", ".jinja")
@@ -65,7 +66,7 @@ def prepare(folder: pathlib.Path, format: str) -> Job:
   """Checks all of a folder for its conversion; only headers of the weights are read.
 
   Args:
-    folder: a pipeline (with model_index.json), one model, or one adapter.
+    folder: a pipeline (with model_index.json), one model, one adapter, or what a run became.
     format: "flax" for our layout, "torch" for that of diffusers and transformers.
 
   Raises:
@@ -73,12 +74,13 @@ def prepare(folder: pathlib.Path, format: str) -> Job:
   """
   if not folder.is_dir():
     raise FileNotFoundError(f"No folder at {folder}; expected a pipeline or a model of diffusers.")
+  _check_no_cache(folder)
   convert = _CONVERT[format]
   if not (folder / _INDEX).exists():
     _check_names(folder)
-    return Job(
-      {"": _CONVERT_ADAPTER[format](folder) if adapters.is_adapter(folder) else convert(folder)}, {}
-    )
+    if own.is_own(folder / own.NAME):
+      return _of_exported(folder, format)
+    return Job({"": _convert(folder, format)}, own.files() if _is_out(folder, format) else {})
   index = checked.within(folder, _INDEX)
   contents = checked.read_bytes(index, _LARGEST_INDEX, "the index of a pipeline")
   models: dict[str, Conversion] = {}
@@ -101,6 +103,43 @@ def prepare(folder: pathlib.Path, format: str) -> Job:
   return Job(models, files)
 
 
+def _convert(folder: pathlib.Path, format: str) -> Conversion:
+  """One model, one adapter, or the modules that exist nowhere else."""
+  kinds = _CONVERT
+  if own.is_own(folder):
+    kinds = _CONVERT_OWN
+  elif adapters.is_adapter(folder):
+    kinds = _CONVERT_ADAPTER
+  return kinds[format](folder)
+
+
+def _is_out(folder: pathlib.Path, format: str) -> bool:
+  """Whether the code belongs beside what a folder becomes."""
+  return format == "torch" and own.is_own(folder)
+
+
+def _of_exported(folder: pathlib.Path, format: str) -> Job:
+  """All parts of a run that left for PyTorch, or came in again."""
+  models: dict[str, Conversion] = {}
+  files: dict[str, bytes] = {}
+  problems = []
+  for path in sorted(folder.iterdir()):
+    try:
+      inner = checked.within(folder, path.name)
+      if (inner / parts.CONFIG).is_file() or adapters.is_adapter(inner):
+        models[path.name] = _convert(inner, format)
+        code = own.files() if _is_out(inner, format) else {}
+        files |= {f"{path.name}/{name}": contents for name, contents in code.items()}
+      else:
+        room = _LARGEST_SUM - sum(map(len, files.values()))
+        files |= _small_files(inner, path.name, room)
+    except (ValueError, OSError) as error:
+      problems.append(str(error))
+  if problems:
+    raise ValueError(" ".join(problems))
+  return Job(models, files)
+
+
 def _classes(index: Any, where: pathlib.Path) -> dict[str, str]:
   """The class of each folder of a pipeline; `[null, null]` stands for one that is not there."""
   if not isinstance(index, dict):
@@ -116,6 +155,17 @@ def _classes(index: Any, where: pathlib.Path) -> dict[str, str]:
       f"{where} names {len(classes)} components; expected at most {_MOST_COMPONENTS}."
     )
   return classes
+
+
+def _check_no_cache(folder: pathlib.Path) -> None:
+  """Raises ValueError for a folder in which huggingface_hub keeps versions of a repository."""
+  snapshots = sorted((folder / "snapshots").glob("*"))
+  if snapshots and not (folder / parts.CONFIG).exists():
+    raise ValueError(
+      f"{folder} is a cache of the Hugging Face hub. Its files are links, which are not followed:"
+      f" cp -rL {snapshots[-1]} NEW makes a folder that can be converted, and so does hf download"
+      " --local-dir=NEW."
+    )
 
 
 def _check_names(folder: pathlib.Path) -> None:

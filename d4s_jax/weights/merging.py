@@ -69,7 +69,11 @@ def read(folder: pathlib.Path) -> Adapter:
       )
     kind = str(description.published["_class_name"])
     return Adapter(arrays, description.fields["scale"], kind)
-  raise ValueError(f"{folder} holds no adapter; expected the folder of one.")
+  kind = "is no folder" if not folder.is_dir() else "holds no adapter"
+  raise ValueError(
+    f"{folder}, which is to be merged, {kind}; expected what d4s_jax.convert --format=flax made of"
+    " an adapter (LoRA). That of a run is merged when the run leaves: --from=RUN --merge=RUN."
+  )
 
 
 def merge(job: Job, adapter: Adapter) -> Job:

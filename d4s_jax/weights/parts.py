@@ -6,7 +6,7 @@ import hashlib
 import json
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -18,6 +18,19 @@ from d4s_jax.weights.rules import LAYER, Pair, Rule, pairs
 
 # More lines help nobody, and a hostile file may have millions of names.
 _MOST_LISTED = 2000
+
+
+class Stored(Protocol):
+  """Tensors somewhere, read when asked for: a file's, in bits, or a run's, in float32."""
+
+  @property
+  def specs(self) -> Mapping[str, Spec]:
+    """Type and shape of each, by name."""
+    ...
+
+  def read(self, name: str, row: int | None = None) -> np.ndarray:
+    """One of them, or one row of it."""
+    ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +90,8 @@ def to_flax(folder: pathlib.Path) -> Conversion:
   unused = {alias for aliases in names.values() for alias in aliases[1:]}
   found = {name: spec for name, spec in stored.specs.items() if name not in unused}
   check_tensors(folder, {place[pair.torch]: pair.torch_shape for pair in table}, found)
+
+  parts.check_floats(folder, found)
 
   rows: dict[str, list[Pair]] = collections.defaultdict(list)
   for pair in table:

@@ -157,7 +157,7 @@ def autoencoder_fields(config: Mapping[str, Any]) -> dict[str, Any]:
     "num_res_blocks": read.size("num_res_blocks", LEVELS),
     "temporal_downsample": read.flags("temperal_downsample", len(widths) - 1),
     "latents_mean": read.numbers("latents_mean", channels),
-    "latents_std": read.numbers("latents_std", channels),
+    "latents_std": read.numbers("latents_std", channels, positive=True),
     "patch": patch,
     "decoder_base_dim": None if of_decoder is None else read.size("decoder_base_dim", WIDE),
     "residual": read.flag("is_residual"),

@@ -134,6 +134,7 @@ def test_it_makes_a_video_and_says_what_it_lacks(place, capsys):
   [
     (["--result=scene"], "video model alone"),
     (["--frames=6"], r"frames 6 \(legal is 1 \+ 4k, nearest 5 or 9\)"),
+    (["--steps=1001"], "1001 steps; expected 1 to 1000"),
     (["--width=20"], r"width 20 \(legal is 16k, nearest 16 or 32\)"),
     (
       ["--checkpoint=OURS/transformer"],
@@ -155,8 +156,12 @@ def test_what_is_not_converted_or_not_one_family_is_one_line(place, tmp_path, ca
       run_command("generate", *arguments(place, "refused", f"--checkpoint={folder}"))
     return capsys.readouterr().err
 
-  line = refused(place / "published" / "transformer")
-  assert "d4s_jax.convert" in line and "--format=flax" in line
+  for folder in (place / "published" / "transformer", place / "published"):
+    line = refused(folder)
+    assert f"d4s_jax.convert --from={folder} --to=NEW --format=flax" in line
+  shutil.copytree(place / "ours", tmp_path / "blind")
+  shutil.rmtree(tmp_path / "blind" / "image_encoder")
+  assert "(image_encoder is missing or of another kind)" in refused(tmp_path / "blind")
   shutil.copytree(place / "ours", tmp_path / "pair")
   shutil.copytree(tmp_path / "pair" / "transformer", tmp_path / "pair" / "transformer_2")
   assert "has two transformers" in refused(tmp_path / "pair")

@@ -175,7 +175,8 @@ def test_steps_reuse_features_of_their_own_branch(capsys):
   [
     ({"steps": 8, "reuse": (0,)}, "none to be 0: before the first step there is nothing to reuse"),
     ({"steps": 8, "reuse": ("3", 5)}, "whole numbers, not '3'"),
-    ({"steps": 0}, "0 steps; expected at least 1"),
+    ({"steps": 0}, "0 steps; expected 1 to 1000"),
+    ({"steps": 1001}, "1001 steps; expected 1 to 1000"),
     ({"guidance": "linear"}, "Unknown guidance 'linear'"),
     ({"scale": float("nan")}, "scale nan"),
     ({"scale": -1.0}, "expected finite ones of at least 1"),

@@ -4,6 +4,7 @@ import functools
 import json
 import re
 import shutil
+import subprocess
 import types
 
 import jax
@@ -253,17 +254,64 @@ def test_every_type_comes_back_bit_for_bit(name, dtype, tmp_path):
   np.testing.assert_array_equal(value, model.state_dict()[key].float().numpy())
 
 
-def test_integers_come_back_too_though_no_model_of_ours_takes_them(tmp_path):
-  make("transformer").save_pretrained(tmp_path / "a")
-  path = next((tmp_path / "a").glob("*.safetensors"))
-  values = load_file(path)
-  values["proj_out.bias"] = np.arange(values["proj_out.bias"].size, dtype=np.int8)
-  save_file(values, path, {"format": "pt"})
-  convert(tmp_path / "a", tmp_path / "b", "flax")
-  convert(tmp_path / "b", tmp_path / "c", "torch")
-  assert tensors(tmp_path / "c") == tensors(tmp_path / "a")
-  with pytest.raises(ValueError, match="'head/bias' is I8; expected F64, F32"):
-    parts.open_part(tmp_path / "b", "transformer")
+def test_weights_that_no_model_of_ours_takes_are_refused(transformer, tmp_path, capsys):
+  def quantise(values):
+    values["proj_out.bias"] = values["proj_out.bias"].astype(np.int8)
+
+  _rewrite(transformer, quantise)
+  line = refused(capsys, transformer, tmp_path / "new", "flax")
+  assert "'proj_out.bias' is I8; expected F64, F32" in line
+  make("vae").save_pretrained(tmp_path / "vae")
+  path = tmp_path / "vae" / "config.json"
+  path.write_text(path.read_text().replace("4.0,", "0.0,"))
+  line = refused(capsys, tmp_path / "vae", tmp_path / "new", "flax")
+  assert "latents_std has 0; expected numbers above 0" in line
+  assert not (tmp_path / "new").exists()
+
+
+def test_variants_of_the_weights_are_told_how_to_be_named(tmp_path, capsys):
+  stem = "diffusion_pytorch_model"
+  make("transformer").save_pretrained(tmp_path / "one", variant="fp16")
+  line = refused(capsys, tmp_path / "one", tmp_path / "new", "flax")
+  assert f"'{stem}.fp16.safetensors'); rename that file to {stem}.safetensors." in line
+  (tmp_path / "one" / f"{stem}.fp16.safetensors").rename(tmp_path / "one" / f"{stem}.safetensors")
+  convert(tmp_path / "one", tmp_path / "new", "flax")
+  many = tmp_path / "many"
+  make("transformer").save_pretrained(many, variant="fp16", max_shard_size="20KB")
+  line = refused(capsys, many, tmp_path / "more", "flax")
+  assert f"'{stem}.safetensors.index.fp16.json'); rename that file to {stem}.safetens" in line
+  (many / f"{stem}.safetensors.index.fp16.json").rename(many / f"{stem}.safetensors.index.json")
+  convert(many, tmp_path / "more", "flax")
+  assert tensors(tmp_path / "more") == tensors(tmp_path / "new")
+
+
+def test_a_cache_of_the_hub_is_told_how_to_be_copied(transformer, tmp_path, capsys):
+  cache = tmp_path / "models--org--name"
+  snapshot = cache / "snapshots" / "0123"
+  snapshot.mkdir(parents=True)
+  (cache / "blobs").mkdir()
+  for path in transformer.iterdir():
+    path.rename(cache / "blobs" / path.name)
+    (snapshot / path.name).symlink_to(f"../../blobs/{path.name}")
+  line = refused(capsys, cache, tmp_path / "new", "flax")
+  assert "is a cache of the Hugging Face hub. Its files are links" in line
+  assert f"cp -rL {snapshot} NEW makes a folder" in line
+  assert "cp -rL FOLDER NEW makes files of links" in refused(
+    capsys, snapshot, tmp_path / "new", "flax"
+  )
+  subprocess.run(["cp", "-rL", snapshot, tmp_path / "copy"], check=True)
+  convert(tmp_path / "copy", tmp_path / "new", "flax")
+
+
+def test_what_can_t_be_merged_is_told(transformer, tmp_path, capsys):
+  for place, message in (
+    ("nope", "nope, which is to be merged, is no folder; expected what d4s_jax.convert --form"),
+    (transformer, "which is to be merged, holds no adapter; expected"),
+  ):
+    with pytest.raises(SystemExit):
+      arguments = f"--from={transformer}", f"--to={tmp_path}/new", "--format=flax"
+      run_command("convert", *arguments, f"--merge={place}")
+    assert message in capsys.readouterr().err
 
 
 def _rewrite(folder, change):
@@ -540,7 +588,7 @@ def test_edited_descriptions_are_refused(converted, tmp_path, capsys):
   good = json.loads(path.read_text())
   for change, message in (
     ({"version": 2}, "version 2; expected 1"),
-    ({"part": "ldrm"}, "part 'ldrm'"),
+    ({"part": "head"}, "part 'head'"),
     ({"fields": {}}, "part and fields are not those of"),
     ({"names": {"a": ["b"]}}, "names; expected nothing"),
     ({"published": {}}, "the model is a None"),

@@ -16,7 +16,7 @@ from d4s_jax.training import checkpoint, initialize, state
 from d4s_jax.weights import run
 from d4s_jax.weights.components import COMPONENTS
 from tests.models.test_clip import torch_encoder
-from tests.support import random_params, small_config
+from tests.support import Held, random_params, small_config
 from tests.weights.test_convert import convert, refused, tensors
 
 torch = pytest.importorskip("torch")
@@ -144,7 +144,7 @@ def test_a_run_exports_what_transformers_and_diffusers_load(tmp_path, monkeypatc
   monkeypatch.setattr(diffusers.WanTransformer3DModel, "_keep_in_fp32_modules", None)
   system = System.build(_config().model.to_dict())
   params = random_params(system)
-  run.export(system, params).write(tmp_path, lambda size: None)
+  run.export(system, Held(params)).write(tmp_path, lambda size: None)
   transformer = diffusers.WanTransformer3DModel.from_pretrained(tmp_path / "transformer").eval()
   encoder = transformers.CLIPVisionModel.from_pretrained(tmp_path / "image_encoder").eval()
   params["transformer"].pop("camera")

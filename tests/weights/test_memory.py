@@ -1,4 +1,4 @@
-"""A conversion takes the memory of its largest tensor, not of the model."""
+"""A conversion takes the memory of its largest tensor, not of the model; so does that of a run."""
 
 import json
 import os
@@ -57,6 +57,38 @@ def write_sparse(folder, config):
   return end
 
 
+# A process of its own writes the run: what it holds is not the command's.
+_WRITE_RUN = """
+import pathlib, sys
+import jax, numpy as np
+from d4s_jax.models.system import System
+from tests.support import small_config, write_run
+
+config = small_config()
+config.model.backbone.transformer.update(dim=int(sys.argv[3]), depth=int(sys.argv[2]))
+config.model.backbone.transformer.ffn_dim = 4 * int(sys.argv[3])
+system = System.build(config.model.to_dict())
+zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), system.abstract())
+params = jax.tree.map(lambda x: jax.numpy.asarray(x + 0.5), zeros)
+write_run(pathlib.Path(sys.argv[1]), config, params)
+print(sum(x.nbytes for x in jax.tree.leaves(zeros)))
+"""
+
+
+def write_large_run(folder, depth, width):
+  """A run whose transformer has `depth` blocks; returns the bytes of all parameters."""
+  done = subprocess.run(
+    [sys.executable, "-c", _WRITE_RUN, str(folder), str(depth), str(width)],
+    cwd=ROOT,
+    env=os.environ | {"JAX_PLATFORMS": "cpu"},
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert done.returncode == 0, done.stderr[-2000:]
+  return int(done.stdout.splitlines()[-1])
+
+
 def peak(source, target, format):
   """The most memory, in bytes, that the command took."""
   command = [sys.executable, "-m", "d4s_jax.convert", f"--from={source}", f"--to={target}"]
@@ -90,6 +122,29 @@ def test_memory_does_not_grow_with_the_model(format, tmp_path):
   print(
     f"{format}: {sizes[1] / 1e6:.0f} MB in {peaks[1] / 1e6:.0f} MB, tiny: {peaks[0] / 1e6:.0f} MB"
   )
+
+
+def test_memory_does_not_grow_with_a_run(tmp_path):
+  peaks, sizes = [], []
+  for depth in (1, 40):
+    sizes.append(write_large_run(tmp_path / f"{depth}", depth, 384))
+    peaks.append(peak(tmp_path / f"{depth}", tmp_path / f"{depth}-new", "torch"))
+  assert sizes[1] - sizes[0] > 350e6
+  # A stack of feed-forward kernels has 94 MB.
+  assert peaks[1] - peaks[0] < 60e6
+  print(f"{sizes[1] / 1e6:.0f} MB in {peaks[1] / 1e6:.0f} MB, small: {peaks[0] / 1e6:.0f} MB")
+
+
+@pytest.mark.slow
+def test_a_run_with_a_stack_as_large_as_that_of_14b_leaves_within_8_gib(tmp_path):
+  # Six blocks of 5120 with 20480: as wide as Wan 14B and wider, 9.4 GB in float32, of which a
+  # stack has 2.5.
+  assert write_large_run(tmp_path / "run", 6, 5120) > 9e9
+  most = peak(tmp_path / "run", tmp_path / "new", "torch")
+  print(f"{most / 2**30:.1f} GiB")
+  assert most < 3 * 2**30
+  for name in ("run", "new"):
+    shutil.rmtree(tmp_path / name)
 
 
 @pytest.mark.slow

@@ -3,6 +3,8 @@
 import dataclasses
 import functools
 import importlib.util
+import json
+import re
 import shutil
 import subprocess
 import sys
@@ -17,12 +19,13 @@ from d4s_jax.geometry.deformation import deform
 from d4s_jax.models.backbone import Text
 from d4s_jax.models.system import System
 from d4s_jax.models.tokenizer import make_tokenizer
-from d4s_jax.training import state
+from d4s_jax.pipeline import progress
+from d4s_jax.training import inference, initialize, state
 from d4s_jax.weights import run
 from tests.models.cogvideox_oracle import rotary
 from tests.models.test_ldrm import make_cameras
 from tests.published_tokenizers import write_umt5
-from tests.support import random_params, run_command, small_cogvideox, small_config, write_run
+from tests.support import Held, random_params, run_command, small_cogvideox, small_config, write_run
 
 torch = pytest.importorskip("torch")
 
@@ -73,7 +76,7 @@ def tensor(x):
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_gaussians_equal_ours(variant, tmp_path):
   _, system, params = build(**VARIANTS[variant])
-  run.export(system, params).write(tmp_path, lambda size: None)
+  run.export(system, Held(params)).write(tmp_path, lambda size: None)
   theirs = module(tmp_path / "diff4splat")
   # Three columns of tokens: an odd number, which the pyramid pads.
   cameras = make_cameras(2, 5, 32, 48)
@@ -171,7 +174,7 @@ def test_cogvideox_with_its_cameras_equals_ours(variant, frames, tmp_path):
     small_cogvideox(inverted="patch" in COGVIDEOX[variant], **COGVIDEOX[variant]).model.to_dict()
   )
   params, backbone = random_params(system, seed=5), system.backbone
-  run.export(system, params).write(tmp_path, lambda size: None)
+  run.export(system, Held(params)).write(tmp_path, lambda size: None)
   transformer = diffusers.CogVideoXTransformer3DModel.from_pretrained(tmp_path / "transformer")
   theirs = module(tmp_path / "diff4splat")
   _, camera = theirs.load(str(tmp_path / "diff4splat"))
@@ -249,10 +252,10 @@ def test_a_published_tokenizer_travels_along(exported, tmp_path):
   _, system, params = exported
   files = tokenizer_files.read(write_umt5(tmp_path / "tokenizer"))
   backbone = dataclasses.replace(system.backbone, tokenizer=make_tokenizer(24, files, 384))
-  job = run.export(dataclasses.replace(system, backbone=backbone), params)
+  job = run.export(dataclasses.replace(system, backbone=backbone), Held(params))
   for name, contents in files.items():
     assert job.files[f"tokenizer/{name}"] == contents
-  assert not [name for name in run.export(system, params).files if "tokenizer" in name]
+  assert not [name for name in run.export(system, Held(params)).files if "tokenizer" in name]
 
 
 def test_what_left_comes_in_again(exported, tmp_path):
@@ -261,6 +264,96 @@ def test_what_left_comes_in_again(exported, tmp_path):
   _, stored = parts.open_part(tmp_path / "ours", "autoencoder")
   for path, value in state.flatten(params["autoencoder"]).items():
     np.testing.assert_array_equal(parts.as_float32(stored, path), value)
+
+
+def files_of(folder):
+  return {
+    x.relative_to(folder).as_posix(): x.read_bytes() for x in folder.rglob("*") if x.is_file()
+  }
+
+
+def test_a_whole_exported_run_comes_in_again_and_leaves_alike(exported, tmp_path):
+  folder, system, params = exported
+  ours, back = tmp_path / "ours", tmp_path / "back"
+  run_command("convert", f"--from={folder}", f"--to={ours}", "--format=flax")
+  run_command("convert", f"--from={ours}", f"--to={back}", "--format=torch")
+  assert files_of(back) == files_of(folder)
+  # A run that starts from it begins with the very numbers.
+  config = small_config()
+  for name in params:
+    config.init[name] = str(ours)
+  found = initialize._read_parts(system, config, system.abstract())
+  want, found = state.flatten(params), state.flatten(found)
+  assert found.keys() == want.keys()
+  for path, value in want.items():
+    np.testing.assert_array_equal(found[path], value, err_msg=path)
+
+
+def test_what_exists_nowhere_else_comes_in_alone(exported, tmp_path):
+  folder, ours, back = exported[0] / "diff4splat", tmp_path / "ours", tmp_path / "back"
+  run_command("convert", f"--from={folder}", f"--to={ours}", "--format=flax")
+  run_command("convert", f"--from={ours}", f"--to={back}", "--format=torch")
+  assert files_of(back) == files_of(folder)
+  description, stored = parts.open_part(ours, "ldrm")
+  assert description.fields["gaussians"] == 128 and "camera/projection/kernel" in stored.specs
+
+
+def edited(folder, target, **changes):
+  """A copy of an exported folder with other values in its config.json; None takes a key out."""
+  shutil.copytree(folder, target)
+  path = target / "config.json"
+  config = json.loads(path.read_text()) | changes
+  path.write_text(json.dumps({key: x for key, x in config.items() if x is not None}))
+  return target
+
+
+def test_folders_of_older_versions_are_told(exported, tmp_path, capsys):
+  old = edited(exported[0] / "diff4splat", tmp_path / "old", parameters=None, scene_scale=None)
+  with pytest.raises(ValueError, match="says nothing of scene_scale, parameters: an older version"):
+    module(exported[0] / "diff4splat").load(str(old))
+  with pytest.raises(SystemExit):
+    run_command("convert", f"--from={old}", f"--to={tmp_path}/ours", "--format=flax")
+  said = capsys.readouterr().err
+  assert "scene_scale, parameters: an older version" in said and "Convert the run once more" in said
+  assert not (tmp_path / "ours").exists()
+
+
+@pytest.mark.parametrize(
+  ("change", "message"),
+  [
+    ({"parameters": {"ldrm/x": [3]}}, "'ldrm/trunk/merge/bias' is unexpected"),
+    ({"parameters": {"../../x": [3]}}, "'../../x' is .3.; restore the file"),
+    ({"parameters": {"ldrm/x": [2**50]}}, "'ldrm/x' is .1125"),
+    ({"parameters": [1]}, "expected an object from paths to shapes"),
+    ({"more": 1}, "unknown 'more'"),
+  ],
+)
+def test_other_folders_of_ours_are_refused(change, message, exported, tmp_path, capsys):
+  folder = edited(exported[0] / "diff4splat", tmp_path / "changed", **change)
+  with pytest.raises(SystemExit):
+    run_command("convert", f"--from={folder}", f"--to={tmp_path}/ours", "--format=flax")
+  assert re.search(message, capsys.readouterr().err)
+  assert not (tmp_path / "ours").exists()
+
+
+def test_a_run_of_another_size_does_not_start_from_it(exported, tmp_path):
+  folder, _, _ = exported
+  ours = tmp_path / "ours"
+  run_command("convert", f"--from={folder}", f"--to={ours}", "--format=flax")
+  config = small_config()
+  config.model.ldrm.gaussians = 64
+  config.model.backbone.transformer.dim = 64
+  system = System.build(config.model.to_dict())
+  config.init.ldrm = str(ours)
+  with pytest.raises(ValueError, match="The ldrm in .*gaussians 128 there, 64 here"):
+    initialize._read_parts(system, config, system.abstract())
+  with pytest.raises(ValueError, match="The cameras in .*camera/projection/kernel"):
+    initialize._cameras(ours, system.abstract()["transformer"])
+  config.init.ldrm = str(folder)
+  with pytest.raises(ValueError, match="is in the layout of PyTorch; python -m d4s_jax.convert"):
+    initialize._read_parts(system, config, system.abstract())
+  with pytest.raises(ValueError, match="weights of a run and not its settings"):
+    inference.open_checkpoint(ours, progress.timed)
 
 
 def test_the_code_needs_torch_alone(exported):
