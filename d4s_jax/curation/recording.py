@@ -128,8 +128,9 @@ def small_copy(record: Record, every: bool = False) -> sample.Sample:
     tracks = Tracks(**parts)  # pyright: ignore[reportArgumentType]
   step = np.median(np.diff(record.times[mine])) if len(mine) > 1 else 0
   fps = 1 / float(step) if 0 < step < 1 and record.metric else 0.0
+  about: Any = {"fps": fps, "metric": record.metric}
   return sample.Sample(
-    images=pictures, cameras=cameras, depth=depth, moving=mask, tracks=tracks, fps=fps
+    images=pictures, cameras=cameras, depth=depth, moving=mask, tracks=tracks, **about
   )
 
 

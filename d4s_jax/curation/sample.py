@@ -22,6 +22,7 @@ class Sample:
     moving: pixels of what moves, as the dataset knows it; None if it doesn't.
     tracks: over these frames; None if there are none.
     fps: of these frames, 1 / seconds; 0 if times are no seconds.
+    metric: whether lengths are metres.
   """
 
   images: UInt8[np.ndarray, "f h w 3"]
@@ -30,6 +31,7 @@ class Sample:
   moving: Bool[np.ndarray, "f h w"] | None = None
   tracks: Tracks | None = None
   fps: float = 0.0
+  metric: bool = False
 
   def grey(self) -> Float[np.ndarray, "f h w"]:
     """Brightness in [0, 1]."""

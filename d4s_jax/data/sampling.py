@@ -23,6 +23,8 @@ _ELSEWHERE = 0.5
 # What a camera must travel to count as moving: of how far it gets in all of the footage, of the
 # numbers that say where it is (which are rounded), and metres, where lengths are metres.
 _TRAVEL, _ROUNDED, _METRES = 1e-3, 1e-6, 0.01
+# Where `trembling` is more, the camera goes nowhere, whatever its lengths mean.
+TREMBLING = 0.5
 
 # Most frames from one source frame to the next, of footage that is of no dataset.
 _STRIDE = 4
@@ -227,6 +229,13 @@ def unit(
     known = _depth_of(tracks, world_from_camera)
   if len(known):
     return float(np.median(known)) / distance
+  trembles = trembling(world_from_camera)
+  if trembles > TREMBLING:
+    raise NoLength(
+      "No depth and no tracks are known, and the camera only trembles: its steps are"
+      f" {trembles:.2f} of those between positions without any order, more than {TREMBLING}; that"
+      " leaves no length."
+    )
   travel = float(_away(world_from_camera).max())
   least = max(
     _TRAVEL * float(_away(everywhere).max()),
@@ -239,6 +248,21 @@ def unit(
       f" nothing up to {least:.2g}; that leaves no length."
     )
   return travel
+
+
+def trembling(world_from_camera: Float[np.ndarray, "f 4 4"]) -> float:
+  """How far a camera's positions are from a path: near 0 on a long smooth one, 1 for pure noise.
+
+  Half of von Neumann's ratio, the mean square of steps over the variance of positions; 1 too for a
+  camera that stands. It needs no unit of length. Sway that is slow beside the time between frames
+  looks like a path.
+  """
+  centers = world_from_camera[:, :3, 3].astype(np.float64)
+  spread = np.square(centers - centers.mean(0)).sum()
+  # Rounding is all that is left of large numbers that are alike.
+  if spread <= len(centers) * (_ROUNDED * np.abs(centers).max(initial=0)) ** 2:
+    return 1.0
+  return float(np.square(np.diff(centers, axis=0)).sum() / (2 * spread))
 
 
 def _away(world_from_camera: Float[np.ndarray, "k 4 4"]) -> Float[np.ndarray, "k"]:

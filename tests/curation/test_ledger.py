@@ -3,6 +3,7 @@
 import hashlib
 import json
 import pathlib
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -120,6 +121,23 @@ def test_damage_before_what_was_committed_is_told_and_nothing_is_touched(tmp_pat
   with pytest.raises(ValueError, match=f"{MANIFEST}, line 8 is damaged.*Copy the file again"):
     Ledger(folder, SETTINGS)
   assert contents(folder) == before
+
+
+def test_a_line_without_end_is_not_read_whole_when_a_run_goes_on(tmp_path, undisturbed):
+  """What a broken disk left after the last commit, 64 MB without an end, is cut off."""
+  folder = tmp_path / "a"
+  work(folder)
+  with (folder / MANIFEST).open("ab") as file:
+    for _ in range(64):
+      file.write(b"x" * 1_000_000)
+  tracemalloc.start()
+  try:
+    Ledger(folder, SETTINGS)
+    most = tracemalloc.get_traced_memory()[1]
+  finally:
+    tracemalloc.stop()
+  assert most < 16e6
+  check(folder, undisturbed)
 
 
 def test_the_remedy_for_damage_works(tmp_path, undisturbed):

@@ -1,6 +1,7 @@
 """What the stages measure, on footage of which the truth is known."""
 
 import dataclasses
+import re
 
 import numpy as np
 import pytest
@@ -48,6 +49,26 @@ def test_blocks_move_as_the_picture_does(shift):
   assert len(center) > 40
   np.testing.assert_allclose(np.median(moved, axis=0), shift, atol=0.2)
   assert np.median(flow.affine_residual(center, moved)) < 0.3
+
+
+def test_cameras_that_only_tremble_are_rejected_where_nothing_else_has_a_length():
+  """As structure from motion gives them for a tripod: positions are noise, in a unit of its own."""
+  rng = np.random.default_rng(0)
+
+  def reason(noise, **known):
+    record = scene_record(0, "static", **{"metric": False, "depth": None, "tracks": None, **known})
+    poses = np.array(record.world_from_camera)
+    if noise:
+      poses[:, :3, 3] = 3 * rng.normal(size=(len(poses), 3))
+    figures = stages.measure(small_copy(dataclasses.replace(record, world_from_camera=poses)))
+    mine = {name: value for name, value in figures.items() if name == "trembling"}
+    return stages.judge(mine, stages.limits({}))
+
+  assert re.fullmatch(r"trembling (0\.[6-9]\d*|1\.\d+) is above 0.5", reason(noise=True))
+  assert reason(noise=False) == ""
+  whole = scene_record(0, "static")
+  for known in ({"metric": True}, {"depth": whole.depth}, {"tracks": whole.tracks}):
+    assert reason(noise=True, **known) == ""
 
 
 def test_a_camera_that_stands_still_is_told_from_one_that_pans():

@@ -129,22 +129,59 @@ def test_the_unit_of_footage_without_depth_is_that_of_its_tracks():
   assert sampling.unit(depth, tracks, poses, poses, **about) == 2.5
 
 
-def test_a_camera_that_only_trembles_gives_no_unit():
+def line(count, length=1.0):
+  """Poses of a camera that goes straight ahead."""
+  poses = np.tile(np.eye(4), (count, 1, 1))
+  poses[:, 2, 3] = np.linspace(0, length, count)
+  return poses
+
+
+def test_a_camera_that_hardly_moves_gives_no_unit():
   """Whether lengths are metres or not: little is what is little beside the rest of the footage."""
-  nothing, trembling = np.zeros((5, 2, 2), np.float32), still(5)
-  far = np.concatenate([trembling, still(5, np.array([0, 0, 1.0]))])
-  places = np.linspace(0, 0.2, 5)[:, None] * np.array([1.0, 0, 0])
-  for metric, everywhere in (
-    (True, trembling),
-    (False, far),
-    (False, np.tile(np.eye(4), (5, 1, 1))),
-  ):
+  nothing, hardly = np.zeros((5, 2, 2), np.float32), line(5, 1e-4)
+  far = np.concatenate([hardly, line(5)])
+  for metric, everywhere in ((True, hardly), (False, far)):
     with pytest.raises(NoLength, match="no tracks are known, and the camera travels"):
-      poses = everywhere[:5]
-      sampling.unit(nothing, None, poses, everywhere, metric=metric, distance=1.0)
+      sampling.unit(nothing, None, hardly, everywhere, metric=metric, distance=1.0)
   for metric in (True, False):
-    found = sampling.unit(nothing, None, still(5, places), far, metric=metric, distance=1.0)
-    assert found == pytest.approx(0.2, abs=1e-3)
+    found = sampling.unit(nothing, None, line(5, 0.2), far, metric=metric, distance=1.0)
+    assert found == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize("unit", [1e-4, 1.0, 1e4])
+def test_a_camera_that_only_trembles_gives_no_unit(unit):
+  """In whatever unit of length, and wherever the world's origin is."""
+  rng = np.random.default_rng(0)
+  for count, least in ((5, 0.95), (9, 0.99), (49, 1)):
+    refused = 0
+    for _ in range(300):
+      poses = np.tile(np.eye(4), (count, 1, 1))
+      poses[:, :3, 3] = unit * (rng.normal(size=(count, 3)) + [10, 0, -50])
+      try:
+        about = {"metric": False, "distance": 1.0}
+        sampling.unit(np.zeros((count, 2, 2), np.float32), None, poses, poses, **about)
+      except NoLength as error:
+        assert "the camera only trembles" in str(error)
+        refused += 1
+    assert refused >= least * 300
+  standing = np.tile(np.eye(4), (5, 1, 1))
+  standing[:, 0, 3] = 7 * unit
+  assert sampling.trembling(standing) == 1
+
+
+@pytest.mark.parametrize("count", [5, 9, 49])
+def test_a_path_is_no_trembling(count):
+  """Nor is one that is walked, with a hand that shakes by a twentieth of the way."""
+  rng = np.random.default_rng(0)
+  angle = np.linspace(0, np.pi, count)
+  orbit = line(count)
+  orbit[:, 0, 3], orbit[:, 2, 3] = np.cos(angle), np.sin(angle)
+  assert sampling.trembling(orbit) < 0.35 and sampling.trembling(line(count)) < 0.25
+  for _ in range(300):
+    walked = line(count)
+    walked[:, :3, 3] += 0.05 * rng.normal(size=(count, 3))
+    assert sampling.trembling(walked) < 0.4
+    assert sampling.trembling(walked[::-1]) == pytest.approx(sampling.trembling(walked))
 
 
 def test_a_scene_without_length_is_left_out_when_one_is_chosen(tmp_path, monkeypatch):

@@ -18,6 +18,7 @@ from d4s_jax.curation.stages import (
   reprojection,
   tracking,
 )
+from d4s_jax.data.sampling import TREMBLING
 
 Figures = dict[str, float]
 Limits = dict[str, tuple[float | None, float | None]]
@@ -44,7 +45,13 @@ STAGES = {
   ),
   "camera": Stage(
     camera.measure,
-    {"flow": (0.001, 0.25), "turn": (None, 45.0), "parallax": (0.5, None), "speed": (None, 40.0)},
+    {
+      "flow": (0.001, 0.25),
+      "turn": (None, 45.0),
+      "parallax": (0.5, None),
+      "speed": (None, 40.0),
+      "trembling": (None, TREMBLING),
+    },
   ),
   "reprojection": Stage(reprojection.measure, {"reprojection": (None, 0.15)}),
   "moving": Stage(moving.measure, {"moving": (None, 0.7)}),

@@ -4,6 +4,7 @@ import numpy as np
 
 from d4s_jax.curation.sample import Sample
 from d4s_jax.curation.stages.flow import affine_residual, block_flow
+from d4s_jax.data.sampling import trembling
 
 _PAIRS = 6
 _FEWEST_BLOCKS = 6
@@ -17,7 +18,8 @@ def measure(sample: Sample) -> dict[str, float]:
   parallax and moving things do, likewise.
   With cameras, turn: largest rotation between sampled frames, degrees; with depth too, parallax:
   the angle in degrees at which the median point sees the camera's path; with metres and seconds,
-  speed in m/s.
+  speed in m/s. Where a unit of length could be taken from the path alone, trembling: how far it is
+  from being one, see `data.sampling`.
   """
   grey = sample.grey()
   figures = {}
@@ -44,6 +46,9 @@ def measure(sample: Sample) -> dict[str, float]:
   travel = np.linalg.norm(place - place[0], axis=1).max()
   if known is not None and len(known):
     figures["parallax"] = float(np.degrees(np.arctan2(travel, np.median(known))))
+  tracked = sample.tracks is not None and bool(np.asarray(sample.tracks.valid).any())
+  if not (sample.metric or tracked or known is not None and len(known)):
+    figures["trembling"] = trembling(poses)
   if sample.fps and len(place) > 1:
     step = np.linalg.norm(np.diff(place, axis=0), axis=1)
     figures["speed"] = float(np.percentile(step, 95)) * sample.fps
