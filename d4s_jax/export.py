@@ -20,7 +20,7 @@ The suffix chooses the format; --format does where several have the same.
 A moment is that of --time, from 0 to 1 over the clip. With --frames it is that many numbered files
 in a new folder, evenly spaced over the clip: SuperSplat and the splat add-ons of Blender play
 numbered .ply. What a format doesn't hold is said. Pictures and videos are marked invisibly as
-generated, unless --nowatermark; Gaussians are as the scene is.
+generated, and those that a page saves, unless --nowatermark; Gaussians are as the scene is.
 """
 
 import pathlib

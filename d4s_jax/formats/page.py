@@ -14,6 +14,7 @@ import pathlib
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
 from d4s_jax.formats import atomic
 from d4s_jax.formats.scene import SceneMetadata
@@ -24,17 +25,26 @@ _TEMPLATE = pathlib.Path(__file__).parent / "viewer" / "page.html"
 _MOVE_SHARE, _TURN_STEP, _GROW_STEP = 2e-4, 1 / 512, 1 / 64
 _LARGEST = 32_000
 _MOST_HARMONICS = 4
+# Of one level of 255.
+_MARK_STEPS = 20
 # Frames a second at which a clip plays.
 _FPS = 8.0
 
 
-def write_page(path: str | os.PathLike, dynamic: DynamicGaussians, metadata: SceneMetadata) -> None:
+def write_page(
+  path: str | os.PathLike,
+  dynamic: DynamicGaussians,
+  metadata: SceneMetadata,
+  mark: Float[np.ndarray, "t t"] | None = None,
+) -> None:
   """Writes the page of one scene.
 
   Args:
     path: the file.
     dynamic: the scene; harmonics of degree 0 or 1.
     metadata: its cameras are the path to ride along, and its prompt is the title.
+    mark: one tile, of half the picture's height, of a pattern that is added to the pictures and
+      videos that are saved in the page; levels of 255, below 6.
 
   Raises:
     ValueError: a value is NaN or infinite, nothing is visible, or the degree is higher.
@@ -56,7 +66,15 @@ def write_page(path: str | os.PathLike, dynamic: DynamicGaussians, metadata: Sce
     where[name] = [kind, len(packed), array.size]
     packed += array.astype(f"<{kind}").tobytes()
   data = base64.b64encode(gzip.compress(packed, 6, mtime=0)).decode()
-  page = fill(description | {"steps": steps, "arrays": where}, data)
+  description |= {"steps": steps, "arrays": where}
+  if mark is not None:
+    marks = np.clip(np.round(mark * _MARK_STEPS), -127, 127).astype(np.int8)
+    description["mark"] = {
+      "tile": base64.b64encode(marks.tobytes()).decode(),
+      "side": len(marks),
+      "steps": _MARK_STEPS,
+    }
+  page = fill(description, data)
   with atomic.replacing(pathlib.Path(path)) as temporary:
     temporary.write_text(page)
 

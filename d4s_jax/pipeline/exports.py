@@ -43,7 +43,8 @@ class Format:
       holds the whole clip.
     timed: whether a file of the whole clip has times that may be asked for.
     named: ... unless its format has to be named, since others have the same suffix.
-    marked: whether `write` adds the mark of frames, with the key given as `key`.
+    marked: whether `write` adds the mark of frames, or, to a page, what adds it to the pictures and
+      videos that are saved there; with the key given as `key`.
   """
 
   name: str
@@ -82,9 +83,16 @@ def _image(path, view: Rendering, *, key: str | None) -> None:
   images.write_image(path, marking.picture(np.asarray(view.image), key))
 
 
-def _page(path, dynamic: DynamicGaussians, metadata: SceneMetadata, times: np.ndarray) -> None:
+def _page(
+  path,
+  dynamic: DynamicGaussians,
+  metadata: SceneMetadata,
+  times: np.ndarray,
+  *,
+  key: str | None,
+) -> None:
   del times
-  page.write_page(path, dynamic, metadata)
+  page.write_page(path, dynamic, metadata, marking.levels(key))
 
 
 def _scene(path, dynamic: DynamicGaussians, metadata: SceneMetadata, times: np.ndarray) -> None:
@@ -115,7 +123,8 @@ _SURFACE = (
 FORMATS = {
   row.name: row
   for row in (
-    Format("html", (".html",), "digits of the motion (0.02% of the distance)", _page),
+    Format("html", (".html",), "digits of the motion (0.02% of the distance)", _page,
+      marked=True),
     Format("scene", (".safetensors",), "nothing", _scene),
     Format("ply", (".ply",), _MOTION, splats.write_ply, _gaussians),
     Format("compressed-ply", (".compressed.ply",), _ROUNDED, splats.WRITERS[".compressed.ply"],

@@ -26,6 +26,11 @@ def picture(image: Float[np.ndarray, "h w 3"], key: str | None) -> Float[np.ndar
   return image if key is None else frames.mark(image[None], key)[0]
 
 
+def levels(key: str | None) -> Float[np.ndarray, "t t"] | None:
+  """The pattern with which a viewer's page marks the pictures and videos that it saves."""
+  return None if key is None else frames.levels(key)
+
+
 def write_video(
   path: pathlib.Path,
   pictures: Float[np.ndarray, "f h w 3"],

@@ -18,6 +18,7 @@ from d4s_jax.geometry.deformation import at
 from d4s_jax.pipeline.drawing import footprint
 from d4s_jax.render import render
 from d4s_jax.types import Cameras, DynamicGaussians, Gaussians, Rendering
+from d4s_jax.watermark import frames as marks
 
 MODES = ("colour", "depth", "opacity", "motion")
 # What the paper reports for drawing one frame, on its GPU.
@@ -37,6 +38,7 @@ class Painter:
     aspect: of its focal lengths, x over y.
     depths: metres, of what is shown nearest and farthest in the mode "depth".
     motion: metres that is shown as the brightest motion.
+    key: of the invisible mark in all pictures; None for none.
   """
 
   def __init__(
@@ -47,16 +49,18 @@ class Painter:
     aspect: float,
     depths: tuple[float, float],
     motion: float,
+    key: str | None,
   ):
     self._dynamic = jax.device_put(dynamic)
     self._start = _at(self._dynamic, jnp.asarray(np.float32(dynamic.times[0]))).means
     self._height = height
     self._focal, self._aspect, self._depths, self._motion = focal, aspect, depths, motion
+    self._key = key
 
   def draw(
     self, clip_time: float, pose: Float[np.ndarray, "4 4"], height: int, width: int, mode: str
   ) -> tuple[bytes, dict[str, float]]:
-    """A JPEG, and milliseconds by stage: deform, render, copy (to bytes), encode.
+    """A JPEG, and milliseconds by stage: deform, render, mark, copy (to bytes), encode.
 
     Args:
       clip_time: from 0 to 1.
@@ -75,7 +79,13 @@ class Painter:
     rendering = _render(gaussians, camera, footprint(camera.height, self._height))
     jax.block_until_ready(rendering)
     clock.stage("render")
-    pixels = images.to_bytes(np.clip(self._shown(rendering, mode), 0, 1))
+    shown = np.clip(self._shown(rendering, mode), 0, 1)
+    if self._key is not None:
+      # The browser gives the picture the wished shape again.
+      stretch = width * camera.height / (height * camera.width)
+      shown = marks.mark(shown[None], self._key, stretch)[0]
+    clock.stage("mark")
+    pixels = images.to_bytes(shown)
     clock.stage("copy")
     contents = io.BytesIO()
     Image.fromarray(pixels).save(contents, "JPEG", quality=_QUALITY)

@@ -13,6 +13,7 @@ TrustMark and VideoSeal need PyTorch at run time. Nor do their decoders bound th
 positives.
 """
 
+import functools
 import itertools
 import math
 from collections.abc import Iterable
@@ -41,20 +42,35 @@ _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 _LEAST_SIDE, _MOST_ASPECT = 16, 16
 
 
-def mark(frames: Float[np.ndarray, "f h w 3"], key: str) -> Float[np.ndarray, "f h w 3"]:
+def mark(
+  frames: Float[np.ndarray, "f h w 3"], key: str, stretch: float = 1.0
+) -> Float[np.ndarray, "f h w 3"]:
   """The frames with the pattern; about 46 dB from what they were, in [0, 1].
 
   Args:
     frames: RGB in [0, 1], of any size.
     key: of the mark.
+    stretch: width of a pixel over its height, where the picture is shown so that it isn't 1.
   """
   _, height, width, _ = frames.shape
-  rows, columns = ((np.arange(size) + 0.5) * (2 * _TILE / height) - 0.5 for size in (height, width))
-  pattern = ndimage.map_coordinates(
-    _tile(key), np.meshgrid(rows, columns, indexing="ij"), order=3, mode="grid-wrap"
-  )
-  added = (_STRENGTH / 255 * pattern).astype(np.float32)
-  return np.clip(frames + added[:, :, None], 0, 1)
+  return np.clip(frames + _pattern(key, height, width, stretch)[:, :, None], 0, 1)
+
+
+def levels(key: str) -> Float[np.ndarray, "t t"]:
+  """One tile of what `mark` adds, of 255, for programs that mark what they draw themselves."""
+  return _STRENGTH * _tile(key)
+
+
+# A viewer draws one picture after another of the same size.
+@functools.lru_cache(maxsize=4)
+def _pattern(key: str, height: int, width: int, stretch: float) -> Float[np.ndarray, "h w"]:
+  """What is added to a picture in [0, 1]."""
+  step = 2 * _TILE / height
+  rows = (np.arange(height) + 0.5) * step - 0.5
+  columns = (np.arange(width) + 0.5) * step * stretch - 0.5
+  grid = np.meshgrid(rows, columns, indexing="ij")
+  pattern = ndimage.map_coordinates(_tile(key), grid, order=3, mode="grid-wrap")
+  return (_STRENGTH / 255 * pattern).astype(np.float32)
 
 
 def detect(frames: Iterable[Float[np.ndarray, "h w 3"]], key: str) -> Evidence:

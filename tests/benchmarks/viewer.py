@@ -23,6 +23,8 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 
 from d4s_jax.formats import page  # noqa: E402
 from d4s_jax.viewer import frames, server  # noqa: E402
+from d4s_jax.watermark import frames as marks  # noqa: E402
+from d4s_jax.watermark import keys  # noqa: E402
 from tests.benchmarks.export import scene  # noqa: E402
 from tests.browser import open_tab  # noqa: E402
 
@@ -107,7 +109,9 @@ def stream(dynamic, metadata, folder):
   """Prints the stages of pictures that the server draws."""
   about = page.describe(dynamic, metadata)
   painter = frames.Painter(
-    dynamic, *(about[x] for x in ("height", "focal", "aspect", "depths", "motionScale"))
+    dynamic,
+    *(about[x] for x in ("height", "focal", "aspect", "depths", "motionScale")),
+    keys.PUBLIC,
   )
   for line in frames.measure(painter, metadata.cameras, np.asarray(metadata.times)):
     print(f"streamed, {line}")
@@ -133,7 +137,7 @@ def main() -> None:
   with tempfile.TemporaryDirectory() as name:
     folder = pathlib.Path(name)
     file = folder / "scene.html"
-    page.write_page(file, dynamic, metadata)
+    page.write_page(file, dynamic, metadata, marks.levels(keys.PUBLIC))
     print(f"page of {options.gaussians} Gaussians x {options.frames}:", end=" ")
     print(f"{file.stat().st_size / MEGABYTE:.1f} MB")
     with open_tab("about:blank", folder) as tab, served(file.read_bytes()) as address:

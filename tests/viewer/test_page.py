@@ -1,16 +1,23 @@
 """The page in a real browser, by pointer, keys, touch and files; memory; key frames."""
 
+import base64
+import io
 import json
 import time
 
+import av
 import numpy as np
 import pytest
+from PIL import Image
 
 from d4s_jax.formats import page, trajectories
 from d4s_jax.geometry import poses
 from d4s_jax.pipeline import shot
+from d4s_jax.watermark import frames as marks
 from tests.browser import needs_browser, open_tab
 from tests.formats.test_page import make
+
+KEY = "a key"
 
 pytestmark = needs_browser
 
@@ -19,7 +26,7 @@ pytestmark = needs_browser
 def tab(tmp_path_factory):
   folder = tmp_path_factory.mktemp("viewer")
   dynamic, metadata = make()
-  page.write_page(folder / "scene.html", dynamic, metadata)
+  page.write_page(folder / "scene.html", dynamic, metadata, marks.levels(KEY))
   with open_tab((folder / "scene.html").as_uri(), folder) as found:
     found.wait("window.ready && window.first")
     found.folder = folder
@@ -159,6 +166,10 @@ def test_key_frames_are_saved_and_render_scene_goes_the_same_way(tab):
 
 
 def test_pictures_and_videos_are_saved(tab):
+  looked(tab)
+  tab.wait("probe().share === 1")
+  address = tab.run("document.getElementById('canvas').toDataURL()")
+  screen = Image.open(io.BytesIO(base64.b64decode(address.partition(",")[2]))).convert("RGB")
   tab.key("KeyP", "p")
   tab.key("KeyV", "v")
   tab.run("new Promise((done) => setTimeout(done, 3000))")
@@ -168,8 +179,17 @@ def test_pictures_and_videos_are_saved(tab):
     if "scene.png" in names and ("scene.webm" in names or "scene.mp4" in names):
       break
     time.sleep(0.05)
-  assert names["scene.png"] > 1000
-  assert names.get("scene.webm", names.get("scene.mp4")) > 1000
+  # Both are marked; what is on the screen is not.
+  film = tab.folder / ("scene.webm" if "scene.webm" in names else "scene.mp4")
+  with av.open(film) as container:
+    shown = [x.to_ndarray(format="rgb24") for x in container.decode(video=0)][-8:]
+  for pictures in ([np.asarray(Image.open(tab.folder / "scene.png").convert("RGB"))], shown):
+    pictures = [np.asarray(x, np.float32) / 255 for x in pictures]
+    assert pictures and marks.detect(pictures, KEY).log10_false < -6
+    assert marks.detect(pictures, "another").log10_false > -3
+  saved = np.asarray(Image.open(tab.folder / "scene.png").convert("RGB"), np.float64)
+  change = np.sqrt(np.mean((saved - screen) ** 2))
+  assert 0.5 < change < 1.4
 
 
 def test_a_slow_machine_draws_what_moves_smaller_and_what_rests_whole(tab):

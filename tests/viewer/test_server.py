@@ -15,6 +15,7 @@ from PIL import Image
 from d4s_jax.formats import page
 from d4s_jax.pipeline.drawing import draw
 from d4s_jax.viewer import frames, server
+from d4s_jax.watermark import frames as marks
 from tests.browser import needs_browser, open_tab
 from tests.formats.test_page import SIDE, make
 
@@ -25,7 +26,7 @@ def place():
   dynamic, metadata = make()
   about = page.describe(dynamic, metadata)
   names = ("height", "focal", "aspect", "depths", "motionScale")
-  painter = frames.Painter(dynamic, *(about[name] for name in names))
+  painter = frames.Painter(dynamic, *(about[name] for name in names), None)
   contents = page.fill(about | {"stream": True}).encode()
   with server.serve(contents, 0, painter) as serving:
     thread = threading.Thread(target=serving.serve_forever)
@@ -62,8 +63,8 @@ def test_a_picture_is_the_renderers_and_its_stages_are_timed(place):
   # JPEG's own loss.
   assert np.abs(found - want).mean() < 4
   stages = dict(part.split(";dur=") for part in headers["Server-Timing"].split(", "))
-  assert list(stages) == ["deform", "render", "copy", "encode"]
-  assert all(float(x) > 0 for x in stages.values())
+  assert list(stages) == ["deform", "render", "mark", "copy", "encode"]
+  assert all(float(x) > 0 for name, x in stages.items() if name != "mark")
 
 
 @pytest.mark.parametrize("width, height", [(1, 1), (1, 300), (4096, 1), (97, 61), (3, 4096)])
@@ -92,6 +93,23 @@ def test_windows_of_any_shape_get_a_picture_to_stretch(place, width, height):
   # JPEG's own loss, of pictures that are all detail.
   error, mirrored = (np.abs(found - 255 * np.clip(x, 0, 1)).mean() for x in (want, want[::-1]))
   assert error < 8 and error < max(0.5 * mirrored, 0.2)
+
+
+@pytest.mark.parametrize(("width", "height"), [(192, 192), (200, 130)])
+def test_pictures_are_marked_in_the_shape_in_which_they_are_shown(width, height):
+  dynamic, metadata = make()
+  about = page.describe(dynamic, metadata)
+  names = ("height", "focal", "aspect", "depths", "motionScale")
+  pose = np.asarray(metadata.cameras.world_from_camera)[0]
+  found = []
+  for key in ("a key", None):
+    painter = frames.Painter(dynamic, *(about[name] for name in names), key)
+    picture, stages = painter.draw(0.5, pose, height, width, "colour")
+    shown = Image.open(io.BytesIO(picture)).resize((width, height))
+    shown = np.asarray(shown, np.float32) / 255
+    found.append(marks.detect(shown[None], "a key").log10_false)
+    assert stages["mark"] >= 0
+  assert found[0] < -6 < -3 < found[1]
 
 
 def test_the_modes_differ(place):
@@ -140,7 +158,7 @@ def test_the_stages_are_told_beside_the_papers(place):
   _, dynamic, metadata = place
   about = page.describe(dynamic, metadata)
   names = ("height", "focal", "aspect", "depths", "motionScale")
-  painter = frames.Painter(dynamic, *(about[name] for name in names))
+  painter = frames.Painter(dynamic, *(about[name] for name in names), None)
   lines = [*frames.measure(painter, metadata.cameras, metadata.times, frames=2)]
   assert "512 x 512 pixels on cpu: deform " in lines[0] and "encode" in lines[0]
   assert "the paper reports 6.7 ms" in lines[1]
