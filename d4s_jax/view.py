@@ -46,7 +46,7 @@ def main(argv: list[str]) -> None:
     if _STREAM.value:
       about = page.describe(dynamic, metadata)
       shown = (about[name] for name in ("height", "focal", "aspect", "depths", "motionScale"))
-      painter = frames.Painter(dynamic, *shown, key)
+      painter = frames.Painter(dynamic, *shown, key=key)
       for line in frames.measure(painter, metadata.cameras, np.asarray(metadata.times)):
         print(line, flush=True)
       contents = page.fill(about | {"stream": True}).encode()

@@ -4,6 +4,7 @@ NumPy's own reader unpacks a whole array, whatever its header claims. Here the h
 and of an array only the rows that are asked for are kept.
 """
 
+import io
 import math
 import pathlib
 import tokenize
@@ -41,7 +42,7 @@ class Spec(NamedTuple):
     return math.prod(self.shape) * self.dtype.itemsize
 
 
-def check_header(file: IO[bytes], where: str, ndim: int | None = None) -> Spec:
+def check_header(file: IO[bytes] | io.BufferedIOBase, where: str, ndim: int | None = None) -> Spec:
   """Reads the header of an array in NumPy's format, up to its first number.
 
   Raises:
@@ -147,7 +148,7 @@ class ArrayArchive:
     return values.reshape(shape, order="F" if spec.fortran else "C")
 
 
-def _rows(file: IO[bytes], rows: Sequence[int], size: int):
+def _rows(file: IO[bytes] | io.BufferedIOBase, rows: Sequence[int], size: int):
   """The bytes of some rows; those between them are read and forgotten."""
   place = 0
   for row in rows:

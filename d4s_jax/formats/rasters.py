@@ -55,7 +55,7 @@ def read_exr(path: str | os.PathLike) -> Float[np.ndarray, "h w"]:
   try:
     with OpenEXR.File(str(path), header_only=True) as file:
       (left, top), (right, bottom) = np.asarray(file.header()["dataWindow"], np.int64)
-    _check_size(path, bottom - top + 1, right - left + 1)
+    _check_size(path, int(bottom - top) + 1, int(right - left) + 1)
     # A damaged file leaves no parts, and lines on the error stream from the library itself.
     with OpenEXR.File(str(path), separate_channels=True, num_threads=0) as file:
       # Copies: the file's own go when it is closed.

@@ -11,13 +11,13 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from d4s_jax.formats import atomic, checked
 from d4s_jax.formats import cameras as camera_files
-from d4s_jax.geometry import harmonics
+from d4s_jax.geometry import EitherArray, harmonics
 from d4s_jax.types import Cameras, DynamicGaussians
 
 VERSION = 1
@@ -66,7 +66,7 @@ class SceneMetadata:
   """
 
   cameras: Cameras
-  times: Float[Array, "f"]
+  times: Float[EitherArray, "f"]
   prompt: str
   package_version: str
   scale: float = 1.0

@@ -1,9 +1,11 @@
 """Files of Gaussians, read by programs that are not ours."""
 
+import io
 import shutil
 import struct
 import subprocess
 
+import gaussforge
 import gsply
 import numpy as np
 import plyfile
@@ -177,25 +179,46 @@ def test_harmonics_of_many_gaussians_share_rows(monkeypatch):
   np.testing.assert_allclose(rows[labels], values, atol=1e-6)
 
 
-@pytest.mark.skipif(not SPLAT_TRANSFORM, reason="splat-transform (npm) is not installed")
-@pytest.mark.parametrize("degree", [0, 1])
-@pytest.mark.parametrize("suffix", [".ply", ".compressed.ply", ".sog", ".spz", ".splat"])
-def test_splat_transform_reads_them(tmp_path, suffix, degree):
-  gaussians, back = make(600, degree=degree), tmp_path / "back.ply"
-  splats.WRITERS[suffix](tmp_path / f"scene{suffix}", gaussians)
-  subprocess.run([SPLAT_TRANSFORM, tmp_path / f"scene{suffix}", back], check=True, timeout=60)
-  want, vertex = seen(gaussians), plyfile.PlyData.read(back)["vertex"]
+def check_read(vertex, want, suffix, degree):
+  """That others found what was written, up to what the format rounds."""
   index, error = paired(np.stack([vertex[axis] for axis in "xyz"], axis=1), want)
   assert error < 0.02
   turn = np.stack([vertex[f"rot_{i}"] for i in range(4)], axis=1)
   same_turn(turn / np.linalg.norm(turn, axis=1, keepdims=True), want["quaternions"][index], 1e-4)
   colour = np.stack([vertex[f"f_dc_{i}"] for i in range(3)], axis=1)
   np.testing.assert_allclose(colour, want["harmonics"][index, 0], atol=0.02)
+  scales = np.stack([vertex[f"scale_{i}"] for i in range(3)], axis=1)
+  np.testing.assert_allclose(scales, np.log(want["scales"])[index], atol=0.05)
+  alpha = 1 / (1 + np.exp(-vertex["opacity"]))
+  np.testing.assert_allclose(alpha, want["opacities"][index], atol=0.51 / 255)
   if degree and suffix != ".splat":  # Which has none.
     rest = np.stack([vertex[f"f_rest_{i}"] for i in range(9)], axis=1).reshape(-1, 3, 3)
     inside = np.abs(want["harmonics"][index, 1:]) < 0.95  # Where SPZ ends.
     error = np.abs(rest.swapaxes(1, 2) - want["harmonics"][index, 1:])
     assert error[inside].max() < 0.03
+
+
+SUFFIXES = (".ply", ".compressed.ply", ".sog", ".spz", ".splat")
+
+
+@pytest.mark.parametrize("degree", [0, 1])
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_gaussforge_reads_them(tmp_path, suffix, degree):
+  gaussians, path = make(600, degree=degree), tmp_path / f"scene{suffix}"
+  splats.WRITERS[suffix](path, gaussians)
+  found = gaussforge.GaussForge().convert(path.read_bytes(), suffix[1:], "ply")
+  vertex = plyfile.PlyData.read(io.BytesIO(found["data"]))["vertex"]
+  check_read(vertex, seen(gaussians), suffix, degree)
+
+
+@pytest.mark.skipif(not SPLAT_TRANSFORM, reason="splat-transform (npm) is not installed")
+@pytest.mark.parametrize("degree", [0, 1])
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_splat_transform_reads_them(tmp_path, suffix, degree):
+  gaussians, back = make(600, degree=degree), tmp_path / "back.ply"
+  splats.WRITERS[suffix](tmp_path / f"scene{suffix}", gaussians)
+  subprocess.run([SPLAT_TRANSFORM, tmp_path / f"scene{suffix}", back], check=True, timeout=60)
+  check_read(plyfile.PlyData.read(back)["vertex"], seen(gaussians), suffix, degree)
 
 
 def attributes(path):
