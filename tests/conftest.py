@@ -29,6 +29,8 @@ _CHECKED = (
   "layers",
   "losses",
   "models",
+  "serving",
+  "viewer",
   "watermark",
 )
 jaxtyping.install_import_hook([f"d4s_jax.{name}" for name in _CHECKED], "tests.typechecker.checked")

@@ -14,11 +14,12 @@ from fastapi import FastAPI, File, Form, Header, HTTPException, Path, Security, 
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, StreamingResponse
 from fastapi.security import HTTPBearer
-from pydantic import BaseModel, Field
+from starlette.datastructures import UploadFile as Upload
 
 import d4s_jax
+from d4s_jax.serving import answers
 from d4s_jax.serving.guard import Guard
-from d4s_jax.serving.jobs import STATES, FullError, Job, Jobs, Maker
+from d4s_jax.serving.jobs import FullError, Job, Jobs, Maker
 
 VIEWER = "viewer.html"
 _PAGE = pathlib.Path(__file__).parent / "page.html"
@@ -71,59 +72,6 @@ class Offer:
   local: bool = True
 
 
-class Problem(BaseModel):
-  """Why a request was refused."""
-
-  detail: str
-
-
-class Progress(BaseModel):
-  """How far a job is."""
-
-  state: Annotated[str, Field(json_schema_extra={"enum": list(STATES)})]
-  what: str = Field(description="What is being done, or why it failed.")
-  done: int = Field(description="How much of that is done.")
-  total: int = Field(description="Of how much; 0 where that is not known.")
-
-
-class Status(Progress):
-  """A job."""
-
-  id: str
-  before: int | None = Field(description="Jobs that come first, while it waits.")
-  files: dict[str, str] = Field(description="Results: where to get each of them.")
-  viewer: str | None = Field(description="Page that shows the scene.")
-
-
-class About(BaseModel):
-  """What is served."""
-
-  version: str
-  about: dict[str, Any] = Field(description="The models.")
-  trajectories: list[str]
-  most_bytes: int = Field(description="Of a photograph.")
-  waiting: int = Field(description="Jobs that wait now.")
-
-
-_REFUSALS: dict[int | str, dict[str, Any]] = {
-  401: {"model": Problem, "description": "The token is missing."},
-  403: {"model": Problem, "description": "Not for pages of other places."},
-  422: {"model": Problem, "description": "Something in it can't be used."},
-}
-_UNKNOWN: dict[int | str, dict[str, Any]] = {
-  404: {"model": Problem, "description": "No such job, or its time is over."}
-}
-_CROWDED: dict[int | str, dict[str, Any]] = {
-  202: {
-    "links": {
-      name: {"operationId": name, "parameters": {"identity": "$response.body#/id"}}
-      for name in ("look", "events", "cancel")
-    }
-  },
-  400: {"model": Problem, "description": "No form."},
-  413: {"model": Problem, "description": "Too large."},
-  503: {"model": Problem, "description": "Too many jobs wait; Retry-After says when to come."},
-}
 _Identity = Annotated[str, Path(pattern="^[A-Za-z0-9_-]{16}$")]
 
 
@@ -156,7 +104,7 @@ def build(offer: Offer) -> FastAPI:
     lifespan=lifespan,
     docs_url=None,  # its scripts come from elsewhere
     redoc_url=None,
-    responses=_REFUSALS,
+    responses=answers.REFUSALS,
     # Described here; the guard asks for it.
     dependencies=[Security(HTTPBearer(auto_error=False))] if offer.token else [],
     generate_unique_id_function=lambda route: route.name,
@@ -177,9 +125,9 @@ def _routes(app: FastAPI, offer: Offer) -> None:
       raise HTTPException(404, "No such job, or its time is over.")
     return job
 
-  def status(job: Job) -> Status:
+  def status(job: Job) -> answers.Status:
     base = f"/jobs/{job.identity}/files"
-    return Status(
+    return answers.Status(
       **job.events[-1],
       id=job.identity,
       before=jobs().place(job),
@@ -192,9 +140,9 @@ def _routes(app: FastAPI, offer: Offer) -> None:
     return HTMLResponse(_PAGE.read_text(), headers={"Content-Security-Policy": _POLICY})
 
   @app.get("/about")
-  async def about() -> About:
+  async def about() -> answers.About:
     """What is served."""
-    return About(
+    return answers.About(
       version=d4s_jax.__version__,
       about=offer.about,
       trajectories=list(offer.trajectories),
@@ -202,7 +150,7 @@ def _routes(app: FastAPI, offer: Offer) -> None:
       waiting=len(jobs()),
     )
 
-  @app.post("/jobs", status_code=202, responses=_CROWDED)
+  @app.post("/jobs", status_code=202, responses=answers.CROWDED)
   async def submit(
     image: Annotated[UploadFile, File(description="A photograph.")],
     trajectory: Annotated[
@@ -221,7 +169,7 @@ def _routes(app: FastAPI, offer: Offer) -> None:
       float,
       Form(ge=0, lt=179, description="Degrees that the photograph sees; 0 if nothing is known."),
     ] = 0.0,
-  ) -> Status:
+  ) -> answers.Status:
     """Orders a scene."""
     try:
       jobs().check_room()
@@ -233,12 +181,12 @@ def _routes(app: FastAPI, offer: Offer) -> None:
     except ValueError as error:
       raise HTTPException(422, " ".join(str(error).split())) from error
 
-  @app.get("/jobs/{identity}", responses=_UNKNOWN)
-  async def look(identity: _Identity) -> Status:
+  @app.get("/jobs/{identity}", responses=answers.UNKNOWN)
+  async def look(identity: _Identity) -> answers.Status:
     """How far a job is, and what came out of it."""
     return status(known(identity))
 
-  @app.delete("/jobs/{identity}", status_code=204, responses=_UNKNOWN)
+  @app.delete("/jobs/{identity}", status_code=204, responses=answers.UNKNOWN)
   async def cancel(identity: _Identity) -> None:
     """Forgets a job and its results; one that waits or runs is cancelled, at its next step."""
     jobs().cancel(known(identity))
@@ -246,7 +194,7 @@ def _routes(app: FastAPI, offer: Offer) -> None:
   @app.get(
     "/jobs/{identity}/events",
     response_class=StreamingResponse,
-    responses=_UNKNOWN | {200: {"content": {"text/event-stream": {}}}},
+    responses=answers.UNKNOWN | {200: {"content": {"text/event-stream": {}}}},
   )
   async def events(
     identity: _Identity,
@@ -265,7 +213,7 @@ def _routes(app: FastAPI, offer: Offer) -> None:
   @app.get(
     "/jobs/{identity}/files/{name}",
     response_class=FileResponse,
-    responses=_UNKNOWN | {200: {"content": {"application/octet-stream": {}}}},
+    responses=answers.UNKNOWN | {200: {"content": {"application/octet-stream": {}}}},
   )
   async def result(identity: _Identity, name: Annotated[str, Path(max_length=100)]) -> FileResponse:
     """One of the results."""
@@ -277,7 +225,7 @@ def _routes(app: FastAPI, offer: Offer) -> None:
 
 
 def _take(
-  offer: Offer, image: UploadFile, trajectory: str, prompt: str, seed: int, fov: float | None
+  offer: Offer, image: Upload, trajectory: str, prompt: str, seed: int, fov: float | None
 ) -> Any:
   """In a thread: checks an order; what was uploaded lies in files meanwhile."""
   with tempfile.TemporaryDirectory() as name:

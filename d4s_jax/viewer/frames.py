@@ -3,7 +3,7 @@
 import functools
 import io
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -47,7 +47,7 @@ class Painter:
     height: int,
     focal: float,
     aspect: float,
-    depths: tuple[float, float],
+    depths: Sequence[float],
     motion: float,
     key: str | None,
   ):
