@@ -145,12 +145,13 @@ def averaged(
   Raises:
     ValueError: the channels don't fall into `features` runs.
   """
-  channels = x.shape[-1] * time * space**2
+  channels = x.shape[-1] * time
   if channels % features:
     raise ValueError(f"{features} channels don't divide the {channels} of a shortcut.")
   x = jnp.pad(x, ((0, 0), (-x.shape[1] % time, 0), (0, 0), (0, 0), (0, 0)))
-  patches = dict(t=time, r=space, s=space)
-  x = rearrange(x, "b (f t) (h r) (w s) c -> b f h w (c t r s)", **patches)
+  # A run holds whole patches of pixels, so pooling comes first and moves least.
+  x = nn.avg_pool(x, (space, space), (space, space))
+  x = rearrange(x, "b (f t) h w c -> b f h w (c t)", t=time)
   return reduce(x, "b f h w (d run) -> b f h w d", "mean", d=features)
 
 
