@@ -129,7 +129,7 @@ def damage_of(place: Place) -> Iterator[None]:
   """Whatever goes wrong in reading a step is one CheckpointError."""
   try:
     yield
-  except CheckpointError:
+  except (CheckpointError, MemoryError):
     raise
   except Exception as error:  # Orbax raises bare Exception for unreadable arrays.
     if "RESOURCE_EXHAUSTED" in str(error):

@@ -59,26 +59,25 @@ def write_sparse(folder, config):
 
 # A process of its own writes the run: what it holds is not the command's.
 _WRITE_RUN = """
-import pathlib, sys
-import jax, numpy as np
+import json, pathlib, sys
+import jax, jax.numpy as jnp
 from d4s_jax.models.system import System
 from tests.support import small_config, write_run
 
-config = small_config()
-config.model.backbone.transformer.update(dim=int(sys.argv[3]), depth=int(sys.argv[2]))
-config.model.backbone.transformer.ffn_dim = 4 * int(sys.argv[3])
-system = System.build(config.model.to_dict())
-zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), system.abstract())
-params = jax.tree.map(lambda x: jax.numpy.asarray(x + 0.5), zeros)
+config, (transformer, text_encoder) = small_config(), json.loads(sys.argv[2])
+config.model.backbone.transformer.update(transformer)
+config.model.backbone.text_encoder.update(text_encoder)
+abstract = System.build(config.model.to_dict()).abstract()
+params = jax.tree.map(lambda x: jnp.full(x.shape, 0.5), abstract)
 write_run(pathlib.Path(sys.argv[1]), config, params)
-print(sum(x.nbytes for x in jax.tree.leaves(zeros)))
+print(sum(4 * x.size for x in jax.tree.leaves(abstract)))
 """
 
 
-def write_large_run(folder, depth, width):
-  """A run whose transformer has `depth` blocks; returns the bytes of all parameters."""
+def write_large_run(folder, transformer, text_encoder):
+  """A run whose backbone has these fields in place of small ones; returns all parameters' bytes."""
   done = subprocess.run(
-    [sys.executable, "-c", _WRITE_RUN, str(folder), str(depth), str(width)],
+    [sys.executable, "-c", _WRITE_RUN, str(folder), json.dumps([transformer, text_encoder])],
     cwd=ROOT,
     env=os.environ | {"JAX_PLATFORMS": "cpu"},
     capture_output=True,
@@ -127,22 +126,28 @@ def test_memory_does_not_grow_with_the_model(format, tmp_path):
 def test_memory_does_not_grow_with_a_run(tmp_path):
   peaks, sizes = [], []
   for depth in (1, 40):
-    sizes.append(write_large_run(tmp_path / f"{depth}", depth, 384))
+    fields = dict(dim=384, ffn_dim=1536, depth=depth)
+    sizes.append(write_large_run(tmp_path / f"{depth}", fields, {}))
     peaks.append(peak(tmp_path / f"{depth}", tmp_path / f"{depth}-new", "torch"))
   assert sizes[1] - sizes[0] > 350e6
-  # A stack of feed-forward kernels has 94 MB.
-  assert peaks[1] - peaks[0] < 60e6
+  # Tables of contents may take 100 MB, and the allocator does not give back all at once; the whole
+  # would be 390 MB and more.
+  assert peaks[1] - peaks[0] < 250e6
   print(f"{sizes[1] / 1e6:.0f} MB in {peaks[1] / 1e6:.0f} MB, small: {peaks[0] / 1e6:.0f} MB")
 
 
 @pytest.mark.slow
-def test_a_run_with_a_stack_as_large_as_that_of_14b_leaves_within_8_gib(tmp_path):
-  # Six blocks of 5120 with 20480: as wide as Wan 14B and wider, 9.4 GB in float32, of which a
-  # stack has 2.5.
-  assert write_large_run(tmp_path / "run", 6, 5120) > 9e9
+def test_a_run_with_the_largest_arrays_leaves_within_8_gib(tmp_path):
+  # A block as wide as those of 14 billion parameters, and the embedding of umT5-XXL.
+  size = write_large_run(
+    tmp_path / "run",
+    dict(dim=5120, ffn_dim=13824, heads=40, depth=1),
+    dict(vocabulary=256384, dim=4096, depth=1, heads=64, head_dim=64, ffn_dim=10240),
+  )
+  assert size > 5.5e9
   most = peak(tmp_path / "run", tmp_path / "new", "torch")
-  print(f"{most / 2**30:.1f} GiB")
-  assert most < 3 * 2**30
+  print(f"{size / 2**30:.1f} GiB in {most / 2**30:.1f} GiB")
+  assert most < 8 * 2**30
   for name in ("run", "new"):
     shutil.rmtree(tmp_path / name)
 
