@@ -88,6 +88,7 @@ class Job:
       setattr(self, name, value)
     if self.over:
       self.ended, self.order = time.time(), None
+      self.done = self.total = 0  # of a step that it was at
     if len(self.events) < _MOST_EVENTS or self.over:
       names = ("state", "what", "done", "total")
       self.events.append({name: getattr(self, name) for name in names})
@@ -213,7 +214,7 @@ class Jobs:
       with progress.listening(listen):
         self._make(job.order, job.folder)
       files = tuple(sorted(path.name for path in job.folder.iterdir() if path.is_file()))
-      return {"state": DONE, "what": "done", "done": 0, "total": 0, "files": files}
+      return {"state": DONE, "what": "done", "files": files}
     except _Stopped:
       ended = {"state": CANCELLED, "what": "cancelled"}
     except ValueError as error:

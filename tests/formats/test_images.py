@@ -144,7 +144,7 @@ def test_a_failed_write_keeps_the_old_picture(tmp_path):
 def test_contact_sheet_shows_first_and_last_of_every_row(tmp_path):
   ramp = np.linspace(0, 1, 9, dtype=np.float32)[:, None, None, None]
   clip = np.broadcast_to(ramp * [1, 0, 0], (9, 8, 16, 3))
-  still = np.broadcast_to(np.array([0, 1, 0]), (1, 8, 8, 3))
+  still = np.broadcast_to(np.array([0.0, 1.0, 0.0]), (1, 8, 8, 3))
   images.contact_sheet(
     tmp_path / "preview.png", {"clip": clip, "still": still}, columns=3, cell_height=40
   )

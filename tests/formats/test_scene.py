@@ -183,7 +183,7 @@ BAD_METADATA = {
   "NaN in poses": ({"cameras": nan_camera()}, r"frames\[0\].world_from_camera.*all finite"),
   "a scale of zero": ({"scale": 0}, "scale: 0.0; expected a finite number from"),
   "a negative seed": ({"seed": -1}, "seed: -1; expected a whole number"),
-  "a prompt of numbers": ({"prompt": 3}, "prompt: 3; expected a text"),
+  "a long prompt": ({"prompt": "x" * 30_000}, "at most 20000 characters"),
   "times beyond the clip": ({"times": np.array([0, 1, 2.0])}, r"times outside \[0, 1\]"),
 }
 
@@ -213,6 +213,7 @@ BAD_JSON = {
   "no rotation": (first_pose(np.diag([3.0, 1, 1, 1]).tolist()), r"frames\[0\].*not a rotation"),
   "a list": (lambda t: t.update(provenance=[]), "provenance: a list of 0; expected an object"),
   "a long prompt": (lambda t: t.update(prompt="x" * 30_000), "at most 20000 characters"),
+  "a prompt of numbers": (lambda t: t.update(prompt=3), "prompt: 3; expected a text"),
 }
 
 

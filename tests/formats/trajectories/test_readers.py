@@ -9,6 +9,7 @@ import pytest
 from evo.core.trajectory import PosePath3D, PoseTrajectory3D
 
 from d4s_jax.formats import trajectories
+from d4s_jax.formats.images import write_image
 from d4s_jax.geometry import poses, rotations
 from d4s_jax.geometry.trajectories import trajectory
 from d4s_jax.types import Cameras
@@ -129,6 +130,31 @@ def test_our_transforms_and_camera_path_by_hand(tmp_path):
   np.testing.assert_allclose(np.reshape(keys[0]["camera_to_world"], (4, 4)), first, atol=1e-12)
   assert keys[0]["fov"] == pytest.approx(np.degrees(2 * np.arctan(24 / 57)))
   assert document["seconds"] == COUNT / FPS and keys[-1]["render_time"] == 1
+
+
+def test_nerfbaselines_reads_our_transforms(tmp_path):
+  theirs = pytest.importorskip("nerfbaselines.datasets.nerfstudio")
+  path = write(tmp_path, "transforms").rename(tmp_path / "transforms.json")
+  (tmp_path / "images").mkdir()
+  for frame in json.loads(path.read_text())["frames"]:
+    write_image(tmp_path / frame["file_path"], np.zeros((HEIGHT, WIDTH, 3), np.float32))
+  found = theirs.load_nerfstudio_dataset(str(tmp_path), "train", eval_mode="all")["cameras"]
+  # OpenCV's axes, as ours.
+  np.testing.assert_allclose(found.poses, make().world_from_camera[:, :3], atol=1e-6)
+  np.testing.assert_allclose(found.intrinsics, COUNT * [[55, 57, 31, 25.5]], rtol=1e-6)
+  np.testing.assert_array_equal(found.image_sizes, COUNT * [[WIDTH, HEIGHT]])
+
+
+def test_nerfstudio_reads_our_camera_path(tmp_path):
+  theirs = pytest.importorskip("nerfstudio.cameras.camera_paths")
+  document = json.loads(write(tmp_path, "camera-path").read_text())
+  found = theirs.get_path_from_json(document)
+  # OpenGL's axes: y up, z back.
+  poses_found = found.camera_to_worlds.numpy() * np.float32([1, -1, -1, 1])
+  np.testing.assert_allclose(poses_found, make().world_from_camera[:, :3], atol=1e-6)
+  for name, want in (("fx", 57), ("fy", 57), ("cx", WIDTH / 2), ("cy", HEIGHT / 2)):
+    np.testing.assert_allclose(getattr(found, name).numpy(), np.full((COUNT, 1), want), rtol=1e-5)
+  np.testing.assert_allclose(found.times.numpy()[:, 0], np.linspace(0, 1, COUNT), atol=1e-6)
 
 
 def test_cameras_of_3dgs_by_hand(tmp_path):
