@@ -54,9 +54,10 @@ def _rows(scene: Scene, view: View) -> dict[str, Any]:
     span = (
       f"{np.percentile(known, 2):.3g} to {np.percentile(known, 98):.3g} m" if len(known) else ""
     )
-    rows[f"{view.name}: depth, near is bright, {span}"] = colorize_depth(depth)
-    rows[f"{view.name}: its first frame, carried to the others by depth and cameras"] = np.stack(
-      [carried(images[0], depth[0], cameras[0], cameras[i]) for i in range(len(chosen))]
+    rows[f"{view.name}: depth, near is bright, {span}"] = _shades(depth)
+    before = [max(0, i - 1) for i in range(len(chosen))]
+    rows[f"{view.name}: the frame before, carried here by depth and cameras"] = np.stack(
+      [carried(images[k], depth[k], cameras[k], cameras[i]) for i, k in enumerate(before)]
     )
   if view.instances is not None:
     found = np.stack([_nearest(view.instances(int(i)), cameras) for i in chosen])
@@ -67,6 +68,14 @@ def _rows(scene: Scene, view: View) -> dict[str, Any]:
       view, chosen, images, cameras
     )
   return rows
+
+
+def _shades(depth: Float[np.ndarray, "g h w"]) -> Float[np.ndarray, "g h w 3"]:
+  """Colours of depth by its logarithm, so that what is far isn't all dark beside what is near."""
+  far = max(float(depth.max()), 1e-6)
+  with np.errstate(divide="ignore"):
+    # Colours go by the inverse.
+    return colorize_depth(np.where(depth > 0, 1 / (1 + np.log(far / depth)), 0).astype(np.float32))
 
 
 def _small(view: View, chosen: Int[np.ndarray, "g"]) -> tuple[np.ndarray, Cameras]:
@@ -101,7 +110,7 @@ def _tracked(
       if not (ahead and valid[track, place]):
         continue
       color = _COLORS[track % len(_COLORS)]
-      box = (x - 2.5, y - 2.5, x + 2.5, y + 2.5)
+      box = (x - 4, y - 4, x + 4, y + 4)
       pen.ellipse(box, fill=color if visible[track, place] else None, outline=color)
     out.append(np.asarray(picture, np.float32) / 255)
   return np.stack(out)

@@ -16,7 +16,7 @@ NUMBERS = (7, 8, 10, 9999, 10000)
 BLOCK = "small_city/street/train/small_city_road_outside"
 
 
-def write(root, half=True, poses=False):
+def write(root, half=True, poses=False, numbers=NUMBERS):
   """A street; picture 9 is on disk and in no list. `poses`: cameras in the other kind of file."""
   written = Written(
     root=root,
@@ -29,7 +29,7 @@ def write(root, half=True, poses=False):
   )
   angle, frames = math.radians(80), []
   focal = SIDE / 2 / math.tan(angle / 2)
-  for index, number in enumerate(NUMBERS):
+  for index, number in enumerate(numbers):
     cosine, sine = turn(3 * index)
     center = np.array([-3 + 0.5 * index, 0.3, 0.1 * index])
     one = eye(center, (cosine, sine, -0.1), UP, focal, (SIDE / 2, SIDE / 2))

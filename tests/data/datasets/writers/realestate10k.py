@@ -11,7 +11,7 @@ STAMPS = (66733000, 99966000, 100100000, 133467000, 166834000)
 UP = (0.0, -1.0, 0.0)
 
 
-def write(root, clip="0c4c5d5f751aabf5"):
+def write(root, clip="0c4c5d5f751aabf5", stamps=STAMPS):
   written = Written(
     root=root,
     scene=f"train/{clip}",
@@ -22,7 +22,7 @@ def write(root, clip="0c4c5d5f751aabf5"):
     width=WIDTH,
   )
   lines = ["https://www.youtube.com/watch?v=9-6CGVbrWHs"]
-  for index, stamp in enumerate(STAMPS):
+  for index, stamp in enumerate(stamps):
     cosine, sine = turn(6 * index)
     one = eye((0.3 * index, 0.1 * index, -2), (sine, 0.1, cosine), UP, 0.9 * HEIGHT, (80, 45))
     written.eyes["video"][stamp] = one
