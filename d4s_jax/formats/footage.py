@@ -32,6 +32,7 @@ class Footage:
   """
 
   _container: Any = None
+  _before = 0
 
   def __init__(self, path: pathlib.Path, stamps: Sequence[int] = ()):
     """Reads the header.
@@ -49,10 +50,12 @@ class Footage:
       raise FileNotFoundError(f"No video at {path}; fetch it again.")
     self.path = path
     self._stamps, self._keys = list(stamps), []
+    # Frames whose times are known may begin anywhere in the file: the first one is sought.
+    self._before = 1 << 62 if stamps else 0
     self._frames: Iterator[Any] = iter(())
     self._convert = VideoReformatter()
     # The number of the next frame; of the first one that is damaged, and what is wrong with it.
-    self._next, self._damage = 0, (0, "")
+    self._next, self._damage = self._before, (0, "")
     # When the next frame is shown that is asked for, in a list that what decodes looks into.
     self._wanted = [-(1 << 62)]
     try:
@@ -95,8 +98,9 @@ class Footage:
         )
       frame = self._seek(number) if self._jumps(number) else self._forward(number)
     except FFmpegError as error:
-      self._damage = self._next, f"{self.path} is damaged at frame {self._next} ({error})"
-      self._damage = self._next, f"{self._damage[1]}; fetch it again."
+      # Where decoding stood, or began.
+      at = min(self._next, number)
+      self._damage = at, f"{self.path} is damaged at frame {at} ({error}); fetch it again."
       self.close()
       raise ValueError(self._damage[1]) from error
     if frame is None:
@@ -110,7 +114,7 @@ class Footage:
     """Closes the file; reading opens it again."""
     if self._container is not None:
       self._container.close()
-    self._container, self._frames, self._next = None, iter(()), 0
+    self._container, self._frames, self._next = None, iter(()), self._before
 
   def __del__(self) -> None:
     # PyAV 18 never frees a file that is open when it is forgotten.

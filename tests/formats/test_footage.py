@@ -58,6 +58,15 @@ def test_few_frames_are_decoded_for_few_that_are_asked_for(path, monkeypatch):
   )
   footage.read(15)
   assert len(decoded) <= 8
+  decoded.clear()
+  with av.open(str(path)) as container:
+    stamps = sorted(packet.pts for packet in container.demux(video=0) if packet.size)
+  known = Footage(path, stamps[17:])
+  known.read(0)
+  assert len(decoded) <= 8
+  known.close()
+  known.read(1)
+  assert len(decoded) <= 16
 
 
 @pytest.mark.skipif(not pathlib.Path("/proc/self/fd").is_dir(), reason="counts files by Linux")
