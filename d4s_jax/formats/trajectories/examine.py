@@ -13,6 +13,8 @@ from d4s_jax.geometry import poses
 _JUMP = 8.0
 # Least angle, degrees, between optical axes for the point where they meet to mean anything.
 _SPREAD = 8.0
+# With about so many axes all are compared: memory for all pairs of 20,000 frames is 3 GB.
+_COMPARED = 500
 # How much nearer, as a share, another reading has to bring the axes to a point to be suspected.
 _BETTER = 0.25
 # An axis that misses the common point by more of its distance than this doesn't look at it.
@@ -136,7 +138,8 @@ def _meeting(pose: Float[np.ndarray, "f 4 4"]) -> tuple[float, float]:
 def _conventions(pose: Float[np.ndarray, "f 4 4"]) -> list[str]:
   """Names other conventions in which the path makes more sense; they show on a path that turns."""
   ahead = pose[:, :3, 2]
-  spread = math.degrees(math.acos(float(np.clip((ahead @ ahead.T).min(), -1, 1))))
+  some = ahead[:: len(ahead) // _COMPARED + 1]
+  spread = math.degrees(math.acos(float(np.clip((ahead @ some.T).min(), -1, 1))))
   moved = np.ptp(pose[:, :3, 3], axis=0).max()
   if spread < _SPREAD or moved < 1e-9:
     return []

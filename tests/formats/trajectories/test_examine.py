@@ -1,5 +1,7 @@
 """What `cameras check` sees in paths whose faults are known."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -56,3 +58,15 @@ def test_jumps_gaps_and_units_are_named():
   assert "millimetres" in " ".join(look(far).warnings)
   still = look(np.tile(np.eye(4), (5, 1, 1))).warnings
   assert "the camera stands still" in still
+
+
+def test_the_longest_path_is_looked_at_in_little_memory():
+  arc = trajectory("orbit", 20_000, degrees=60, radius=2).astype(np.float64)
+  tracemalloc.start()
+  try:
+    (warning,) = look(START @ arc @ OPENGL).warnings
+    most = tracemalloc.get_traced_memory()[1]
+  finally:
+    tracemalloc.stop()
+  assert "probably OpenGL's" in warning
+  assert most < 200e6  # All pairs of axes are 3.2e9.
