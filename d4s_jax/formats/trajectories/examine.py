@@ -120,8 +120,9 @@ def _jumps(steps: Float[np.ndarray, "s"], verb: str, unit: str) -> list[str]:
 
 def _angles(pose: Float[np.ndarray, "f 4 4"]) -> Float[np.ndarray, "s"]:
   """Degrees between neighbours."""
-  between = pose[:-1, :3, :3].swapaxes(1, 2) @ pose[1:, :3, :3]
-  return np.degrees(np.arccos(np.clip((np.trace(between, axis1=1, axis2=2) - 1) / 2, -1, 1)))
+  # By the chord: the cosine of a small angle holds half of its digits.
+  chord = np.linalg.norm(np.diff(pose[:, :3, :3], axis=0), axis=(1, 2)) / math.sqrt(8)
+  return np.degrees(2 * np.arcsin(np.minimum(chord, 1)))
 
 
 def _meeting(pose: Float[np.ndarray, "f 4 4"]) -> tuple[float, float]:

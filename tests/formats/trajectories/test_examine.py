@@ -60,7 +60,7 @@ def test_jumps_gaps_and_units_are_named():
   assert "the camera stands still" in still
 
 
-def test_the_longest_path_is_looked_at_in_little_memory():
+def test_the_longest_path_is_looked_at_in_little_memory_and_float32():
   arc = trajectory("orbit", 20_000, degrees=60, radius=2).astype(np.float64)
   tracemalloc.start()
   try:
