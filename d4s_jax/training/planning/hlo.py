@@ -154,8 +154,7 @@ class Program:
 
   def _touched(self, line: Instruction, where: str) -> float:
     types = {x.name: x.type for x in self._computations[where]}
-    names = re.findall(r"%([\w.-]+)", line.rest.split("), ")[0])
-    operands = [size_of(types[name]) for name in names if name in types]
+    operands = [size_of(types[name]) for name in _operands(line) if name in types]
     result = size_of(line.type)
     if line.operation.endswith("-done"):
       return 0.0
@@ -167,37 +166,51 @@ class Program:
       return 2 * (operands[1] if len(operands) > 1 else result)
     if line.operation != "fusion":
       return result + sum(operands)
-    called = _CALLED.search(line.rest)
+    sliced = self._sliced(line)
+    read = sum(sliced[i][0] if i in sliced else size for i, size in enumerate(operands))
+    return read + max(result - sum(kept for _, kept in sliced.values()), 0.0)
+
+  def _sliced(self, fusion: Instruction) -> dict[int, tuple[float, float]]:
+    """The operands of which a fusion touches slices alone, by position.
+
+    Returns:
+      Bytes read of each, and bytes that stay as they are where it is written in place.
+    """
+    called = _CALLED.search(fusion.rest)
     inside = self._computations.get(called[1], []) if called else []
-    sliced, root_update = _slices(inside)
-    read = sum(min(size, sliced.get(i, size)) for i, size in enumerate(operands))
-    return read + (result if root_update is None else min(result, root_update))
+    uses: dict[str, list[Instruction]] = collections.defaultdict(list)
+    for line in inside:
+      for name in set(_operands(line)):
+        uses[name].append(line)
+    sizes = {x.name: size_of(x.type) for x in inside}
+    found = {}
+    for x in inside:
+      parts = [self._slice(use, x.name, sizes) for use in uses[x.name]]
+      if x.operation == "parameter" and parts and None not in parts:
+        read, kept = (float(sum(part)) for part in zip(*filter(None, parts)))
+        found[int(x.rest.split(")")[0])] = min(read, sizes[x.name]), kept
+    return found
+
+  def _slice(
+    self, use: Instruction, name: str, sizes: Mapping[str, int]
+  ) -> tuple[float, float] | None:
+    """What one use of a parameter of a fusion touches, as `_sliced`; None for all of it."""
+    operands = _operands(use)
+    places = [i for i, operand in enumerate(operands) if operand == name]
+    if use.operation == "dynamic-slice" and places == [0]:
+      return size_of(use.type), 0.0
+    if use.operation == "dynamic-update-slice" and places == [0]:
+      return sizes[operands[1]], sizes[name] - sizes[operands[1]]
+    if use.operation == "fusion":  # TPUs have fusions in fusions.
+      nested = self._sliced(use)
+      if nested.keys() >= set(places):
+        return sum(nested[i][0] for i in places), sum(nested[i][1] for i in places)
+    return None
 
 
-def _slices(inside: list[Instruction]) -> tuple[dict[int, float], float | None]:
-  """Bytes of fusion parameters of which only a slice is read, and of the slice that is written."""
-  number = {
-    x.name: int(found[0])
-    for x in inside
-    if x.operation == "parameter" and (found := re.findall(r"^(\d+)\)", x.rest))
-  }
-  uses: dict[str, list[Instruction]] = collections.defaultdict(list)
-  for x in inside:
-    for name in re.findall(r"%([\w.-]+)", x.rest):
-      uses[name].append(x)
-  types = {x.name: x.type for x in inside}
-  sliced, written = {}, None
-  for name, index in number.items():
-    kinds = {x.operation for x in uses[name]}
-    if kinds == {"dynamic-slice"}:
-      sliced[index] = float(sum(size_of(x.type) for x in uses[name]))
-    elif kinds == {"dynamic-update-slice"}:
-      update = uses[name][0]
-      operands = re.findall(r"%([\w.-]+)", update.rest)
-      if operands and operands[0] == name and len(operands) > 1:
-        written = float(size_of(types.get(operands[1], "")))
-        sliced[index] = written
-  return sliced, written
+def _operands(line: Instruction) -> list[str]:
+  """Names of what an instruction takes."""
+  return re.findall(r"%([\w.-]+)", line.rest.split("), ")[0])
 
 
 def size_of(type_: str) -> int:

@@ -78,6 +78,53 @@ def test_memory_moved_by_a_product_and_in_a_loop():
   assert least <= looped < 3 * least
 
 
+# As TPUs write it: the product reads one of ten layers, the other fusion writes one row of ten.
+NESTED = """
+%slice.1 (p.1: bf16[10,128,64], i.1: s32[]) -> bf16[128,64] {
+  %p.1 = bf16[10,128,64]{2,1,0} parameter(0)
+  %i.1 = s32[] parameter(1)
+  ROOT %s.1 = bf16[1,128,64]{2,1,0} dynamic-slice(%p.1, %i.1), dynamic_slice_sizes={1,128,64}
+}
+
+%product.1 (p.2: bf16[10,128,64], i.2: s32[], x.2: bf16[32,128]) -> bf16[32,64] {
+  %p.2 = bf16[10,128,64]{2,1,0} parameter(0)
+  %i.2 = s32[] parameter(1)
+  %x.2 = bf16[32,128]{1,0} parameter(2)
+  %w.2 = bf16[128,64]{1,0} fusion(%p.2, %i.2), kind=kLoop, calls=%slice.1
+  ROOT %y.2 = bf16[32,64]{1,0} convolution(%x.2, %w.2), dim_labels=bf_io->bf
+}
+
+%update.1 (p.3: bf16[10,32,64], y.3: bf16[1,32,64], i.3: s32[]) -> bf16[10,32,64] {
+  %p.3 = bf16[10,32,64]{2,1,0} parameter(0)
+  %y.3 = bf16[1,32,64]{2,1,0} parameter(1)
+  %i.3 = s32[] parameter(2)
+  ROOT %u.3 = bf16[10,32,64]{2,1,0} dynamic-update-slice(%p.3, %y.3, %i.3)
+}
+
+%keep.1 (p.4: bf16[10,32,64], y.4: bf16[1,32,64], i.4: s32[]) -> bf16[10,32,64] {
+  %p.4 = bf16[10,32,64]{2,1,0} parameter(0)
+  %y.4 = bf16[1,32,64]{2,1,0} parameter(1)
+  %i.4 = s32[] parameter(2)
+  ROOT %f.4 = bf16[10,32,64]{2,1,0} fusion(%p.4, %y.4, %i.4), kind=kLoop, calls=%update.1
+}
+
+ENTRY %main.1 (w: bf16[10,128,64], i: s32[], x: bf16[32,128], k: bf16[10,32,64]) -> bf16[10,32,64] {
+  %w = bf16[10,128,64]{2,1,0} parameter(0)
+  %i = s32[] parameter(1)
+  %x = bf16[32,128]{1,0} parameter(2)
+  %k = bf16[10,32,64]{2,1,0} parameter(3)
+  %y = bf16[1,32,64]{2,1,0} fusion(%w, %i, %x), kind=kOutput, calls=%product.1
+  ROOT %r = bf16[10,32,64]{2,1,0} fusion(%k, %y, %i), kind=kLoop, calls=%keep.1
+}
+"""
+
+
+def test_fusions_in_fusions_touch_slices_alone():
+  product = 2 * (128 * 64 + 32 * 128 + 32 * 64) + 4
+  kept = 2 * (32 * 64 + 32 * 64 + 32 * 64) + 4  # The slice that was there, the new one, written.
+  assert Program(NESTED).moved() == product + kept
+
+
 def test_loops_that_depend_on_data_are_named():
   program = _compiled(lambda x: jax.lax.while_loop(lambda x: x[0] < 9, lambda x: 2 * x, x), (4,))
   assert program.unknown == 1
