@@ -80,6 +80,24 @@ def create_state(
   return compiled({path: jax.device_put(x, layout[path]) for path, x in parts.items()})
 
 
+def check_weights(system: System, config: Config) -> None:
+  """Raises CheckpointError for an `init` that can't be; reads the headers of converted weights."""
+  abstract = system.abstract()
+  for name, origin in config.init.items():
+    if origin and name not in abstract:
+      raise checkpoint.CheckpointError(
+        f'init.{name} is "{origin}", but this configuration has none; set model.lora.rank to the'
+        " rank of that adapter."
+      )
+    if origin in ("", shipped.ORIGIN):
+      continue
+    folder = places.place(origin)
+    if found := parts_on_disk.find(folder, name):
+      check_same_model(found, name, system, *parts_on_disk.open_part(found, name))
+    else:
+      _check_run(folder, name)
+
+
 def check_tokenizer(config: Config) -> None:
   """Raises CheckpointError for a text encoder that would be given bytes and learnt other tokens."""
   origin = config.init.text_encoder
@@ -127,11 +145,6 @@ def _read_parts(system: System, config: Config, abstract: Any) -> dict[str, Any]
   """The parts of the parameters that don't start at random, by name."""
   parts = {}
   for name, origin in config.init.items():
-    if origin and name not in abstract:
-      raise checkpoint.CheckpointError(
-        f'init.{name} is "{origin}", but this configuration has none; set model.lora.rank to the'
-        " rank of that adapter."
-      )
     if origin == shipped.ORIGIN:
       parts[name] = shipped.load(config.preset, name, abstract[name])
     elif origin and (folder := parts_on_disk.find(places.place(origin), name)):
@@ -247,8 +260,8 @@ def _is_ours(path: str) -> bool:
   return path.startswith(parts_on_disk.CAMERA)
 
 
-def _from_run(folder: places.Place, name: str, system: System, like: Any) -> Any:
-  """One part of the model of another run, which must have the same shapes."""
+def _check_run(folder: places.Place, name: str) -> None:
+  """Raises CheckpointError for a folder that can be no run."""
   if folder.is_dir() and parts_on_disk.is_published(folder):
     raise checkpoint.CheckpointError(f"init.{name}: {parts_on_disk.unconverted(folder)}")
   if not folder.is_dir():
@@ -256,6 +269,11 @@ def _from_run(folder: places.Place, name: str, system: System, like: Any) -> Any
       f'init.{name} is "{folder}"; expected "", "{shipped.ORIGIN}" or the folder of a run or of'
       " converted weights."
     )
+
+
+def _from_run(folder: places.Place, name: str, system: System, like: Any) -> Any:
+  """One part of the model of another run, which must have the same shapes."""
+  _check_run(folder, name)
   _, other = run_folder.read_system(folder)
   params = {}
   if name in other.abstract():

@@ -65,6 +65,9 @@ def run(config: Config, place: places.Place, traced: tuple[int, int] | None = No
       tokenizer = run_folder.read_tokenizer(place, config.model.to_dict())
       system = System.build(config.model.to_dict(), tokenizer)
       system.check_size(config.clip.frames, config.clip.height, config.clip.width)
+      if not checkpoint.whole_steps(place):
+        # Before clips are made, which at large sizes takes minutes.
+        initialize.check_weights(system, config)
       patterns = trained(
         tuple(config.trainable) or chosen.trainable, adapted=system.backbone.adapter.rank > 0
       )

@@ -176,5 +176,5 @@ def of(config: Mapping[str, Any]) -> Component:
   names = config.get("architectures") or [config.get("_class_name")]
   name = names[0] if isinstance(names, list) and names else None
   if not isinstance(name, str) or name not in COMPONENTS:
-    raise ValueError(f"the model is a {name!r:.60}; expected one of {', '.join(COMPONENTS)}.")
+    raise ValueError(f"the model is a {name!r:.60}, none of {', '.join(COMPONENTS)}")
   return COMPONENTS[name]

@@ -451,9 +451,9 @@ def _pickle(folder):
 HOSTILE = {
   "no model": (
     _configure(_class_name="os.system"),
-    "'os.system'; expected one of WanTransformer3D",
+    "'os.system', none of WanTransformer3D",
   ),
-  "other class": (_configure(_class_name=["a"]), "expected one of WanTransformer3D"),
+  "other class": (_configure(_class_name=["a"]), "None, none of WanTransformer3D"),
   "image branch": (
     _configure(image_dim=1280, added_kv_proj_dim=5120),
     "added_kv_proj_dim is 5120, and our model has only 24",

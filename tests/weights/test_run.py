@@ -20,7 +20,7 @@ from d4s_jax.models.backbone import Text
 from d4s_jax.models.system import System
 from d4s_jax.models.tokenizer import make_tokenizer
 from d4s_jax.pipeline import progress
-from d4s_jax.training import inference, initialize, state
+from d4s_jax.training import inference, initialize, loop, state
 from d4s_jax.weights import run
 from tests.models.cogvideox_oracle import rotary
 from tests.models.test_ldrm import make_cameras
@@ -354,6 +354,33 @@ def test_a_run_of_another_size_does_not_start_from_it(exported, tmp_path):
     initialize._read_parts(system, config, system.abstract())
   with pytest.raises(ValueError, match="weights of a run and not its settings"):
     inference.open_checkpoint(ours, progress.timed)
+
+
+def test_training_refuses_other_weights_before_it_looks_for_clips(exported, tmp_path):
+  folder, _, params = exported
+  config = small_config()
+  config.stage, config.data.source = "diffusion", f"shards:{tmp_path}/none"
+
+  def refused(message, run="new"):
+    with pytest.raises((ValueError, OSError), match=message):
+      loop.run(config, tmp_path / run)
+
+  config.init.adapter = "x"
+  refused("this configuration has none; set model.lora.rank")
+  config.init.adapter = ""
+  for origin, message in ((folder, "is in the layout of PyTorch"), ("gone", 'expected "", "ship')):
+    config.init.transformer = str(origin)
+    refused(message)
+  run_command("convert", f"--from={folder}", f"--to={tmp_path}/ours", "--format=flax")
+  config.init.transformer = f"{tmp_path}/ours"
+  refused(f"{tmp_path}/none")
+  # One that has a checkpoint needs what it started from no more.
+  write_run(tmp_path / "begun", config, params)
+  config.init.transformer = "gone"
+  refused(f"{tmp_path}/none", "begun")
+  config.init.transformer = f"{tmp_path}/ours"
+  config.model.backbone.transformer.ffn_dim = 64
+  refused("The transformer in .*ffn_dim 32 there, 64 here")
 
 
 def test_the_code_needs_torch_alone(exported):
