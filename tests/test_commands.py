@@ -414,6 +414,16 @@ def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path, monkeypatch
   assert (tmp_path / "new" / "x").exists() and all(folder.exists() for folder in folders)
 
 
+def test_the_second_of_two_that_make_one_folder_says_so_and_leaves_nothing(tmp_path):
+  with pytest.raises(FileExistsError, match="new exists; expected a new name"):
+    with atomic.new_folder(tmp_path / "new") as second:
+      (second / "x").write_text("2")
+      with atomic.new_folder(tmp_path / "new") as first:
+        (first / "x").write_text("1")
+  assert [path.name for path in tmp_path.iterdir()] == ["new"]
+  assert (tmp_path / "new" / "x").read_text() == "1"
+
+
 def _begin_a_folder(place):
   (place / "script.py").write_text(_MAKES_A_FOLDER)
   process = subprocess.Popen(

@@ -91,6 +91,8 @@ def new_folder(folder: pathlib.Path) -> Iterator[pathlib.Path]:
     for path in temporary.rglob("*"):
       if path.is_file():
         flush(path)
+    # Another process may have made it meanwhile.
+    check_new_folder(folder)
     os.replace(temporary, folder)
   finally:
     shutil.rmtree(temporary, ignore_errors=True)

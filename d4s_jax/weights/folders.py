@@ -196,8 +196,10 @@ def _small_files(folder: pathlib.Path, kind: str, room: int) -> dict[str, bytes]
   Raises:
     ValueError: there are other files, or they have more bytes together than there is `room`.
   """
+  if not folder.is_dir():
+    raise FileNotFoundError(f"No folder at {folder} ({kind!r:.60}); expected a part of a pipeline.")
   paths = sorted(folder.glob("*"))
-  if not folder.is_dir() or not 1 <= len(paths) <= _MOST_SMALL:
+  if not 1 <= len(paths) <= _MOST_SMALL:
     raise ValueError(
       f"{folder} ({kind!r:.60}) has {len(paths)} files; expected 1 to {_MOST_SMALL}."
     )

@@ -598,6 +598,14 @@ def test_edited_descriptions_are_refused(converted, tmp_path, capsys):
     assert message in refused(capsys, tmp_path / "ours", tmp_path / "new", "torch")
 
 
+def test_a_missing_part_of_a_pipeline_is_named(pipeline, tmp_path, capsys):
+  broken = tmp_path / "pipeline"
+  shutil.copytree(pipeline, broken)
+  shutil.rmtree(broken / "tokenizer")
+  line = refused(capsys, broken, tmp_path / "new", "flax")
+  assert f"No folder at {broken / 'tokenizer'} ('T5Tokenizer" in line
+
+
 def test_a_full_disk_leaves_nothing(pipeline, tmp_path, capsys):
   with full_disk(10_000):
     line = refused(capsys, pipeline, tmp_path / "new", "flax")
