@@ -453,7 +453,7 @@ HOSTILE = {
     _configure(_class_name="os.system"),
     "'os.system', none of WanTransformer3D",
   ),
-  "other class": (_configure(_class_name=["a"]), "None, none of WanTransformer3D"),
+  "other class": (_configure(_class_name=["a"]), r"\['a'\], none of WanTransformer3D"),
   "image branch": (
     _configure(image_dim=1280, added_kv_proj_dim=5120),
     "added_kv_proj_dim is 5120, and our model has only 24",
