@@ -119,11 +119,14 @@ def _is_out(folder: pathlib.Path, format: str) -> bool:
 
 
 def _of_exported(folder: pathlib.Path, format: str) -> Job:
-  """All parts of a run that left for PyTorch, or came in again."""
+  """All parts of a run that left for PyTorch, or came in again.
+
+  What lies beside its folders stays behind, as with a pipeline: a repository's own files.
+  """
   models: dict[str, Conversion] = {}
   files: dict[str, bytes] = {}
   problems = []
-  for path in sorted(folder.iterdir()):
+  for path in sorted(x for x in folder.iterdir() if x.is_dir() and x.name[0] != "."):
     try:
       inner = checked.within(folder, path.name)
       if (inner / parts.CONFIG).is_file() or adapters.is_adapter(inner):

@@ -136,9 +136,9 @@ def test_memory_does_not_grow_with_a_run(tmp_path):
     sizes.append(write_large_run(tmp_path / f"{depth}", fields, {}))
     peaks.append(peak(tmp_path / f"{depth}", tmp_path / f"{depth}-new", "torch"))
   assert sizes[1] - sizes[0] > 350e6
-  # Tables of contents may take 100 MB, and the allocator does not give back all at once; 147 MB
-  # were measured. The whole would be 390 MB and more.
-  assert peaks[1] - peaks[0] < 200e6
+  # Tables of contents may take 100 MB, and the allocator does not give back all at once: 147 to
+  # 214 MB were measured. The whole would be 390 MB and more.
+  assert peaks[1] - peaks[0] < 250e6
   print(f"{sizes[1] / 1e6:.0f} MB in {peaks[1] / 1e6:.0f} MB, small: {peaks[0] / 1e6:.0f} MB")
 
 

@@ -298,6 +298,15 @@ def test_what_exists_nowhere_else_comes_in_alone(exported, tmp_path):
   assert description.fields["gaussians"] == 128 and "camera/projection/kernel" in stored.specs
 
 
+def test_what_a_repository_adds_to_an_exported_run_stays_behind(exported, tmp_path):
+  shutil.copytree(exported[0], tmp_path / "fetched")
+  (tmp_path / "fetched" / "README.md").write_text("A run.")
+  (tmp_path / "fetched" / ".cache" / "huggingface").mkdir(parents=True)
+  run_command("convert", f"--from={tmp_path}/fetched", f"--to={tmp_path}/ours", "--format=flax")
+  inside = {path.name for path in exported[0].iterdir()}
+  assert {path.name for path in (tmp_path / "ours").iterdir()} == inside
+
+
 def edited(folder, target, **changes):
   """A copy of an exported folder with other values in its config.json; None takes a key out."""
   shutil.copytree(folder, target)
