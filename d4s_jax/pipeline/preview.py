@@ -100,8 +100,9 @@ def write_clip(
   chosen = np.unique(np.linspace(0, len(video) - 1, 2 * _COLUMNS).round().astype(int))
   rows = {
     f"photograph as the models see it, {photo.shape[1]} x {photo.shape[0]} pixels": photo[None],
-    f"frames {', '.join(map(str, chosen))} of {len(video)}": video[chosen],
   }
+  for row in np.split(chosen, range(_COLUMNS, len(chosen), _COLUMNS)):
+    rows[f"frames {', '.join(map(str, row))} of {len(video)}"] = video[row]
   _write_sheet(folder, rows, metadata)
 
 
