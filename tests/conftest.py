@@ -25,6 +25,7 @@ _CHECKED = (
   "curation",
   "data.datasets",
   "diffusion",
+  "formats",
   "geometry",
   "layers",
   "losses",
