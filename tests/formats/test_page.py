@@ -15,6 +15,7 @@ from d4s_jax.geometry import trajectories
 from d4s_jax.geometry.cameras import intrinsics_from_fov
 from d4s_jax.pipeline.drawing import draw
 from d4s_jax.types import Cameras, DynamicGaussians
+from tests.benchmarks.export import scene
 from tests.browser import BROWSER, FLAGS, needs_browser
 
 SIDE, COUNT, FRAMES = 96, 300, 5
@@ -182,3 +183,9 @@ def test_what_can_not_be_shown_is_refused(tmp_path):
     with pytest.raises(ValueError, match=message):
       page.write_page(tmp_path / "scene.html", broken, metadata)
   assert not list(tmp_path.iterdir())
+
+
+def test_fifty_thousand_gaussians_at_49_times_take_less_than_15_megabytes(tmp_path):
+  dynamic, metadata = scene(50_000, 49)
+  page.write_page(tmp_path / "scene.html", dynamic, metadata)
+  assert (tmp_path / "scene.html").stat().st_size < 15e6
