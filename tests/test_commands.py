@@ -61,7 +61,9 @@ def place(tmp_path):
     times=jnp.array([0.0, 1.0]),
     deformation=identity(2, count),
   )
-  metadata = SceneMetadata(cameras=cameras, times=jnp.array([0, 1]), prompt="", package_version="0")
+  metadata = SceneMetadata(
+    cameras=cameras, times=jnp.array([0.0, 1.0]), prompt="", package_version="0"
+  )
   write_scene(tmp_path / "scene", dynamic, metadata)
   return tmp_path
 
