@@ -157,7 +157,7 @@ def test_a_process_that_refuses_tells_the_others_why(tmp_path):
   said = [process.communicate(timeout=900)[0] for process in running]
   assert [process.returncode for process in running] == [1, 1]
   assert "error: " + str(tmp_path / "run") + " holds a run with another configuration" in said[0]
-  assert "error: process 0 ended: " in said[1] and "seed: saved 7, now 0" in said[1]
+  assert "error: process 0 ended: " in said[1] and "stage: saved None" in said[1]
 
 
 class Client:
