@@ -145,7 +145,7 @@ def test_other_layers_and_none_at_all_are_refused(origins):
     prepare(config)
   config.model.lora.rank = 0
   with pytest.raises(CheckpointError, match="init.adapter is .* set model.lora.rank"):
-    prepare(config)
+    initialize.check_weights(System.build(config.model.to_dict()), config)
 
 
 def test_the_transformer_stands_for_its_adapters():
