@@ -45,8 +45,8 @@ def main(argv: list[str]) -> None:
     key = marking.key(_WATERMARK.value)
     if _STREAM.value:
       about = page.describe(dynamic, metadata)
-      shown = (about[name] for name in ("height", "focal", "aspect", "depths", "motionScale"))
-      painter = frames.Painter(dynamic, *shown, key=key)
+      names = ("height", "view", "focal", "aspect", "depths", "motionScale")
+      painter = frames.Painter(dynamic, *(about[name] for name in names), key=key)
       for line in frames.measure(painter, metadata.cameras, np.asarray(metadata.times)):
         print(line, flush=True)
       contents = page.fill(about | {"stream": True}).encode()

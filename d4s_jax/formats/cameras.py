@@ -188,7 +188,7 @@ def nearest_rigid(
 
 def _intrinsics(frame: dict[str, Any], place: str, height: int, width: int) -> np.ndarray:
   if "intrinsics" not in frame:
-    fov = checked.number(frame["fov"], f"{place}.fov", 1, 179)
+    fov = checked.number(frame["fov"], f"{place}.fov", *pinhole.FOV_RANGE)
     return pinhole.intrinsics_from_fov(fov, height, width).astype(np.float64)
   if "fov" in frame:
     raise ValueError(f"{place}: both intrinsics and fov; expected one of them.")

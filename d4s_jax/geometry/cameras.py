@@ -21,6 +21,8 @@ from d4s_jax.geometry import EitherArray, namespace, poses, rotations
 from d4s_jax.types import Cameras
 
 MODELS = ("pinhole", "orthographic")
+# Horizontal degrees that a picture may see.
+FOV_RANGE = (1, 179)
 # Depths nearer to the camera plane than this do not divide; renderers cull far before it.
 _NEAREST = 1e-6
 
@@ -120,11 +122,12 @@ def intrinsics_from_fov(fov_x_degrees: float, height: int, width: int) -> Float[
   """Intrinsics of square pixels and a centred axis, from the horizontal field of view in degrees.
 
   Raises:
-    ValueError: the field of view is not between 0 and 180 degrees.
+    ValueError: the field of view is not from 1 to 179 degrees.
   """
-  if not 0 < fov_x_degrees < 180:
+  low, high = FOV_RANGE
+  if not low <= fov_x_degrees <= high:
     raise ValueError(
-      f"Field of view {fov_x_degrees} degrees; expected more than 0 and less than 180. "
+      f"Field of view {fov_x_degrees:g} degrees; expected {low} to {high}. "
       "A phone's main camera has about 65."
     )
   focal = 0.5 * width / math.tan(math.radians(fov_x_degrees) / 2)

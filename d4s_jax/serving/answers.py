@@ -36,7 +36,9 @@ class About(BaseModel):
 
   version: str
   about: dict[str, Any] = Field(description="The models.")
-  trajectories: list[str]
+  trajectories: dict[str, list[list[float]]] = Field(
+    description="Names of paths, and where they lead: metres right, down and ahead."
+  )
   most_bytes: int = Field(description="Of a photograph.")
   waiting: int = Field(description="Jobs that wait now.")
 

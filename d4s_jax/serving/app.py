@@ -7,7 +7,7 @@ import json
 import pathlib
 import re
 import tempfile
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Annotated, Any
 
 from fastapi import FastAPI, File, Form, Header, HTTPException, Path, Security, UploadFile
@@ -17,6 +17,7 @@ from fastapi.security import HTTPBearer
 from starlette.datastructures import UploadFile as Upload
 
 import d4s_jax
+from d4s_jax.geometry.cameras import FOV_RANGE
 from d4s_jax.serving import answers
 from d4s_jax.serving.guard import Guard
 from d4s_jax.serving.jobs import FullError, Job, Jobs, Maker
@@ -51,7 +52,8 @@ class Offer:
       ValueError for what can't be used. Called in threads.
     make: makes an order.
     about: what clients may want to know of the models.
-    trajectories: names of camera paths.
+    trajectories: names of camera paths, and the positions that each goes through [f 3], metres
+      right, down and ahead.
     most_bytes: of a photograph.
     waiting: jobs that may wait.
     kept: results that are kept.
@@ -63,7 +65,7 @@ class Offer:
   take: Callable[[pathlib.Path, str, str, int, float | None], Any]
   make: Maker
   about: dict[str, Any]
-  trajectories: tuple[str, ...]
+  trajectories: Mapping[str, Sequence[Sequence[float]]]
   most_bytes: int = 16 * 2**20
   waiting: int = 100
   kept: int = 50
@@ -145,7 +147,7 @@ def _routes(app: FastAPI, offer: Offer) -> None:
     return answers.About(
       version=d4s_jax.__version__,
       about=offer.about,
-      trajectories=list(offer.trajectories),
+      trajectories={name: list(map(list, way)) for name, way in offer.trajectories.items()},
       most_bytes=offer.most_bytes,
       waiting=len(jobs()),
     )
@@ -167,7 +169,12 @@ def _routes(app: FastAPI, offer: Offer) -> None:
     seed: Annotated[int, Form(ge=0, le=_MOST_SEED, description="Of the noise.")] = 0,
     fov: Annotated[
       float,
-      Form(ge=0, lt=179, description="Degrees that the photograph sees; 0 if nothing is known."),
+      Form(
+        ge=0,
+        le=FOV_RANGE[1],
+        description=f"Degrees that the photograph sees, {FOV_RANGE[0]} to {FOV_RANGE[1]}; 0 if"
+        " nothing is known.",
+      ),
     ] = 0.0,
   ) -> answers.Status:
     """Orders a scene."""

@@ -18,6 +18,8 @@ from d4s_jax.training import inference
 _MOST_PIXELS = 24_000_000
 _SCENE = (scene.ARRAYS, scene.DESCRIPTION)
 _ARCHIVE = "scene.zip"
+# Points of a named path, as the page draws it.
+_SHOWN = 49
 
 
 def offer(trained: inference.Trained, key: str | None, **limits: Any) -> app.Offer:
@@ -64,7 +66,10 @@ def offer(trained: inference.Trained, key: str | None, **limits: Any) -> app.Off
       **{"model": trained.name, "makes": kind, "frames": size[0], "height": size[1]},
       **{"width": size[2], "steps": settings["steps"], "most_pixels": _MOST_PIXELS},
     },
-    trajectories=tuple(trajectories.TRAJECTORIES),
+    trajectories={
+      name: trajectories.trajectory(name, _SHOWN)[:, :3, 3].tolist()
+      for name in trajectories.TRAJECTORIES
+    },
     **limits,
   )
 

@@ -34,7 +34,9 @@ class Painter:
   Args:
     dynamic: the scene.
     height: of the pictures that it was made for.
-    focal: of the lens, over the height of the picture.
+    view: width of those pictures over their height. A picture of another aspect holds one of
+      theirs, as large as it can be.
+    focal: of the lens, over the height of the picture of theirs.
     aspect: of its focal lengths, x over y.
     depths: metres, of what is shown nearest and farthest in the mode "depth".
     motion: metres that is shown as the brightest motion.
@@ -45,6 +47,7 @@ class Painter:
     self,
     dynamic: DynamicGaussians,
     height: int,
+    view: float,
     focal: float,
     aspect: float,
     depths: Sequence[float],
@@ -53,7 +56,7 @@ class Painter:
   ):
     self._dynamic = jax.device_put(dynamic)
     self._start = _at(self._dynamic, jnp.asarray(np.float32(dynamic.times[0]))).means
-    self._height = height
+    self._height, self._view = height, view
     self._focal, self._aspect, self._depths, self._motion = focal, aspect, depths, motion
     self._key = key
 
@@ -76,7 +79,9 @@ class Painter:
     jax.block_until_ready(gaussians)
     clock.stage("deform")
     camera = self._camera(pose, height, width)
-    rendering = _render(gaussians, camera, footprint(camera.height, self._height))
+    # By the rounded size, since each blur is compiled once.
+    framed = min(camera.height, camera.width / self._view)
+    rendering = _render(gaussians, camera, footprint(framed, self._height))
     jax.block_until_ready(rendering)
     clock.stage("render")
     shown = np.clip(self._shown(rendering, mode), 0, 1)
@@ -96,9 +101,10 @@ class Painter:
     """The lens of the scene on a picture of the wished aspect, in a size that is a multiple."""
     rows = min(-(-height // _STEP) * _STEP, _LARGEST)
     columns = min(-(-max(round(rows * width / height), 1) // _STEP) * _STEP, _LARGEST)
-    y = self._focal * rows
+    framed = min(height, width / self._view)
+    y = self._focal * framed * rows / height
     # Of the wished picture, so that what is stretched back by the browser is as wished.
-    x = self._focal * self._aspect * columns * height / width
+    x = self._focal * self._aspect * framed * columns / width
     lens = np.array([[x, 0, columns / 2], [0, y, rows / 2], [0, 0, 1]], np.float32)
     return Cameras(
       world_from_camera=jnp.asarray(pose[None], jnp.float32),

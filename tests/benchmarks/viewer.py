@@ -110,7 +110,7 @@ def stream(dynamic, metadata, folder):
   about = page.describe(dynamic, metadata)
   painter = frames.Painter(
     dynamic,
-    *(about[x] for x in ("height", "focal", "aspect", "depths", "motionScale")),
+    *(about[x] for x in ("height", "view", "focal", "aspect", "depths", "motionScale")),
     keys.PUBLIC,
   )
   for line in frames.measure(painter, metadata.cameras, np.asarray(metadata.times)):

@@ -139,9 +139,9 @@ def test_fov_of_ninety_degrees_has_half_the_width_as_focal_length():
   np.testing.assert_allclose(pinhole.fov_from_intrinsics(intrinsics, 64), 90, atol=1e-4)
 
 
-@pytest.mark.parametrize("fov", [0, 180, -5, float("nan")])
+@pytest.mark.parametrize("fov", [0, 1e-9, 0.9, 179.1, 180, -5, float("nan")])
 def test_impossible_fov_is_refused(fov):
-  with pytest.raises(ValueError, match="more than 0 and less than 180"):
+  with pytest.raises(ValueError, match="expected 1 to 179"):
     pinhole.intrinsics_from_fov(fov, 48, 64)
 
 

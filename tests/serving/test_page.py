@@ -63,6 +63,24 @@ def test_a_photograph_and_a_drawn_path_become_a_scene(tab, address, tmp_path):
   np.testing.assert_allclose(path[-1, :3, 2], gaze / np.linalg.norm(gaze), atol=1e-5)
 
 
+def test_a_path_by_name_is_drawn_from_above_and_as_the_camera_sees_it(tab):
+  """In the server's plan: ahead from the camera's dot, and up in the corner."""
+
+  def green(x, y):
+    script = f"Array.from(document.getElementById('plan').getContext('2d').getImageData({x}, {y},"
+    red, more, blue, opacity = tab.run(f"{script} 1, 1).data)")
+    return opacity == 255 and more > 150 and red < 60 and blue < 150
+
+  above, corner = (240, 300), (414, 390)
+  tab.wait("document.getElementById('path').value === 'spiral'")
+  assert green(*above) and green(*corner) and not green(300, 300)
+  assert tab.run("document.getElementById('rise').disabled")
+  tab.run("""(() => { const path = document.getElementById("path"); path.value = "";
+    path.dispatchEvent(new Event("change")); })()""")
+  assert not green(*above) and not green(*corner)
+  assert not tab.run("document.getElementById('rise').disabled")
+
+
 def test_a_job_is_cancelled_and_a_failure_is_said(tab):
   tab.run("document.getElementById('prompt').value = 'slow'")
   click(tab, "go")

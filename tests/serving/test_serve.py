@@ -18,6 +18,9 @@ from d4s_jax.serving import app, jobs
 
 TOKEN = "a token of more than sixteen"
 
+# Ahead, and half a metre up.
+PATHS = {"spiral": [[0.0, -0.5 * x, 1.0 * x] for x in (0, 0.5, 1)]}
+
 
 def take(image: pathlib.Path, trajectory, prompt, seed, fov):
   """Refuses what isn't a picture's beginning; the order is what was given."""
@@ -48,8 +51,7 @@ def make(order, folder: pathlib.Path):
 
 def offer(**changes):
   return app.Offer(
-    **{"take": take, "make": make, "about": {"model": "fake"}, "trajectories": ("spiral",)}
-    | changes
+    **{"take": take, "make": make, "about": {"model": "fake"}, "trajectories": PATHS} | changes
   )
 
 

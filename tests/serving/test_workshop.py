@@ -12,6 +12,7 @@ import pytest
 from d4s_jax import errors
 from d4s_jax.formats.images import write_image
 from d4s_jax.formats.scene import read_scene
+from d4s_jax.geometry import trajectories
 from d4s_jax.models.system import System
 from d4s_jax.pipeline import detection, progress
 from d4s_jax.serving import workshop
@@ -81,6 +82,19 @@ def test_a_path_with_a_mistake_is_refused_at_once(address, picture, trajectory, 
   answer = order(address, picture, trajectory=trajectory)
   assert answer.status_code == 422
   assert message in answer.json()["detail"]
+
+
+def test_a_field_of_view_is_refused_as_generate_does(address, picture):
+  answer = order(address, picture, fov="1e-9")
+  assert answer.status_code == 422
+  assert answer.json()["detail"].startswith("Field of view 1e-09 degrees; expected 1 to 179.")
+
+
+def test_paths_come_with_where_they_lead(address):
+  paths = httpx.get(f"{address}/about").json()["trajectories"]
+  assert list(paths) == list(trajectories.TRAJECTORIES)
+  np.testing.assert_allclose(paths["up"][-1], [0, -0.5, 0], atol=1e-6)
+  np.testing.assert_allclose(paths["orbit"][len(paths["orbit"]) // 2], [0, 0, 4], atol=1e-6)
 
 
 def test_the_same_order_makes_the_same_scene(address, picture):

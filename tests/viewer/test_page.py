@@ -142,6 +142,24 @@ def test_on_a_telephone_everything_is_there_and_large_enough_for_fingers(tab):
     tab.call("Emulation.setTouchEmulationEnabled", enabled=False)
 
 
+def test_a_window_of_any_shape_shows_the_whole_frame(tab):
+  """By width where it is narrower than the frame, by height where it is wider."""
+  tab.run("description.view = 1.5")
+  try:
+    sizes = {"frame": (150, 100), "portrait": (150, 240), "landscape": (260, 100)}
+    shown = {
+      name: np.reshape(tab.run(f"show(0.5, 0, {width}, {height})"), (height, width, 4))
+      for name, (width, height) in sizes.items()
+    }
+    for name, inside in (("portrait", np.s_[70:170]), ("landscape", np.s_[:, 55:205])):
+      error = np.abs(shown[name][inside] - shown["frame"])
+      assert np.quantile(error, 0.99) <= 2
+    # And more above and below.
+    assert shown["portrait"][..., :3].sum() > 1.02 * shown["frame"][..., :3].sum()
+  finally:
+    tab.run("description.view = 1; fixed = null; dirty = true")
+
+
 def test_the_ride_is_the_path_of_the_scene(tab):
   _, metadata = make()
   tab.key("KeyR", "r")

@@ -25,7 +25,7 @@ def place():
   """A served scene: its address, the scene."""
   dynamic, metadata = make()
   about = page.describe(dynamic, metadata)
-  names = ("height", "focal", "aspect", "depths", "motionScale")
+  names = ("height", "view", "focal", "aspect", "depths", "motionScale")
   painter = frames.Painter(dynamic, *(about[name] for name in names), None)
   contents = page.fill(about | {"stream": True}).encode()
   with server.serve(contents, 0, painter) as serving:
@@ -76,11 +76,11 @@ def test_windows_of_any_shape_get_a_picture_to_stretch(place, width, height):
     assert all(64 <= side <= 1280 and side % 64 == 0 for side in image.size)
     columns, rows = image.size
     found = np.asarray(image, np.float32)
-  # Stretched to the window, it is the scene through the scene's lens, the height filled.
-  focal = metadata.cameras.intrinsics[0, 1, 1] / SIDE
+  # Stretched to the window, it is the scene through the scene's lens, and holds the square frame.
+  focal = metadata.cameras.intrinsics[0, 1, 1] / SIDE * min(height, width)
   lens = [
-    [focal * columns * height / width, 0, columns / 2],
-    [0, focal * rows, rows / 2],
+    [focal * columns / width, 0, columns / 2],
+    [0, focal * rows / height, rows / 2],
     [0, 0, 1],
   ]
   camera = dataclasses.replace(
@@ -92,14 +92,14 @@ def test_windows_of_any_shape_get_a_picture_to_stretch(place, width, height):
   want = draw(dynamic, camera, np.float32([0.6]), "", metadata.cameras).image[0]
   # JPEG's own loss, of pictures that are all detail.
   error, mirrored = (np.abs(found - 255 * np.clip(x, 0, 1)).mean() for x in (want, want[::-1]))
-  assert error < 8 and error < max(0.5 * mirrored, 0.2)
+  assert error < 8 and error < max(0.5 * mirrored, 0.3)
 
 
 @pytest.mark.parametrize(("width", "height"), [(192, 192), (200, 130)])
 def test_pictures_are_marked_in_the_shape_in_which_they_are_shown(width, height):
   dynamic, metadata = make()
   about = page.describe(dynamic, metadata)
-  names = ("height", "focal", "aspect", "depths", "motionScale")
+  names = ("height", "view", "focal", "aspect", "depths", "motionScale")
   pose = np.asarray(metadata.cameras.world_from_camera)[0]
   found = []
   for key in ("a key", None):
@@ -157,7 +157,7 @@ def test_others_are_kept_out(place):
 def test_the_stages_are_told_beside_the_papers(place):
   _, dynamic, metadata = place
   about = page.describe(dynamic, metadata)
-  names = ("height", "focal", "aspect", "depths", "motionScale")
+  names = ("height", "view", "focal", "aspect", "depths", "motionScale")
   painter = frames.Painter(dynamic, *(about[name] for name in names), None)
   lines = [*frames.measure(painter, metadata.cameras, metadata.times, frames=2)]
   assert "512 x 512 pixels on cpu: deform " in lines[0] and "encode" in lines[0]

@@ -1,6 +1,9 @@
 """Camera files written by us and read by others, and the other way round."""
 
+import dataclasses
+import importlib.util
 import json
+import pathlib
 
 import evo.tools.file_interface as evo_files
 import numpy as np
@@ -10,7 +13,7 @@ from evo.core.trajectory import PosePath3D, PoseTrajectory3D
 
 from d4s_jax.formats import trajectories
 from d4s_jax.formats.images import write_image
-from d4s_jax.geometry import poses, rotations
+from d4s_jax.geometry import plucker, poses, rotations
 from d4s_jax.geometry.trajectories import trajectory
 from d4s_jax.types import Cameras
 
@@ -93,6 +96,48 @@ def test_evo_reads_our_kitti_and_we_read_its(tmp_path):
   evo_files.write_kitti_poses_file(tmp_path / "their.txt", path)
   ours = trajectories.read(tmp_path / "their.txt")
   np.testing.assert_allclose(ours.world_from_camera, make().world_from_camera, atol=1e-7)
+
+
+def test_diffsynth_reads_our_realestate10k(tmp_path):
+  """Its reader is CameraCtrl's; it takes the words of a line as numbers."""
+  package = importlib.util.find_spec("diffsynth")
+  if package is None or not package.submodule_search_locations:
+    pytest.skip("diffsynth is not installed")
+  # The file alone: the package wants a torchvision of its own.
+  file = pathlib.Path(
+    package.submodule_search_locations[0], "models/wan_video_camera_controller.py"
+  )
+  spec = importlib.util.spec_from_file_location("controller", file)
+  assert spec and spec.loader
+  theirs = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(theirs)
+  _, *lines = write(tmp_path, "realestate10k").read_text().splitlines()
+  rows = [[float(word) for word in line.split()] for line in lines]
+  found = [theirs.Camera(row) for row in rows]
+  np.testing.assert_allclose([x.c2w_mat for x in found], make().world_from_camera, atol=1e-7)
+  lenses = [[x.fx * WIDTH, x.fy * HEIGHT, x.cx * WIDTH, x.cy * HEIGHT] for x in found]
+  np.testing.assert_allclose(lenses, COUNT * [[55, 57, 31, 25.5]], rtol=1e-7)
+  # Rays through pixels, seen from the first camera: moments and directions.
+  rays = theirs.process_pose_file(rows, WIDTH, HEIGHT, WIDTH, HEIGHT).numpy()
+  local = poses.compose(poses.invert(make().world_from_camera[:1]), make().world_from_camera)
+  ours = np.asarray(plucker.plucker(dataclasses.replace(make(), world_from_camera=local)))
+  np.testing.assert_allclose(rays, ours, atol=1e-5)
+
+
+def test_realestate10k_by_hand(tmp_path):
+  """A point of the world that a camera sees, by the format's own words."""
+  fields = write(tmp_path, "realestate10k").read_text().splitlines()[3].split()
+  assert len(fields) == 19 and fields[5:7] == ["0", "0"]
+  assert int(fields[0]) == 250_000  # microseconds, the third of 8 frames a second
+  fx, fy, cx, cy = map(float, fields[1:5])
+  matrix = np.array(fields[7:], float).reshape(3, 4)
+  # 2 m before the third camera, half a metre to its right, a quarter up.
+  pose = make().world_from_camera[2]
+  place = pose[:3, 3] + 2 * pose[:3, 2] + 0.5 * pose[:3, 0] - 0.25 * pose[:3, 1]
+  x, y, z = matrix @ [*place, 1]
+  assert z == pytest.approx(2)
+  assert (fx * x / z + cx) * WIDTH == pytest.approx(31 + 55 / 4)
+  assert (fy * y / z + cy) * HEIGHT == pytest.approx(25.5 - 57 / 8)
 
 
 def test_transforms_by_hand(tmp_path):
