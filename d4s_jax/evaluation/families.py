@@ -13,6 +13,7 @@ from d4s_jax.evaluation.metric import (
   Context,
   Failure,
   Family,
+  Measured,
   Values,
   frames_in_chunks,
   guarded,
@@ -71,7 +72,7 @@ VIDEO = Family(
 )
 
 
-def image_scores(images: np.ndarray, truth: np.ndarray, weights) -> Values:
+def image_scores(images: np.ndarray, truth: np.ndarray, weights) -> dict[str, float]:
   """Means over pictures [v h w 3] in [0, 1] of PSNR, SSIM and LPIPS.
 
   Raises:
@@ -83,12 +84,11 @@ def image_scores(images: np.ndarray, truth: np.ndarray, weights) -> Values:
     )
   rows = [_similar(images[rows], truth[rows], weights) for rows in _chunks(len(images))]
   similar, distance = (np.concatenate(x)[: len(images)] for x in zip(*rows))
-  found = {
-    "psnr": np.mean(psnr(images, truth)),
-    "ssim": np.mean(similar),
-    "lpips": np.mean(distance),
+  return {
+    "psnr": float(np.mean(psnr(images, truth))),
+    "ssim": float(np.mean(similar)),
+    "lpips": float(np.mean(distance)),
   }
-  return {name: np.asarray(x) for name, x in found.items()}
 
 
 def psnr(images: np.ndarray, truth: np.ndarray) -> np.ndarray:
@@ -107,7 +107,7 @@ def _chunks(count: int) -> list[np.ndarray]:
 
 
 @one_by_one
-def _frames(case: Case, context: Context) -> Values:
+def _frames(case: Case, context: Context) -> Measured:
   assert case.reference is not None
   return image_scores(case.sample.video, case.reference.video, context.tools["lpips"])
 
@@ -124,13 +124,12 @@ FRAMES = Family(
 
 
 @one_by_one
-def _views(case: Case, context: Context) -> Values:
+def _views(case: Case, context: Context) -> Measured:
   target, dynamic = case.reference.clip.target, case.sample.read[0]  # pyright: ignore
   drawn = geometry.scene_views(dynamic, target.cameras, np.asarray(target.times))
   scores = image_scores(drawn, np.asarray(target.images), context.tools["lpips"])
   found = geometry.scene_depth(dynamic, target.cameras, np.asarray(target.times))
-  depths = geometry.depth_scores(found, np.asarray(target.depth))
-  return scores | {name: np.asarray(x) for name, x in depths.items()}
+  return scores | geometry.depth_scores(found, np.asarray(target.depth))
 
 
 VIEWS = Family(
@@ -146,10 +145,9 @@ VIEWS = Family(
 
 
 @one_by_one
-def _motion(case: Case, context: Context) -> Values:
+def _motion(case: Case, context: Context) -> Measured:
   del context
-  found = geometry.motion_scores(case.sample.read[0], case.reference.clip)  # pyright: ignore
-  return {name: np.asarray(x) for name, x in found.items()}
+  return geometry.motion_scores(case.sample.read[0], case.reference.clip)  # pyright: ignore
 
 
 MOTION = Family(
@@ -164,7 +162,7 @@ MOTION = Family(
 
 
 @one_by_one
-def _cycle(case: Case, context: Context) -> Values:
+def _cycle(case: Case, context: Context) -> Measured:
   """A scene is drawn at the ends of an orbit; a video whose path is closed is taken as it is."""
   del context
   sample = case.sample
@@ -176,7 +174,7 @@ def _cycle(case: Case, context: Context) -> Values:
     yaw = np.unwrap(np.arctan2(poses[:, 0, 2], poses[:, 2, 2]))
     if abs(yaw[-1] - yaw[0]) < _TURN:
       raise ValueError("its path is no turn of 360 degrees")
-    return {"running": np.asarray(min(geometry.cycle_psnr(video[0], video[-1]), 100.0))}
+    return {"running": min(geometry.cycle_psnr(video[0], video[-1]), 100.0)}
   dynamic, metadata = sample.read  # pyright: ignore
   ends = trajectory("orbit", 49)[[0, -1]]
   lens = np.asarray(metadata.cameras.intrinsics)[:1].repeat(2, axis=0)
@@ -185,7 +183,7 @@ def _cycle(case: Case, context: Context) -> Values:
   found = {}
   for name, times in {"running": (0.0, 1.0), "frozen": (0.0, 0.0)}.items():
     first, last = geometry.scene_views(dynamic, cameras, np.asarray(times, np.float32))
-    found[name] = np.asarray(min(geometry.cycle_psnr(first, last), 100.0))
+    found[name] = min(geometry.cycle_psnr(first, last), 100.0)
   return found
 
 
@@ -198,7 +196,7 @@ CYCLE = Family(
 
 
 @one_by_one
-def _poses(case: Case, context: Context) -> Values:
+def _poses(case: Case, context: Context) -> Measured:
   video = case.sample.pictures(context.settings.pose_side)
   cameras = case.sample.cameras(*video.shape[1:3])
   truth = np.asarray(cameras.world_from_camera)
@@ -206,13 +204,13 @@ def _poses(case: Case, context: Context) -> Values:
     raise ValueError(f"{len(video)} frames and {len(truth)} cameras; expected one for each")
   found = structure_from_motion.find_path(video, cameras)
   if found is None:
-    return {"found": np.zeros(())}
+    return {"found": 0.0}
   error = path_error(found, truth)
   return {
-    "found": np.ones(()),
-    "translation": np.asarray(error.relative_translation),
-    "rotation": np.asarray(error.relative_rotation),
-    "absolute": np.asarray(error.absolute),
+    "found": 1.0,
+    "translation": error.relative_translation,
+    "rotation": error.relative_rotation,
+    "absolute": error.absolute,
   }
 
 
@@ -230,10 +228,9 @@ POSES = Family(
 
 def _matches(name: str, protocol: str, tools: tuple[str, ...], of_tools) -> Family:
   @one_by_one
-  def measure(case: Case, context: Context) -> Values:
+  def measure(case: Case, context: Context) -> Measured:
     video = case.sample.pictures(context.settings.pose_side)
-    count = matching.average(video, context.settings.gap, *of_tools(context.tools))
-    return {"matches": np.asarray(count)}
+    return {"matches": matching.average(video, context.settings.gap, *of_tools(context.tools))}
 
   def told(settings: Settings) -> str:
     chosen = settings.matcher if name == "matches_plug_in" else protocol
@@ -259,11 +256,10 @@ MATCHES_PLUG_IN = _matches(
 
 
 @one_by_one
-def _facts(case: Case, context: Context) -> Values:
+def _facts(case: Case, context: Context) -> Measured:
   del context
   frames, height, width, _ = case.sample.video.shape
-  numbers = {"frames": frames, "height": height, "width": width, "fps": case.sample.fps or 0.0}
-  return {name: np.asarray(x) for name, x in numbers.items()}
+  return {"frames": frames, "height": height, "width": width, "fps": case.sample.fps or 0.0}
 
 
 # No metric: what the report says about a set.

@@ -1,15 +1,17 @@
 """What a metric is: measured sample by sample, kept, and then reduced to one number."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from d4s_jax.evaluation.samples import Sample
 from d4s_jax.evaluation.settings import Settings
 
 Values = dict[str, np.ndarray]
+Measured = Mapping[str, ArrayLike]
 
 # What a case may have, and where it comes from.
 NEEDS = {
@@ -127,7 +129,7 @@ class Metric:
   absent: str = "it has no such stage"
 
 
-def one_by_one(measure: Callable[[Case, Context], Values]):
+def one_by_one(measure: Callable[[Case, Context], Measured]):
   """A family's `measure` from one of single cases, whose ValueErrors become failures."""
 
   def all_of(cases: Sequence[Case], context: Context) -> list[Values | Failure]:
@@ -136,7 +138,7 @@ def one_by_one(measure: Callable[[Case, Context], Values]):
   return all_of
 
 
-def guarded(measure: Callable[[], Values]) -> Values | Failure:
+def guarded(measure: Callable[[], Measured]) -> Values | Failure:
   """The values, or the error as a failure: of bad input, not of the machine."""
   try:
     return {name: np.asarray(x) for name, x in measure().items()}

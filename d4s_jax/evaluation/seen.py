@@ -3,7 +3,7 @@
 import numpy as np
 
 from d4s_jax.evaluation import q_align, semantics
-from d4s_jax.evaluation.metric import Case, Context, Family, Values, one_by_one
+from d4s_jax.evaluation.metric import Case, Context, Family, Measured, one_by_one
 from d4s_jax.models.dino import MEAN
 from d4s_jax.weights.encoders import CLIP, Encoder
 
@@ -14,9 +14,9 @@ _WHITE = 0.5
 
 
 @one_by_one
-def _clip_score(case: Case, context: Context) -> Values:
+def _clip_score(case: Case, context: Context) -> Measured:
   clip, sample = context.tools["clip"], case.sample
-  return {"score": np.asarray(semantics.clip_score(clip, sample.video, sample.text))}
+  return {"score": semantics.clip_score(clip, sample.video, sample.text)}
 
 
 CLIP_SCORE = Family(
@@ -29,9 +29,9 @@ CLIP_SCORE = Family(
 
 
 @one_by_one
-def _clip_aesthetic(case: Case, context: Context) -> Values:
+def _clip_aesthetic(case: Case, context: Context) -> Measured:
   clip, head = context.tools["clip"], context.tools["aesthetic"]
-  return {"score": np.asarray(semantics.aesthetic(clip, head, case.sample.video))}
+  return {"score": semantics.aesthetic(clip, head, case.sample.video)}
 
 
 CLIP_AESTHETIC = Family(
@@ -43,11 +43,10 @@ CLIP_AESTHETIC = Family(
 
 
 @one_by_one
-def _quality(case: Case, context: Context) -> Values:
+def _quality(case: Case, context: Context) -> Measured:
   settings, sample = context.settings, case.sample
   fps = sample.fps or _FPS
-  found = q_align.quality(sample.video, fps, settings.qa_url, settings.qa_model)
-  return {"score": np.asarray(found)}
+  return {"score": q_align.quality(sample.video, fps, settings.qa_url, settings.qa_model)}
 
 
 QUALITY = Family(
@@ -65,7 +64,7 @@ def _consistency(name: str, tool: str, protocol: str, segmented: str) -> Family:
   """A family; `segmented` is "" or which part of the picture is kept, "subject" or "background"."""
 
   @one_by_one
-  def measure(case: Case, context: Context) -> Values:
+  def measure(case: Case, context: Context) -> Measured:
     network = context.tools[tool]
     encoder: Encoder = network.vision if isinstance(network, CLIP) else network
     video = case.sample.video
@@ -73,7 +72,7 @@ def _consistency(name: str, tool: str, protocol: str, segmented: str) -> Family:
       assert case.mask is not None
       video = kept(video, case.mask.video, segmented)
     value = semantics.consistency(semantics.embed(encoder, video))
-    return {"segmented" if segmented else "whole": np.asarray(value)}
+    return {"segmented" if segmented else "whole": value}
 
   rest = f"/{segmented}-kept-rest-imagenet-mean" if segmented else "/no-segmentation"
   return Family(
