@@ -138,11 +138,12 @@ def _views(
 ) -> Views:
   """Frames as views: images still in 8 bits, cameras in float64, times not told."""
   images = np.stack([footage.picture(int(index), window, to) for index in chosen])
-  depth = np.zeros(images.shape[:-1], np.float32)
+  known: Any = np.zeros(images.shape[:-1], np.float32)
   for place, index in enumerate(chosen):
     found = footage.depth(int(index))
     if found is not None:
-      depth[place] = sampling.nearest(found, window, to)
+      near = sampling.nearest(found, window, to)
+      known[place] = np.where(near < _FAR, near, 0)
   size = (footage.height, footage.width)
   if footage.intrinsics is None or footage.world_from_camera is None:
     lens = camera_geometry.intrinsics_from_fov(_FOV, *size)
@@ -151,7 +152,6 @@ def _views(
     lenses, poses = footage.intrinsics[chosen], footage.world_from_camera[chosen]
   whole: Any = {"world_from_camera": poses, "intrinsics": lenses}
   cameras = Cameras(**whole, height=size[0], width=size[1])
-  known: Any = np.where(depth < _FAR, depth, 0)
   shown: Any = images
   times: Any = np.zeros(len(chosen), np.float32)
   return Views(
@@ -170,13 +170,12 @@ def _instances(
   footage: Filmed, source: Int[np.ndarray, "f"], window: Window, to: tuple[int, int]
 ) -> Any:
   """Instances of the source frames, numbered anew from 1."""
-  found = np.zeros((len(source), *to), np.int64)
-  for place, index in enumerate(source):
-    one = footage.instances(int(index))
-    if one is not None:
-      found[place] = sampling.nearest(one, window, to)
-  if not found.any():
-    return found.astype(np.int32)
+  maps = [footage.instances(int(index)) for index in source]
+  if all(one is None for one in maps):
+    return np.zeros((len(source), *to), np.int32)
+  found = np.stack(
+    [np.zeros(to, np.int64) if x is None else sampling.nearest(x, window, to) for x in maps]
+  )
   there = np.bincount(found.ravel()) > 0
   there[0] = False
   return np.cumsum(there, dtype=np.int32)[found]

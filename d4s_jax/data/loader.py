@@ -158,7 +158,7 @@ def make_loader(
     for number, bucket in enumerate(buckets.sources):
       clips = _clips(bucket, tokenize, None if seed is None else seed + 1000 * number)
       share: Any = _Share(clips, batch_size, rows)
-      shapes.append(grain.MapDataset.source(share).batch(len(rows)))
+      shapes.append(grain.MapDataset.source(share).batch(len(rows), batch_fn=_Batch(workers > 0)))
     mixed = shapes[0]
     if len(shapes) > 1:
       mixed = (
@@ -235,6 +235,23 @@ class _Read:
     if not corrupt:
       raise NoLength(f"{_ATTEMPTS} clips in a row had no length, the last: {reason}")
     raise CorruptRecord(f"{_ATTEMPTS} clips in a row could not be read, the last: {reason}")
+
+
+class _Batch:
+  """Stacks clips; `shared` straight into the memory in which worker processes hand them over."""
+
+  def __init__(self, shared: bool):
+    self._shared = shared
+
+  def __call__(self, clips: Sequence[Any]) -> Any:
+    return jax.tree.map(self._stack, *clips)
+
+  def _stack(self, *parts: Any) -> np.ndarray:
+    first = np.asarray(parts[0])
+    if not self._shared or not first.size:  # nothing can't be shared
+      return np.stack(parts)
+    out = grain.SharedMemoryArray((len(parts), *first.shape), first.dtype)
+    return np.stack(parts, out=out)
 
 
 class _Share:

@@ -6,22 +6,26 @@ is not made again.
 """
 
 import contextlib
+import hashlib
 import json
 import pathlib
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from d4s_jax.data.source import open_source
 from d4s_jax.evaluation.maker import KINDS, Maker
 from d4s_jax.evaluation.sample_sets import SOURCE
-from d4s_jax.formats import images
+from d4s_jax.formats import checked, images
 from d4s_jax.pipeline import progress, shot
 
 PATHS = ("spiral", "forward", "backward", "up", "down")
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".avif", ".tif", ".tiff", ".bmp")
 _MOST_CAPTION = 10_000
+# Hashes of a set's photographs.
+_NOTE, _LONGEST_NOTE = "photographs.json", 16 * 2**20
 
 
 def photographs(folder: pathlib.Path) -> dict[str, tuple[pathlib.Path, str]]:
@@ -29,13 +33,17 @@ def photographs(folder: pathlib.Path) -> dict[str, tuple[pathlib.Path, str]]:
 
   Raises:
     FileNotFoundError: there is no such folder.
-    ValueError: there are none, or some have no caption.
+    ValueError: there are none, some have no caption, or two have one name.
   """
   if not folder.is_dir():
     raise FileNotFoundError(f"No folder {folder}; expected photographs with captions.")
-  found = {x.stem: x for x in sorted(folder.iterdir()) if x.suffix.lower() in _SUFFIXES}
+  paths = [x for x in sorted(folder.iterdir()) if x.suffix.lower() in _SUFFIXES]
+  found = {x.stem: x for x in paths}
   if not found:
     raise ValueError(f"{folder} has no photographs ({', '.join(_SUFFIXES)}).")
+  twice = [x.name for x in paths if found[x.stem] != x]
+  if twice:
+    raise ValueError(f"Other photographs of {folder} have the names of {twice[:5]}; rename them.")
   without = [name for name, path in found.items() if not path.with_suffix(".txt").is_file()]
   if without:
     raise ValueError(
@@ -61,6 +69,7 @@ def of_photographs(folder: pathlib.Path, output: pathlib.Path, maker: Maker) -> 
   found = photographs(folder)
   jobs = [(name, path) for name in found for path in PATHS]
   _check_only(output / "generated", [f"{name}-{path}" for name, path in jobs])
+  _check_same(output, {name: path for name, (path, _) in found.items()})
   with _quietly(output) as bar, bar("make scenes", len(jobs)) as counter:
     for name, path in jobs:
       picture = images.read_image(found[name][0])
@@ -129,6 +138,23 @@ def _check_only(folder: pathlib.Path, names: Sequence[str]) -> None:
       f"{folder} holds {len(others)} samples that are not among the {len(names)} of this set"
       f" ({', '.join(others[:5])}); give another folder, or remove them."
     )
+
+
+def _check_same(output: pathlib.Path, paths: dict[str, pathlib.Path]) -> None:
+  """Notes which photographs a set is made of, or refuses others: its scenes are not made again."""
+  note = output / _NOTE
+  now = {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in paths.items()}
+  before: Any = {}
+  if note.is_file():
+    before = checked.parse(checked.read_bytes(note, _LONGEST_NOTE, "note"), str(note))
+  changed = [name for name in now if before.get(name, now[name]) != now[name]]
+  if changed:
+    raise ValueError(
+      f"{output} was made of other photographs of the names {changed[:5]}; give another folder, or"
+      " remove it."
+    )
+  output.mkdir(parents=True, exist_ok=True)
+  note.write_text(json.dumps(now, indent=1) + "\n")
 
 
 @contextlib.contextmanager

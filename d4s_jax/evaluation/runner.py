@@ -128,6 +128,8 @@ class _Measuring:
     self._cache = pathlib.Path(settings.cache or pathlib.Path(settings.output) / "cache")
     self._cache.mkdir(parents=True, exist_ok=True)
     self._tools = {}
+    # Once: weights may be gigabytes.
+    self._told = {x.name: (x.protocol(settings), _identities(x, settings)) for x in chosen}
 
   def all_of(self, what: str, cases: Sequence[Case]) -> dict[str, Found]:
     """By family and sample."""
@@ -184,10 +186,9 @@ class _Measuring:
       contents.append(case.reference.digest)
     if "mask" in family.needs and case.mask:
       contents.append(case.mask.digest)
-    told = family.protocol(self._settings), _identities(family, self._settings)
     if family.timed:
       contents.append(platform.node())
-    text = json.dumps([_VERSION, family.name, *told, *contents])
+    text = json.dumps([_VERSION, family.name, *self._told[family.name], *contents])
     return hashlib.sha256(text.encode()).hexdigest()[:40]
 
 

@@ -41,7 +41,8 @@ _CLIPS = flags.DEFINE_integer("clips", 10_000, "Over which memory is watched; 0 
 _SECONDS = flags.DEFINE_float("seconds", 10.0, "Of each measurement.")
 
 _COUNT, _LONG, _SIDE, _FPS = 24, 49, 256, 24
-_SHAPE, _BATCH, _ROUNDS = {"frames": 17, "height": 192, "width": 192}, 4, 4
+_SHAPE, _VIEWS = {"frames": 17, "height": 192, "width": 192}, 6
+_BATCH, _ROUNDS = 4, 4
 # Steps of one account of a training run.
 _EVERY = 5
 # Batches that workers make ahead, at the most.
@@ -136,17 +137,20 @@ class OfVideos(torch.utils.data.Dataset):
     stride = int(rng.integers(1, 4))
     first = int(rng.integers(_LONG - stride * (frames - 1)))
     source = list(range(first, first + stride * (frames - 1) + 1, stride))
-    # As many target views as our loader's clips have, of the frames between.
-    target = rng.integers(first, source[-1] + 1, 6).tolist()
+    # Target views as our loader chooses them: frames between, where there are enough.
+    between = rng.permutation(np.setdiff1d(np.arange(first, source[-1] + 1), source))[:_VIEWS]
+    target = [*between.tolist(), *rng.choice(source, _VIEWS - len(between)).tolist()]
     wanted, images = {*source, *target}, {}
     with av.open(str(self.files[int(rng.integers(len(self.files)))])) as container:
+      # One thread, as ours: there is a process for each core.
+      container.streams.video[0].codec_context.thread_count = 1
       for number, frame in enumerate(container.decode(video=0)):
         if number in wanted:
           images[number] = frame.to_ndarray(format="rgb24")
         if number == source[-1]:
           break
     # A random window of the same sizes as our loader's, in the same quality.
-    side = int(rng.integers(height, _SIDE + 1))
+    side = int(rng.integers(round(0.8 * _SIDE), _SIDE + 1))
     top, left = rng.integers(_SIDE - side + 1, size=2)
     box = (left, top, left + side, top + side)
     cut = {
@@ -200,7 +204,7 @@ def processor():
 
 def opened(name):
   cutting = {"augment": Augmentation(stride=3)}
-  return open_source(name, posed=False, cutting=cutting, **_SHAPE, length=1000)
+  return open_source(name, posed=False, cutting=cutting, **_SHAPE, views=_VIEWS, length=1000)
 
 
 def speed(folder):

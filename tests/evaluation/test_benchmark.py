@@ -66,6 +66,11 @@ def test_every_photograph_goes_along_the_five_paths_with_its_caption(tmp_path):
   assert set(made) == {f"photo{i}-{path}" for i in (0, 1) for path in benchmark.PATHS}
   image, cameras, times, text = made["photo1-backward"]
   assert image.shape == (16, 16, 3) and text == "caption 1" and times[-1] == 1
+  # Another photograph of a name is not taken for the one that the scenes are of.
+  write_image(tmp_path / "photos" / "photo0.png", np.zeros((20, 30, 3), np.float32))
+  with pytest.raises(ValueError, match=r"made of other photographs of the names \['photo0'\]"):
+    benchmark.of_photographs(tmp_path / "photos", tmp_path / "set", Maker())
+  (tmp_path / "set" / "photographs.json").unlink()
   # Nor are scenes of a photograph that was taken out since.
   (tmp_path / "set" / "generated" / "photo7-up").mkdir(parents=True)
   with pytest.raises(ValueError, match=r"not among the 10 of this set \(photo7-up\)"):
@@ -81,6 +86,10 @@ def test_photographs_without_captions_are_named(tmp_path):
     benchmark.photographs(tmp_path / "photos")
   (tmp_path / "photos" / "photo1.txt").write_text("  ")
   with pytest.raises(ValueError, match=r"\['photo1'\] are empty"):
+    benchmark.photographs(tmp_path / "photos")
+  (tmp_path / "photos" / "photo1.txt").write_text("a cat")
+  (tmp_path / "photos" / "photo1.jpeg").touch()
+  with pytest.raises(ValueError, match=r"have the names of \['photo1.jpeg'\]; rename them"):
     benchmark.photographs(tmp_path / "photos")
   (tmp_path / "none").mkdir()
   with pytest.raises(ValueError, match="no photographs"):
