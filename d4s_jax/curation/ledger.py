@@ -15,8 +15,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from d4s_jax.curation.duplicates import Seen
+from d4s_jax.data.identity import differences
 from d4s_jax.data.shards import MANIFEST, MOST_LINE, line, read_lines, write_shard
-from d4s_jax.formats import atomic
+from d4s_jax.formats import atomic, checked
 
 _SETTINGS = "settings.json"
 # Decisions that are kept back at most, also if no clip is kept, and bytes of a shard.
@@ -62,9 +63,11 @@ class Ledger:
     path = self._folder / _SETTINGS
     text = json.dumps(settings, indent=2, sort_keys=True) + "\n"
     if path.is_file():
-      if path.read_text() != text:
+      saved: Any = checked.parse(path.read_bytes(), str(path))
+      if others := differences(saved, json.loads(text)):
         raise ValueError(
-          f"{self._folder} was begun with other settings, {path}; give those, or another --output."
+          f"{self._folder} was begun with other settings ({'; '.join(others)}); give those, or"
+          " another --output."
         )
       return
     if self._folder.exists() and any(self._folder.iterdir()):

@@ -224,8 +224,8 @@ def test_what_a_bad_disk_kept_from_being_decided_is_tried_again(tmp_path):
 
 def test_other_settings_and_foreign_folders_are_refused(tmp_path):
   work(tmp_path / "a", 5)
-  with pytest.raises(ValueError, match="begun with other settings"):
-    Ledger(tmp_path / "a", {"shard": 4})
+  with pytest.raises(ValueError, match=r"begun with other settings \(shard: saved 3, now 4\)"):
+    Ledger(tmp_path / "a", {**SETTINGS, "shard": 4})
   (tmp_path / "b").mkdir()
   (tmp_path / "b" / "thesis.txt").write_text("mine")
   with pytest.raises(FileExistsError, match="holds other things"):
