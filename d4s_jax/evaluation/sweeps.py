@@ -37,6 +37,7 @@ from d4s_jax.models import shipped
 from d4s_jax.pipeline import progress
 from d4s_jax.training import inference
 
+_SWEEP = ("rows", "count", "workdir", "metrics")
 _KEYS = {"run", "stages", "sampling", "scenes", "count", "paper", "told"}
 
 
@@ -69,15 +70,20 @@ def rows_of(config: Mapping[str, Any]) -> dict[str, Row]:
   Raises:
     ValueError: a row lacks what it needs, or has what no row has.
   """
+  lacking = [key for key in _SWEEP if key not in config]
+  if lacking:
+    raise ValueError(f"The sweep lacks {', '.join(lacking)}; expected {', '.join(_SWEEP)}.")
   found = {}
   for name, given in config["rows"].items():
-    unknown = sorted(set(given) - _KEYS)
     row = Row(**{key: x for key, x in given.items() if key in _KEYS})
-    wrong = [key for key in row.paper if key not in METRICS]
-    if unknown or wrong or row.scenes not in KINDS or bool(row.run) == bool(row.stages):
+    fault = [*sorted(set(given) - _KEYS), *sorted(set(row.paper) - set(METRICS))]
+    fault += [] if row.scenes in KINDS else [row.scenes]
+    if bool(row.run) == bool(row.stages):
+      fault.append("both a run and stages" if row.run else "neither a run nor stages")
+    if fault:
       raise ValueError(
-        f"Row {name!r} of the sweep: {unknown or wrong or row.scenes!r}; expected a run or stages,"
-        f" keys among {sorted(_KEYS)}, scenes of {', '.join(KINDS)}, and metrics."
+        f"Row {name!r} of the sweep: {', '.join(fault)}; expected a run or stages, keys among"
+        f" {sorted(_KEYS)}, scenes of {', '.join(KINDS)}, and metrics."
       )
     found[name] = row
   if not found:

@@ -147,20 +147,22 @@ def test_a_run_of_another_configuration_or_of_other_weights_is_noticed(
 
 
 @pytest.mark.parametrize(
-  "row",
+  "row, fault",
   [
-    {},
-    {"run": "shipped", "stages": (("configs/joint.py", ()),)},
-    {"run": "shipped", "colour": 1},
-    {"run": "shipped", "scenes": "imagined"},
-    {"run": "shipped", "paper": {"fdv": 1.0}},
+    ({}, "neither a run nor stages"),
+    ({"run": "shipped", "stages": (("configs/joint.py", ()),)}, "both a run and stages"),
+    ({"run": "shipped", "colour": 1}, "colour"),
+    ({"run": "shipped", "scenes": "imagined"}, "imagined"),
+    ({"run": "shipped", "paper": {"fdv": 1.0}}, "fdv"),
   ],
 )
-def test_rows_that_make_no_sense_are_refused(row, tmp_path):
-  with pytest.raises(ValueError, match="Row 'a' of the sweep"):
+def test_rows_that_make_no_sense_are_refused(row, fault, tmp_path):
+  with pytest.raises(ValueError, match=f"Row 'a' of the sweep: {fault}; expected a run or stages"):
     sweeps.rows_of(sweep(tmp_path, a=row))
   with pytest.raises(ValueError, match="without rows"):
-    sweeps.rows_of({"rows": {}})
+    sweeps.rows_of(sweep(tmp_path))
+  with pytest.raises(ValueError, match="The sweep lacks count, workdir, metrics; expected rows"):
+    sweeps.rows_of({"rows": {"a": {"run": "shipped"}}})
 
 
 def test_a_training_that_fails_is_told(quick, tmp_path, monkeypatch):
