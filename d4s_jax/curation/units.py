@@ -111,7 +111,8 @@ def find(dataset: str, root: pathlib.Path) -> tuple[list[Unit], list[str]]:
       continue
     names.append(name)
   if not names:
-    raise ValueError(f"{root} has no videos ({', '.join(_SUFFIXES)}); check the path.")
+    none = f"{root} has no videos ({', '.join(_SUFFIXES)}); check the path."
+    raise ValueError(" ".join([none, *problems[:1]]))
   return [Unit(VIDEOS, str(root), name) for name in names], problems
 
 

@@ -42,7 +42,8 @@ def test_files_are_found_by_any_name_and_never_outside(tmp_path):
   with pytest.raises(NotADirectoryError, match="films.zip is a file.*unpack it yourself"):
     units.find("videos", tmp_path / "films.zip")
   (tmp_path / "empty").mkdir()
-  with pytest.raises(ValueError, match="has no videos"):
+  (tmp_path / "empty" / "link.mp4").symlink_to(tmp_path / "outside.mp4")
+  with pytest.raises(ValueError, match="has no videos.*link.mp4 is a link that leads out"):
     units.find("videos", tmp_path / "empty")
 
 
