@@ -126,6 +126,9 @@ class _Measuring:
   def __init__(self, settings: Settings, chosen: Sequence[Family], references: bool):
     self._settings, self._families, self._references = settings, chosen, references
     self._cache = pathlib.Path(settings.cache or pathlib.Path(settings.output) / "cache")
+    for place in (self._cache, pathlib.Path(settings.output)):
+      if place.is_file():
+        raise NotADirectoryError(f"{place} is a file; expected a folder, name another one.")
     self._cache.mkdir(parents=True, exist_ok=True)
     self._tools = {}
     # Once: weights may be gigabytes.
@@ -292,7 +295,7 @@ def _differences(known: Sequence[Values]) -> Iterator[tuple[str, str]]:
     "pixels": lambda x: f"{int(x['width'])} x {int(x['height'])}",
     "frames a second": lambda x: f"{float(x['fps']):g}" if x["fps"] else "unknown",
   }
-  for what, tell in kinds.items():
+  for what, tell in kinds.items() if known else ():
     told = sorted({tell(x) for x in known})
     mixed = " (they differ; frames are compared as they are)" if len(told) > 1 else ""
     yield what, f"{', '.join(told[:6])}{mixed}"

@@ -102,7 +102,7 @@ TOOLS: dict[str, Tool] = {
       if settings.weights.aesthetic
       else "LAION's improved aesthetic predictor: config.weights.aesthetic=FILE.safetensors"
     ),
-    lambda settings: fingerprint(pathlib.Path(settings.weights.aesthetic).read_bytes()),
+    lambda settings: _fingerprint_of(pathlib.Path(settings.weights.aesthetic)),
     lambda settings: semantics.read_aesthetic(pathlib.Path(settings.weights.aesthetic)),
   ),
   "qa": Tool(
@@ -127,3 +127,9 @@ TOOLS: dict[str, Tool] = {
 def fingerprint(content: bytes) -> str:
   """How the hash of weights is written in reports."""
   return f"sha256:{hashlib.sha256(content).hexdigest()[:16]}"
+
+
+def _fingerprint_of(path: pathlib.Path) -> str:
+  if not path.is_file():
+    raise FileNotFoundError(f"config.weights.aesthetic={path} is no file; check the path.")
+  return fingerprint(path.read_bytes())

@@ -137,10 +137,17 @@ def sampling(config: Mapping[str, Any], asked: Mapping[str, Any]) -> tuple[dict[
 
   Returns:
     The arguments of `Pipeline`, and what people should know about them; it may be empty.
+
+  Raises:
+    ValueError: there is no such setting.
   """
   own = config["sampling"]
-  settings = own | {name: x for name, x in asked.items() if x is not None}
-  reuse, given = settings.get("reuse", ()), asked.get("reuse") is not None
+  asked = {name: x for name, x in asked.items() if x is not None}
+  unknown = sorted(set(asked) - {*own, "reuse"})
+  if unknown:
+    raise ValueError(f"Unknown settings of sampling {unknown}; expected some of {', '.join(own)}.")
+  settings = own | asked
+  reuse, given = settings.get("reuse", ()), "reuse" in asked
   if reuse and not given and settings["steps"] != own["steps"]:
     return settings | {"reuse": ()}, (
       f"note: the checkpoint's steps that reuse features, {list(reuse)}, are of runs of"

@@ -7,7 +7,8 @@ import pytest
 
 from d4s_jax.evaluation import cost, families, maker, runner, sample_sets
 from d4s_jax.evaluation.metric import Case, Context, Failure
-from d4s_jax.evaluation.settings import Settings
+from d4s_jax.evaluation.settings import Settings, Weights
+from d4s_jax.training import inference
 
 GREY = np.full((4, 40, 40, 3), 0.5, np.float32)
 
@@ -63,6 +64,27 @@ def test_a_prompt_of_a_book_is_refused(place):
   (sample,) = sample_sets.open_set(place / "a").samples.values()
   with pytest.raises(ValueError, match="clip.txt"):
     _ = sample.text
+
+
+def test_places_that_are_no_folders_and_weights_that_are_no_file_are_named(place):
+  (place / "out").write_text("a letter")
+  with pytest.raises(NotADirectoryError, match="out is a file; expected a folder"):
+    runner.evaluate(settings(place))
+  options = {"metrics": "clip_aesthetic", "output": str(place / "report")}
+  weights = Weights(clip=str(place), aesthetic=str(place / "gone.safetensors"))
+  with pytest.raises(FileNotFoundError, match="config.weights.aesthetic=.*gone.safetensors is no"):
+    runner.evaluate(settings(place, weights=weights, **options))
+
+
+def test_of_a_set_without_a_readable_sample_no_sizes_are_told(place):
+  (place / "a" / "clip.npy").write_bytes(b"no array")
+  (notes,) = runner.evaluate(settings(place, metrics="matches_sift")).notes.values()
+  assert len(notes) == 2 and notes[0] == "1 samples" and "cannot be read" in notes[1]
+
+
+def test_a_setting_of_the_sampler_that_is_none_is_refused():
+  with pytest.raises(ValueError, match=r"Unknown settings of sampling \['guidence'\]; .*guidance"):
+    inference.sampling({"sampling": {"steps": 8, "guidance": "cosine"}}, {"guidence": "constant"})
 
 
 def test_what_costs_are_not(place):
