@@ -50,11 +50,18 @@ def photographs(folder: pathlib.Path) -> dict[str, tuple[pathlib.Path, str]]:
       f"{len(without)} of {len(found)} photographs have no caption ({', '.join(without[:5])});"
       " expected NAME.txt beside each."
     )
-  captions = {name: path.with_suffix(".txt").read_text("utf-8") for name, path in found.items()}
+  captions = {name: _caption(path.with_suffix(".txt")) for name, path in found.items()}
   long = [name for name, text in captions.items() if not 0 < len(text.strip()) <= _MOST_CAPTION]
   if long:
     raise ValueError(f"Captions of {long[:5]} are empty or longer than {_MOST_CAPTION} characters.")
   return {name: (path, captions[name].strip()) for name, path in found.items()}
+
+
+def _caption(path: pathlib.Path) -> str:
+  try:
+    return path.read_text("utf-8")
+  except UnicodeDecodeError:
+    raise ValueError(f"{path} is no text; expected a caption in UTF-8.") from None
 
 
 def of_photographs(folder: pathlib.Path, output: pathlib.Path, maker: Maker) -> int:

@@ -132,6 +132,7 @@ def test_limits_are_changed_by_name_and_judge_in_order():
   assert stages.judge({"flow": 0.0, "speed": 1.5}, limits) == ""
   assert stages.judge({"speed": 3.0}, limits) == "speed 3 is above 2"
   assert stages.judge({"speed": float("nan")}, limits).startswith("speed nan is below")
-  for changes in ({"flows": "1:"}, {"flow": "1"}, {"flow": "a:b"}, {"flow": "nan:"}):
+  wrong = ("1", "a:b", "nan:", "5:1")
+  for changes in ({"flows": "1:"}, *({"flow": text} for text in wrong)):
     with pytest.raises(ValueError, match="has a limit|expected LEAST:MOST"):
       stages.limits(changes)

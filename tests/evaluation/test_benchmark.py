@@ -87,6 +87,9 @@ def test_photographs_without_captions_are_named(tmp_path):
   (tmp_path / "photos" / "photo1.txt").write_text("  ")
   with pytest.raises(ValueError, match=r"\['photo1'\] are empty"):
     benchmark.photographs(tmp_path / "photos")
+  (tmp_path / "photos" / "photo1.txt").write_bytes(b"\xff\xfe")
+  with pytest.raises(ValueError, match=r"photo1.txt is no text; expected a caption in UTF-8"):
+    benchmark.photographs(tmp_path / "photos")
   (tmp_path / "photos" / "photo1.txt").write_text("a cat")
   (tmp_path / "photos" / "photo1.jpeg").touch()
   with pytest.raises(ValueError, match=r"have the names of \['photo1.jpeg'\]; rename them"):

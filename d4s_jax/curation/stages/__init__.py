@@ -79,7 +79,7 @@ def limits(changes: Mapping[str, str]) -> Limits:
     changes: figure to "LEAST:MOST", either of which may be left out.
 
   Raises:
-    ValueError: there is no such figure, or a limit is no number.
+    ValueError: there is no such figure, a limit is no number, or the least is above the most.
   """
   found = {name: limit for stage in STAGES.values() for name, limit in stage.limits.items()}
   for name, text in changes.items():
@@ -88,7 +88,8 @@ def limits(changes: Mapping[str, str]) -> Limits:
     parts = text.split(":")
     try:
       least, most = (float(part) if part else None for part in parts)
-      if any(x is not None and math.isnan(x) for x in (least, most)):
+      known = [x for x in (least, most) if x is not None]
+      if any(map(math.isnan, known)) or known != sorted(known):
         raise ValueError
     except ValueError:
       raise ValueError(
