@@ -104,21 +104,21 @@ def open_estimator(kind: str, name: str) -> Estimator:
     return _Captions(Endpoint("" if name == "endpoint" else name))
   place, colon, rest = name.partition(":")
   if not colon or not rest:
-    raise ValueError(f"--{kind}={name}; expected files:DIR or MODULE:NAME.")
+    raise ValueError(f"--plugin={kind}={name}; expected files:DIR or MODULE:NAME.")
   if place == "files":
     folder = pathlib.Path(rest)
     if not folder.is_dir():
-      raise NotADirectoryError(f"No folder at {folder}; expected the files of --{kind}.")
+      raise NotADirectoryError(f"No folder at {folder}; expected the files of --plugin={kind}.")
     return _Files(kind, folder)
   try:
     made: Any = getattr(importlib.import_module(place), rest)()
   except (ImportError, AttributeError, TypeError) as error:
     raise ValueError(
-      f"--{kind}={name} can't be called ({error}); expected a function of no arguments in a module"
+      f"--plugin={kind}={name} can't be called ({error}); expected a function of no arguments in a module"
       " that Python finds (PYTHONPATH)."
     ) from error
   if not callable(made):
-    raise ValueError(f"--{kind}={name} returned {type(made).__name__}; expected a function.")
+    raise ValueError(f"--plugin={kind}={name} returned {type(made).__name__}; expected a function.")
   estimator: Any = made
   return estimator
 
