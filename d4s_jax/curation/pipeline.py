@@ -22,6 +22,7 @@ from d4s_jax.curation.ledger import Ledger
 from d4s_jax.curation.report import write_report
 from d4s_jax.curation.settings import Settings
 from d4s_jax.curation.units import Span, Unit, find
+from d4s_jax.formats import atomic
 
 # Clips under way for each core: one that is read and one that waits for its turn in the order.
 _AHEAD = 3
@@ -70,7 +71,7 @@ def run(
   settings.check()
   source, output = source.absolute(), output.absolute()
   units, problems = find(dataset, source)
-  output.mkdir(parents=True, exist_ok=True)
+  atomic.make_folder(output)
   lock = filelock.FileLock(str(output.with_name(f".{output.name}.lock")))
   try:
     lock.acquire(timeout=0)

@@ -114,8 +114,8 @@ def open_estimator(kind: str, name: str) -> Estimator:
     made: Any = getattr(importlib.import_module(place), rest)()
   except (ImportError, AttributeError, TypeError) as error:
     raise ValueError(
-      f"--plugin={kind}={name} can't be called ({error}); expected a function of no arguments in a module"
-      " that Python finds (PYTHONPATH)."
+      f"--plugin={kind}={name} can't be called ({error}); expected a function of no arguments in a"
+      " module that Python finds (PYTHONPATH)."
     ) from error
   if not callable(made):
     raise ValueError(f"--plugin={kind}={name} returned {type(made).__name__}; expected a function.")

@@ -18,7 +18,7 @@ import numpy as np
 from d4s_jax.data.source import open_source
 from d4s_jax.evaluation.maker import KINDS, Maker
 from d4s_jax.evaluation.sample_sets import SOURCE
-from d4s_jax.formats import checked, images
+from d4s_jax.formats import atomic, checked, images
 from d4s_jax.pipeline import progress, shot
 
 PATHS = ("spiral", "forward", "backward", "up", "down")
@@ -120,7 +120,7 @@ def embedded(
   for name in (*kinds, "still"):
     _check_only(output / name, names)
   for name in ("true", "still"):
-    (output / name).mkdir(parents=True, exist_ok=True)
+    atomic.make_folder(output / name)
   clips = {name: number for number, name in enumerate(names)}
   described = {"source": "synthetic", "options": options, "clips": clips}
   (output / "true" / SOURCE).write_text(json.dumps(described, indent=1) + "\n")
@@ -160,7 +160,7 @@ def _check_same(output: pathlib.Path, paths: dict[str, pathlib.Path]) -> None:
       f"{output} was made of other photographs of the names {changed[:5]}; give another folder, or"
       " remove it."
     )
-  output.mkdir(parents=True, exist_ok=True)
+  atomic.make_folder(output)
   note.write_text(json.dumps(now, indent=1) + "\n")
 
 

@@ -126,10 +126,8 @@ class _Measuring:
   def __init__(self, settings: Settings, chosen: Sequence[Family], references: bool):
     self._settings, self._families, self._references = settings, chosen, references
     self._cache = pathlib.Path(settings.cache or pathlib.Path(settings.output) / "cache")
-    for place in (self._cache, pathlib.Path(settings.output)):
-      if place.is_file():
-        raise NotADirectoryError(f"{place} is a file; expected a folder, name another one.")
-    self._cache.mkdir(parents=True, exist_ok=True)
+    for place in (pathlib.Path(settings.output), self._cache):
+      atomic.make_folder(place)
     self._tools = {}
     # Once: weights may be gigabytes.
     self._told = {x.name: (x.protocol(settings), _identities(x, settings)) for x in chosen}

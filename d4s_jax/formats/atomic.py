@@ -37,6 +37,16 @@ def check_place(path: pathlib.Path) -> None:
     ) from error
 
 
+def make_folder(path: pathlib.Path) -> None:
+  """Makes a folder and those above it; raises NotADirectoryError if one of them is a file."""
+  try:
+    path.mkdir(parents=True, exist_ok=True)
+  except (FileExistsError, NotADirectoryError):
+    raise NotADirectoryError(
+      f"{path} is a file, or lies below one; expected a folder, name another one."
+    ) from None
+
+
 def check_room(path: pathlib.Path, nbytes: int) -> None:
   """Raises OSError if the disk that `path` will lie on has less room than so many bytes."""
   above = next(parent for parent in path.absolute().parents if parent.exists())

@@ -156,6 +156,7 @@ def test_the_command_refuses_bad_input_before_it_compiles(run, tmp_path, capsys)
   for more, message in [
     (f"--photographs={tmp_path}/none", "No folder"),
     ("--scenes=0", "0 embedded scenes; expected at least 1"),
+    (f"--output={run}/config.json", "config.json/true is a file, or lies below one"),
   ]:
     with pytest.raises(SystemExit) as stop:
       run_command("benchmark", *arguments, more)
