@@ -3,9 +3,9 @@
 import functools
 import pathlib
 from collections.abc import Iterator
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
@@ -81,7 +81,8 @@ def draw(
   blurs = np.full(count, BLUR) if made is None else _blurs(cameras, made)
   times = np.asarray(times, np.float32)
   # To the device once, not at every call.
-  dynamic, gaussians, parts, order = jax.device_put(dynamic), None, [], []
+  dynamic, gaussians = jax.device_put(dynamic), None
+  whole: dict[str, Any] = {}
   still = count > 0 and (times == times[0]).all()
   with progress.bar(what, count) as bar:
     for blur, views in _calls(blurs):
@@ -89,38 +90,41 @@ def draw(
       index = views[np.minimum(np.arange(_VIEWS), len(views) - 1)]
       if gaussians is None or not still:
         gaussians = _at(dynamic, times[index[:1] if still else index])
-        gaussians = _for_each_view(gaussians) if still else gaussians
       arguments = gaussians, cameras[index], blur
       part = _draw(*arguments, capacity=room)
       while (lost := int(part.overflow.max())) and (room or 0) < most:
         # The default room is at least 16 intersections a Gaussian.
         room = min(2 * (room or 16 * slots) + lost, most)
         part = _draw(*arguments, capacity=room)
-      parts.append(jax.device_get(part))
-      order.extend(index)
+      for name, array in vars(jax.device_get(part)).items():
+        whole.setdefault(name, np.empty((count, *array.shape[1:]), array.dtype))
+        whole[name][views] = array[: len(views)]
       bar.update(len(views))
-  _, place = np.unique(order, return_index=True)
-  whole = jax.tree.map(lambda *pieces: np.concatenate(pieces)[place], *parts)
-  if whole.overflow.any():
-    progress.say(f"warning: no room to draw {whole.overflow.sum()} Gaussian-tile intersections.")
-  return whole
+  drawn = Rendering(**whole)
+  if drawn.overflow.any():
+    progress.say(f"warning: no room to draw {drawn.overflow.sum()} Gaussian-tile intersections.")
+  return drawn
 
 
 # Apart, or XLA would compute the deformation again for each view of one moment.
 _at = jax.jit(at)
 
 
-@jax.jit
-def _for_each_view(gaussians: Gaussians) -> Gaussians:
-  """One moment [1 n] copied to all views of a call: projecting a broadcast one costs XLA twice."""
-  return jax.tree.map(lambda x: jnp.broadcast_to(x, (_VIEWS, *x.shape[1:])), gaussians)
-
-
 @functools.partial(jax.jit, static_argnames=("blur", "capacity"))
 def _draw(
   gaussians: Gaussians, cameras: Cameras, blur: float, *, capacity: int | None
 ) -> Rendering:
-  return render(gaussians, cameras, blur=blur, capacity=capacity)
+  """Views [v] of one moment [1 n], or of one each [v n].
+
+  Those of one moment are drawn one after another, and each uses the last one's memory again; of
+  moments of their own that would only copy each of these.
+  """
+  draw_all = functools.partial(render, blur=blur, capacity=capacity)
+  if len(gaussians.means) == len(cameras.intrinsics):
+    return draw_all(gaussians, cameras)
+  alone = jax.tree.map(lambda x: x[:, None], cameras)
+  one_by_one = jax.lax.map(lambda camera: draw_all(gaussians, camera), alone)
+  return jax.tree.map(lambda x: x[:, 0], one_by_one)
 
 
 def _blurs(cameras: Cameras, made: Cameras) -> Float[np.ndarray, "v"]:

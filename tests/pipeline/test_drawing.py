@@ -55,6 +55,8 @@ def test_each_camera_is_drawn_at_its_own_time(key, cameras, capsys):
   assert "draw the test" in capsys.readouterr().err
   # Time counts: the same cameras at the first time see something else.
   still = drawing.draw(dynamic, cameras, np.zeros(6), "draw")
+  want = reference(at(dynamic, np.zeros(6, np.float32)), cameras)
+  np.testing.assert_allclose(still.image, want.image, atol=1e-4)
   np.testing.assert_allclose(still.image[2], drawn.image[2], atol=1e-6)
   assert np.abs(still.image[4] - drawn.image[4]).max() > 0.05
 
