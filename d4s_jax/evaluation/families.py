@@ -124,6 +124,25 @@ FRAMES = Family(
 
 
 @one_by_one
+def _later_frames(case: Case, context: Context) -> Measured:
+  assert case.reference is not None
+  video, truth = case.sample.video, case.reference.video
+  if len(video) < 2:
+    raise ValueError("one frame, and it is the first; expected at least 2")
+  return image_scores(video[1:], truth[1:], context.tools["lpips"])
+
+
+# Where the first frame is given, repeating it scores 100 dB there, a large share of a short video.
+LATER_FRAMES = Family(
+  "later_frames",
+  lambda settings: f"{FRAMES.protocol(settings)}-after-the-first",
+  _later_frames,
+  needs=frozenset(("reference",)),
+  tools=("lpips",),
+)
+
+
+@one_by_one
 def _views(case: Case, context: Context) -> Measured:
   target, dynamic = case.reference.clip.target, case.sample.read[0]  # pyright: ignore
   drawn = geometry.scene_views(dynamic, target.cameras, np.asarray(target.times))

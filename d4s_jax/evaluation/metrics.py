@@ -36,6 +36,8 @@ METRICS: dict[str, Metric] = {
   "psnr": Metric(of.FRAMES, "psnr", "PSNR, dB", "higher"),
   "ssim": Metric(of.FRAMES, "ssim", "SSIM", "higher", 3),
   "lpips": Metric(of.FRAMES, "lpips", "LPIPS", "lower", 3),
+  "later_psnr": Metric(of.LATER_FRAMES, "psnr", "PSNR after the first frame, dB", "higher"),
+  "later_lpips": Metric(of.LATER_FRAMES, "lpips", "LPIPS after the first frame", "lower", 3),
   "view_psnr": Metric(of.VIEWS, "psnr", "novel views, PSNR, dB", "higher"),
   "view_ssim": Metric(of.VIEWS, "ssim", "novel views, SSIM", "higher", 3),
   "view_lpips": Metric(of.VIEWS, "lpips", "novel views, LPIPS", "lower", 3),

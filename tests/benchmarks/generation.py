@@ -37,7 +37,8 @@ from d4s_jax.training import inference  # noqa: E402
 from d4s_jax.types import DynamicGaussians  # noqa: E402
 
 _OTHER = {"left": "right", "right": "left"}
-_VIDEOS, _PATHS = "fvd,kvd,psnr,lpips", "pose_success,rpe_translation,rpe_rotation"
+_VIDEOS = "fvd,kvd,psnr,lpips,later_psnr,later_lpips"
+_PATHS = "pose_success,rpe_translation,rpe_rotation"
 
 
 def sideways(dynamic: DynamicGaussians) -> float:

@@ -194,6 +194,31 @@ def test_a_video_with_a_frame_of_nan_has_no_camera_path(sets, tmp_path):
   assert "NaN or infinite" in found.reason
 
 
+def test_frames_after_a_first_one_that_is_given_are_scored_alone(tmp_path):
+  rng = np.random.default_rng(0)
+  for name in ("true", "still", "one", "one_true"):
+    (tmp_path / name).mkdir()
+  video = rng.random((3, SIDE, SIDE, 3), np.float32)
+  np.save(tmp_path / "true" / "a.npy", video)
+  np.save(tmp_path / "still" / "a.npy", np.repeat(video[:1], 3, axis=0))
+  for name in ("one", "one_true"):
+    np.save(tmp_path / name / "a.npy", video[:1])
+
+  def scored(samples, reference):
+    asked = dict(reference=str(tmp_path / reference), metrics="psnr,later_psnr")
+    found = runner.evaluate(settings(tmp_path, tmp_path / "out", names=(samples,), **asked))
+    return {row.name: row.results[samples] for row in found.rows}, report.text(found)
+
+  found, _ = scored("still", "true")
+  error = np.mean(np.square(video[1:] - video[:1]), axis=(1, 2, 3))
+  later = np.mean(-10 * np.log10(error))
+  np.testing.assert_allclose(found["later_psnr"].value, later, rtol=1e-5)
+  np.testing.assert_allclose(found["psnr"].value, (100 + 2 * later) / 3, rtol=1e-5)
+  alone, told = scored("one", "one_true")
+  assert alone["psnr"].value == 100 and alone["later_psnr"].value is None
+  assert "one frame, and it is the first" in told
+
+
 def test_references_and_masks_without_a_sample_are_told(sets, tmp_path):
   (tmp_path / "set").mkdir()
   (tmp_path / "set" / "clip1.npy").write_bytes((sets / "little" / "clip1.npy").read_bytes())
