@@ -3,7 +3,8 @@
 A sweep is a config file (`configs/sweeps/`): `rows` by name, each with
 
   run        a run that is there, "shipped", or "" to train one
-  stages     (config file, overrides) of each stage to train; a stage starts from the one before
+  stages     (config file, overrides) of each stage to train, the file with an argument as after
+             --config=; a stage's LDRM starts from the one before
   sampling   settings of the sampler other than the checkpoint's
   scenes     a kind of `maker.KINDS`: "generated" from a picture, "reconstructed" from the true
              video, or Gaussians fitted to the decoded video: "two_stage" from random points,
@@ -135,8 +136,7 @@ def _told(row: Row | None) -> list[str]:
 def _trained(name: str, row: Row, workdir: pathlib.Path) -> pathlib.Path:
   """The last stage's run, trained as far as it is not."""
   before = None
-  for config, overrides in row.stages:
-    folder = workdir / name / pathlib.Path(config).stem
+  for folder, (config, overrides) in zip(_folders(workdir / name, row), row.stages, strict=True):
     options = [f"--config.{option}" for option in overrides]
     if before:
       options.append(f"--config.init.ldrm={before}")
@@ -152,6 +152,13 @@ def _trained(name: str, row: Row, workdir: pathlib.Path) -> pathlib.Path:
     before = folder
   assert before is not None
   return before
+
+
+def _folders(place: pathlib.Path, row: Row) -> list[pathlib.Path]:
+  """A folder for each stage, by its config file; `static-2` for the second of the same file."""
+  files = [pathlib.Path(config.partition(":")[0]).stem for config, _ in row.stages]
+  turns = [files[:number].count(file) + 1 for number, file in enumerate(files)]
+  return [place / (f"{x}-{n}" if n > 1 else x) for x, n in zip(files, turns, strict=True)]
 
 
 def _depends(config: str, options: list[str]) -> dict[str, Any]:

@@ -89,6 +89,26 @@ def test_rows_are_trained_stage_after_stage_and_scored_beside_the_papers_numbers
   assert {name: x.count for name, x in found.rows[0].results.items()} == {"shipped": 3, "other": 2}
 
 
+def test_a_config_file_may_be_trained_twice_in_a_row(quick, tmp_path):
+  stages = (
+    ("configs/static.py:tiny,32", ("steps=1",)),
+    ("configs/static.py:tiny,64", ("steps=2",)),
+    ("configs/dynamic.py", ("steps=3",)),
+  )
+  config = sweep(tmp_path, a={"stages": stages})
+  for _ in range(2):  # the second time nothing is trained
+    sweeps.run(config, Settings(output=str(tmp_path / "out")))
+  place = tmp_path / "sweep" / "a"
+  assert [line for line in quick if line.startswith("train")] == [
+    "train static --config.steps=1",
+    f"train static-2 --config.steps=2 --config.init.ldrm={place / 'static'}",
+    f"train dynamic --config.steps=3 --config.init.ldrm={place / 'static-2'}",
+  ]
+  changed = ((stages[0][0].replace("32", "16"), stages[0][1]), *stages[1:])
+  with pytest.raises(ValueError, match="static was trained with configuration"):
+    sweeps.run(sweep(tmp_path, a={"stages": changed}), Settings(output=str(tmp_path / "out")))
+
+
 def test_a_run_of_other_options_is_not_taken_for_the_rows(quick, tmp_path):
   def of(steps):
     stages = (("configs/dynamic.py", (f"steps={steps}",)),)
@@ -186,7 +206,13 @@ def test_the_sweep_that_comes_along_is_one():
   assert len(rows) > 10 and rows["frozen"].paper["fvd"] == 231.5
   for row in rows.values():
     for config, overrides in row.stages:
-      assert (place.parents[2] / config).is_file() and all("=" in x for x in overrides)
+      assert (place.parents[2] / config.partition(":")[0]).is_file()
+      assert all("=" in x for x in overrides)
+  # The paper's order, and its last stage alone.
+  order = [config for config, _ in rows["progressive"].stages]
+  assert order == ["configs/static.py:tiny,32", "configs/static.py:tiny,64", "configs/dynamic.py"]
+  assert [config for config, _ in rows["direct"].stages] == order[-1:]
+  assert "loss.smoothness=0" in rows["no_tv"].stages[0][1]
   chosen = "shipped,joint,default"
   assert list(sweeps.rows_of(module.get_config(chosen).to_dict())) == chosen.split(",")
   with pytest.raises(ValueError, match=r"Unknown rows \['imagined'\]; expected some of shipped"):
