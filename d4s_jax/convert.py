@@ -15,7 +15,8 @@ of that, or one part of it, comes back with --format=flax, for --config.init of 
 
 Or --from is the folder of a LoRA adapter as diffusers or PEFT write it; a run starts from what it
 becomes with --config.init.adapter. The adapter of a run leaves in diffusers' layout too, beside its
-backbone. --merge=ADAPTER adds a converted adapter to the transformer, --merge=RUN the run's own.
+backbone. --merge=ADAPTER adds a converted adapter to the transformer, which may be in our layout or
+in theirs, --merge=RUN the run's own.
 """
 
 import pathlib
@@ -53,7 +54,7 @@ def main(argv: list[str]) -> None:
 
 
 def _of_weights(folder: pathlib.Path) -> folders.Job:
-  job = folders.prepare(folder, _FORMAT.value)
+  job = folders.prepare(folder, _FORMAT.value, merging=bool(_MERGE.value))
   return merging.merge(job, merging.read(pathlib.Path(_MERGE.value))) if _MERGE.value else job
 
 

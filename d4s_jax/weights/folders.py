@@ -8,7 +8,7 @@ from typing import Any
 from d4s_jax.formats import atomic, checked, parts, shards
 from d4s_jax.weights import adapters, components, own
 from d4s_jax.weights.components import COMPONENTS
-from d4s_jax.weights.parts import Conversion, to_flax, to_torch
+from d4s_jax.weights.parts import Conversion, kept, to_flax, to_torch
 
 _INDEX = "model_index.json"
 _CONVERT = {"flax": to_flax, "torch": to_torch}
@@ -62,12 +62,13 @@ class Job:
         model.write(staged / name, report, limit)
 
 
-def prepare(folder: pathlib.Path, format: str) -> Job:
+def prepare(folder: pathlib.Path, format: str, merging: bool = False) -> Job:
   """Checks all of a folder for its conversion; only headers of the weights are read.
 
   Args:
     folder: a pipeline (with model_index.json), one model, one adapter, or what a run became.
     format: "flax" for our layout, "torch" for that of diffusers and transformers.
+    merging: whether something is added to it on the way, so that it may be in `format` already.
 
   Raises:
     ValueError: something can't be converted, or is hostile; lists everything.
@@ -75,12 +76,12 @@ def prepare(folder: pathlib.Path, format: str) -> Job:
   if not folder.is_dir():
     raise FileNotFoundError(f"No folder at {folder}; expected a pipeline or a model of diffusers.")
   _check_no_cache(folder)
-  convert = _CONVERT[format]
   if not (folder / _INDEX).exists():
     _check_names(folder)
     if own.is_own(folder / own.NAME):
       return _of_exported(folder, format)
-    return Job({"": _convert(folder, format)}, own.files() if _is_out(folder, format) else {})
+    code = own.files() if _is_out(folder, format) else {}
+    return Job({"": _convert(folder, format, merging)}, code)
   index = checked.within(folder, _INDEX)
   contents = checked.read_bytes(index, _LARGEST_INDEX, "the index of a pipeline")
   models: dict[str, Conversion] = {}
@@ -90,7 +91,7 @@ def prepare(folder: pathlib.Path, format: str) -> Job:
     try:
       inner = checked.within(folder, name)
       if kind in COMPONENTS:
-        models[name] = convert(inner)
+        models[name] = _model(inner, format, merging)
         _check_kind(inner, kind)
       else:
         files |= _small_files(inner, kind, _LARGEST_SUM - sum(map(len, files.values())))
@@ -103,14 +104,20 @@ def prepare(folder: pathlib.Path, format: str) -> Job:
   return Job(models, files)
 
 
-def _convert(folder: pathlib.Path, format: str) -> Conversion:
+def _convert(folder: pathlib.Path, format: str, merging: bool = False) -> Conversion:
   """One model, one adapter, or the modules that exist nowhere else."""
-  kinds = _CONVERT
   if own.is_own(folder):
-    kinds = _CONVERT_OWN
-  elif adapters.is_adapter(folder):
-    kinds = _CONVERT_ADAPTER
-  return kinds[format](folder)
+    return _CONVERT_OWN[format](folder)
+  if adapters.is_adapter(folder):
+    return _CONVERT_ADAPTER[format](folder)
+  return _model(folder, format, merging)
+
+
+def _model(folder: pathlib.Path, format: str, merging: bool) -> Conversion:
+  """One published model."""
+  if merging and format == "flax" and parts.is_description(parts.read_config(folder)):
+    return kept(folder)
+  return _CONVERT[format](folder)
 
 
 def _is_out(folder: pathlib.Path, format: str) -> bool:

@@ -117,20 +117,8 @@ def to_torch(folder: pathlib.Path) -> Conversion:
   Raises:
     ValueError: the folder is damaged or in another layout; lists every wrong tensor.
   """
-  config = parts.read_config(folder)
-  if not parts.is_description(config):
-    raise ValueError(f"{folder} is not in our layout; --format=flax makes it so.")
-  where = str(folder / parts.CONFIG)
-  description = parts.decode(config, where)
-  component, fields, shapes = _model(description.published, folder)
-  if (component.part, fields) != (description.part, description.fields):
-    raise ValueError(f"{where}: part and fields are not those of `published`; restore the file.")
-  names = _check_names(description.names, component, where)
-  stored = shards.Shards(folder, parts.STEM)
-  shapes |= _unread(component, shapes, lambda pair: pair.flax in stored.specs)
-  table = _table(component, shapes, names)
-  check_tensors(folder, shapes, stored.specs)
-
+  description, component, table, stored = _open(folder)
+  names = description.names
   sources = {name: pair for pair in table for name in names.get(pair.torch, [pair.torch])}
   specs = {
     name: Spec(stored.specs[pair.flax].dtype, pair.torch_shape) for name, pair in sources.items()
@@ -142,6 +130,42 @@ def to_torch(folder: pathlib.Path) -> Conversion:
 
   # transformers reads no file without this mark.
   return Conversion(description.published, component.stem, {"format": "pt"}, specs, pieces)
+
+
+def kept(folder: pathlib.Path) -> Conversion:
+  """A model in our layout as it is, for what changes its tensors on their way.
+
+  Raises:
+    ValueError: the folder is damaged or in another layout; lists every wrong tensor.
+  """
+  description, _, table, stored = _open(folder)
+  rows: dict[str, list[int | None]] = collections.defaultdict(list)
+  for pair in table:
+    rows[pair.flax].append(pair.row)
+
+  def pieces(path: str) -> Iterator[np.ndarray]:
+    return (stored.read(path, row) for row in rows[path])
+
+  return Conversion(description.encode(), parts.STEM, {}, stored.specs, pieces)
+
+
+def _open(
+  folder: pathlib.Path,
+) -> tuple[parts.Description, Component, list[Pair], shards.Shards]:
+  """A model in our layout, checked: what it is, its kind, the table of its tensors, and these."""
+  config = parts.read_config(folder)
+  if not parts.is_description(config):
+    raise ValueError(f"{folder} is not in our layout; --format=flax makes it so.")
+  where = str(folder / parts.CONFIG)
+  description = parts.decode(config, where)
+  component, fields, shapes = _model(description.published, folder)
+  if (component.part, fields) != (description.part, description.fields):
+    raise ValueError(f"{where}: part and fields are not those of `published`; restore the file.")
+  names = _check_names(description.names, component, where)
+  stored = shards.Shards(folder, parts.STEM)
+  shapes |= _unread(component, shapes, lambda pair: pair.flax in stored.specs)
+  check_tensors(folder, shapes, stored.specs)
+  return description, component, _table(component, shapes, names), stored
 
 
 def _model(
