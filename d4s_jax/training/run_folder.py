@@ -110,18 +110,24 @@ def _check_config(folder: Place, saved: Any, now: Any) -> None:
   keys = sorted(x for x in before.keys() | after.keys() if before.get(x) != after.get(x))
   if not keys:
     return
-  if "preset" in keys or "stage" in keys:
-    remedy = f"--config=configs/{before.get('stage')}.py:{before.get('preset')}"
+  unsaid = [x for x in ("preset", "stage") if x in keys and x not in before]
+  if unsaid:
+    remedy = f"restore its config.json, which names no {' and no '.join(unsaid)}"
+    keys = unsaid
+  elif "preset" in keys or "stage" in keys:
+    remedy = f"give --config=configs/{before['stage']}.py:{before['preset']}"
     keys = [x for x in keys if x in ("preset", "stage")]
   else:
     there, here = leaves(saved), leaves(now)
-    remedy = " ".join(_flag(x, there[x]) for x in keys if x in there and x in here)
-    if not all(x in there and x in here for x in keys):
-      remedy += " and the version of d4s_jax that began it, which had other keys"
+    flags = [_flag(x, there[x]) for x in keys if x in there and x in here]
+    given = [" ".join(flags)] if flags else []
+    if len(flags) < len(keys):
+      given.append("the version of d4s_jax that began it, which had other keys")
+    remedy = f"give {' and '.join(given)}"
   told = "; ".join(f"{x}: saved {before.get(x)!r}, now {after.get(x)!r}" for x in keys)
   raise checkpoint.CheckpointError(
-    f"{folder} holds a run with another configuration ({told}). To resume it give"
-    f" {remedy.strip()}; or choose another --workdir."
+    f"{folder} holds a run with another configuration ({told}). To resume it {remedy}; or choose"
+    " another --workdir."
   )
 
 

@@ -106,6 +106,15 @@ def test_another_stage_or_preset_is_told_by_its_file(tmp_path):
   assert "give --config=configs/static.py:wan1.3b;" in told
 
 
+def test_a_configuration_without_stage_is_to_be_restored(tmp_path):
+  saved, now = base("tiny"), base("tiny")
+  with saved.unlocked():
+    del saved.stage
+  told = refusal(tmp_path, saved, now)
+  assert "(stage: saved None, now 'joint'). To resume it restore its config.json" in told
+  assert "names no stage" in told and "configs/" not in told
+
+
 def test_keys_that_only_one_version_knows_are_told_as_that(tmp_path):
   saved, now = base("tiny"), base("tiny")
   with saved.unlocked():
