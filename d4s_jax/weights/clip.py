@@ -42,18 +42,24 @@ def encoder_fields(config: Mapping[str, Any]) -> dict[str, Any]:
   read.only("layer_norm_eps", 1e-5)
   read.only("num_channels", 3)
   projected = config.get("architectures") == [_PROJECTED]
-  fields = {
+  fields = sizes(read) | {
+    "projection_dim": read.size("projection_dim", WIDE) if projected else None,
+  }
+  read.rest(*TRANSFORMERS, "projection_dim")
+  read.check()
+  return fields
+
+
+def sizes(read: Reader) -> dict[str, Any]:
+  """Fields that every transformer over the patches of a picture has, of its config.json."""
+  return {
     "dim": read.size("hidden_size", WIDE),
     "ffn_dim": read.size("intermediate_size"),
     "heads": read.size("num_attention_heads", WIDE),
     "depth": read.size("num_hidden_layers", DEEP),
     "size": read.size("image_size", WIDE),
     "patch": read.size("patch_size", DEEP),
-    "projection_dim": read.size("projection_dim", WIDE) if projected else None,
   }
-  read.rest(*TRANSFORMERS, "projection_dim")
-  read.check()
-  return fields
 
 
 def encoder_config(encoder: CLIPVision, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:

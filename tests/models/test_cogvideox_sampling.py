@@ -91,6 +91,24 @@ def _pipeline(backbone, snr_shift):
   return torch, pipeline, params
 
 
+def _made(pipeline, prompt, negative, noise, frames, **more):
+  """What theirs makes of embedded prompts and noise."""
+  (made,) = pipeline(
+    **more,
+    prompt_embeds=prompt,
+    negative_prompt_embeds=negative,
+    latents=noise,
+    height=32,
+    width=48,
+    num_frames=frames,
+    num_inference_steps=STEPS,
+    guidance_scale=SCALE,
+    return_dict=False,
+    max_sequence_length=LENGTH,
+  )
+  return made
+
+
 def _arrays(model):
   return {name: value.numpy() for name, value in model.state_dict().items()}
 
@@ -109,20 +127,11 @@ def test_sampling_with_guidance_equals_the_pipeline_of_diffusers(variant):
   image = torch.rand(1, 3, 32, 48)
   given = {"image": image} if backbone.transformer.takes_image else {}
   latents = []
-  (video,) = pipeline(
+  video = _made(
+    *(pipeline, prompt, empty, noise, frames),
     **given,
     callback_on_step_end=lambda *args: latents.append(args[-1]["latents"]) or args[-1],
-    prompt_embeds=prompt,
-    negative_prompt_embeds=empty,
-    latents=noise,
-    height=32,
-    width=48,
-    num_frames=frames,
-    num_inference_steps=STEPS,
-    guidance_scale=SCALE,
     output_type="pt",
-    return_dict=False,
-    max_sequence_length=LENGTH,
   )
 
   condition = jit(backbone.condition, static_argnums=2)
@@ -188,20 +197,8 @@ def test_our_pipeline_equals_that_of_diffusers_from_photograph_to_video(variant)
 
   noise, first = as_theirs(begun[0].noise), as_theirs(begun[0].first)
   given = {"image": torch.from_numpy(photograph).movedim(-1, 0)[None]} if takes_image else {}
-  (latents,) = theirs(
-    **given,
-    prompt_embeds=embedded("a cat"),
-    negative_prompt_embeds=embedded("dark"),
-    latents=noise,
-    height=32,
-    width=48,
-    num_frames=frames,
-    num_inference_steps=STEPS,
-    guidance_scale=SCALE,
-    output_type="latent",
-    return_dict=False,
-    max_sequence_length=LENGTH,
-  )
+  prompts = embedded("a cat"), embedded("dark")
+  latents = _made(theirs, *prompts, noise, frames, **given, output_type="latent")
   padding = backbone.padding(1 + (frames - 1) // 4)
   # Those of images sample its latents too; ours are the photograph's own. They throw padding away
   # with the frames, or with the latents.

@@ -89,13 +89,18 @@ def test_another_configuration_is_not_taken_for_damage(tmp_path):
   assert checkpoint.whole_steps(tmp_path) == [3, 4]
 
 
-def test_copies_of_another_run_are_not_seen(tmp_path):
-  options = types.SimpleNamespace(local=str(tmp_path / "local"))
-  run = tmp_path / "run"
+def begun(folder):
+  """A run that left an emergency copy before its first checkpoint, and where such copies lie."""
+  run, options = folder / "run", types.SimpleNamespace(local=str(folder / "local"))
   run_folder.write_config(run, CONFIG, DATA)
   copies = recovery.open_copies(run, options)
   copies.save(make_state(5))
   copies.close()
+  return run, options
+
+
+def test_copies_of_another_run_are_not_seen(tmp_path):
+  run, options = begun(tmp_path)
   # A run that was cut short before its first checkpoint goes on from its copy.
   run_folder.write_config(run, {**CONFIG, "steps": 20}, DATA)
   assert recovery.open_copies(run, options).steps() == [5]
@@ -105,12 +110,7 @@ def test_copies_of_another_run_are_not_seen(tmp_path):
 
 
 def test_copies_of_other_data_are_not_seen(tmp_path):
-  options = types.SimpleNamespace(local=str(tmp_path / "local"))
-  run = tmp_path / "run"
-  run_folder.write_config(run, CONFIG, DATA)
-  copies = recovery.open_copies(run, options)
-  copies.save(make_state(5))
-  copies.close()
+  run, options = begun(tmp_path)
   run_folder.write_config(run, CONFIG, DATA)
   assert recovery.open_copies(run, options).steps() == [5]
   run_folder.write_config(run, CONFIG, {"clips": 4})

@@ -76,8 +76,13 @@ print(sum(4 * x.size for x in jax.tree.leaves(abstract)))
 
 def write_large_run(folder, transformer, text_encoder):
   """A run whose backbone has these fields in place of small ones; returns all parameters' bytes."""
+  return number(_WRITE_RUN, str(folder), json.dumps([transformer, text_encoder]))
+
+
+def number(script, *arguments):
+  """What a script prints last, in a process of its own."""
   done = subprocess.run(
-    [sys.executable, "-c", _WRITE_RUN, str(folder), json.dumps([transformer, text_encoder])],
+    [sys.executable, "-c", script, *arguments],
     cwd=ROOT,
     env=os.environ | {"JAX_PLATFORMS": "cpu"},
     capture_output=True,
@@ -99,16 +104,8 @@ print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
 def peak(source, target, format):
   """The most memory, in bytes, that the command took."""
   command = [sys.executable, "-m", "d4s_jax.convert", f"--from={source}", f"--to={target}"]
-  done = subprocess.run(
-    [sys.executable, "-c", _MEASURE, *command, f"--format={format}"],
-    cwd=ROOT,
-    env=os.environ | {"JAX_PLATFORMS": "cpu"},
-    capture_output=True,
-    text=True,
-    check=False,
-  )
-  assert done.returncode == 0, done.stderr[-2000:]
-  return int(done.stdout) * (1 if sys.platform == "darwin" else 1024)
+  measured = number(_MEASURE, *command, f"--format={format}")
+  return measured * (1 if sys.platform == "darwin" else 1024)
 
 
 @pytest.mark.parametrize("format", ["flax", "torch"])
