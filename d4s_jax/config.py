@@ -323,7 +323,9 @@ def base(preset: str) -> Config:
       },
       # Folder of embeddings of prompts, which runs may share; "" embeds them in every step.
       "text_cache": "",
-      "heldout": {"batches": 2, "every": 100 if tiny else 1000},
+      # Batches of held-out clips, each as large as a part of the batch, and the steps between two
+      # looks at them, each of which makes these clips anew.
+      "heldout": {"batches": 2 if tiny else 1, "every": 100 if tiny else 1000},
       "checkpoint": {
         # Steps between two; minutes after which one is made at the latest, 0 for never.
         **{"every": 50 if tiny else 1000, "minutes": 0.0},

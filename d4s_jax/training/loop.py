@@ -81,8 +81,11 @@ def run(config: Config, place: places.Place, traced: tuple[int, int] | None = No
       step = make_update(config, system, chosen, settings, optimizer, like)
       validate = validation.make_validation(system, chosen)
       tokenize = system.backbone.tokenizer
-      heldout = validation.load_clips(
-        _heldout(config, chosen), tokenize, config.batch_size, config.heldout.batches
+      # What a device takes at once.
+      size = config.batch_size // config.accumulate
+      heldout = validation.HeldOut(
+        *(_heldout(config, chosen), tokenize, size, config.heldout.batches),
+        rows=sharding.rows(mesh, size),
       )
       batches = make_loader(
         _training(config, chosen, system),
@@ -96,7 +99,8 @@ def run(config: Config, place: places.Place, traced: tuple[int, int] | None = No
       # As the batches of the loop lie, so that the step is traced only once.
       cut = sharding.batch_sharding(mesh)
       batch = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=cut), heldout[0]
+        lambda x: jax.ShapeDtypeStruct((config.batch_size, *x.shape[1:]), x.dtype, sharding=cut),
+        heldout.example(),
       )
       step.eval_shape(like, batch, lpips)
     if processes.writes():
@@ -138,10 +142,15 @@ def run(config: Config, place: places.Place, traced: tuple[int, int] | None = No
     with record, batches, profile, saves, StopRequest() as stop:
       record.say(_summary(config, now, place))
       embed = text_cache.make(cached, system.backbone, now.frozen, record.say)
-      heldout = [embed(batch, now.frozen) for batch in heldout]
+
+      def look() -> Iterator[Clip]:
+        """The held-out batches as the loop's own lie."""
+        for batch in heldout:
+          yield sharding.to_device(embed(batch, now.frozen), mesh, heldout.batch_size)
+
       if start == 0:
         with time.part("heldout"):
-          record.heldout(0, validate(state.averaged_params(now), heldout))
+          record.heldout(0, validate(state.averaged_params(now), look()))
       for number in range(start + 1, config.steps + 1):
         profile.begin(number)
         with time.part("data"):
@@ -152,7 +161,7 @@ def run(config: Config, place: places.Place, traced: tuple[int, int] | None = No
         last = number == config.steps
         if number % config.heldout.every == 0 or last:
           with time.part("heldout"):
-            record.heldout(number, validate(state.averaged_params(now), heldout))
+            record.heldout(number, validate(state.averaged_params(now), look()))
         stopping = stopped.due(stop.requested, number)
         with time.part("checkpoint"):
           saves.after(number, now, record.settle, must=last or stopping)
@@ -171,7 +180,7 @@ def run(config: Config, place: places.Place, traced: tuple[int, int] | None = No
 
     done = int(now.step) == config.steps
     if done:
-      write_report(folder, system, chosen, state.averaged_params(now), heldout)
+      write_report(folder, system, chosen, state.averaged_params(now), look())
       # A process that leaves early would be missed by the first one, which still draws.
       processes.wait("report")
     if publish:

@@ -1,8 +1,10 @@
 """What a finished run leaves for people to look at: curves, a table of both ends, samples."""
 
 import functools
+import itertools
 import json
 import pathlib
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -25,7 +27,7 @@ _VIDEOS, _SHOWN = 4, 2
 
 
 def write_report(
-  folder: pathlib.Path, system: System, stage: Stage, params: Any, clips: list[Clip]
+  folder: pathlib.Path, system: System, stage: Stage, params: Any, batches: Iterable[Clip]
 ) -> None:
   """Writes curves.png, summary.json, samples.png, samples/; prints the table of both ends.
 
@@ -33,7 +35,7 @@ def write_report(
   `clock.summary` says, and the most memory; under "counts" how many updates were skipped, and in
   how many the renderer left something out.
   """
-  write_samples(folder, system, stage, params, clips)
+  write_samples(folder, system, stage, params, batches)
   if not processes.writes():
     return
   rows = {name: read_metrics(folder, name) for name in ("train", "heldout", "watch")}
@@ -57,7 +59,7 @@ def write_report(
 
 
 def write_samples(
-  folder: pathlib.Path, system: System, stage: Stage, params: Any, clips: list[Clip]
+  folder: pathlib.Path, system: System, stage: Stage, params: Any, batches: Iterable[Clip]
 ) -> None:
   """Shows held-out clips beside what the model makes of them.
 
@@ -68,11 +70,12 @@ def write_samples(
   names, draw = _PANELS[stage.objectives[-1]]
   draw = jax.jit(functools.partial(draw, system), out_shardings=sharding.whole())
   # The panels of each clip, without a batch axis.
-  shown = [
+  each = (
     [np.asarray(panel[index]) for panel in batch]
-    for batch in (draw(params, clip) for clip in clips)
+    for batch in (draw(params, clip) for clip in batches)
     for index in range(len(batch[0]))
-  ][:_VIDEOS]
+  )
+  shown = list(itertools.islice(each, _VIDEOS))
   shown = [
     [colorize_depth(panel) if panel.ndim == 3 else np.clip(panel, 0, 1) for panel in panels]
     for panels in shown

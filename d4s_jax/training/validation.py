@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from d4s_jax import losses
-from d4s_jax.data.loader import Tokenize, make_loader
+from d4s_jax.data.loader import Loader, Tokenize, make_loader
 from d4s_jax.data.source import Source
 from d4s_jax.geometry.deformation import deform, identity
 from d4s_jax.models.system import System
@@ -46,11 +46,58 @@ def correlation(rendered: Float[Array, "*b h w"], depth: Float[Array, "*b h w"])
   return (mean(x * y) / jnp.maximum(scale, 1e-6))[..., 0, 0]
 
 
-def load_clips(source: Source, tokenize: Tokenize, batch_size: int, batches: int) -> list[Clip]:
-  """The first batches of a source, in order: the same clips at every call."""
-  loader = make_loader(source, tokenize, batch_size=batch_size, seed=None)
-  with loader:
-    return [batch for _, batch in zip(range(batches), loader)]
+class HeldOut(Iterable[Clip]):
+  """The first batches of a source, the same clips in the same order whenever one looks.
+
+  They are made anew each time, since those of a large model fill a host's memory. Where the source
+  has too few clips for whole batches, it begins again.
+  """
+
+  def __init__(
+    self,
+    source: Source,
+    tokenize: Tokenize,
+    batch_size: int,
+    batches: int,
+    rows: Sequence[int] | None = None,
+  ):
+    """Makes nothing yet; see `make_loader` for the arguments.
+
+    Args:
+      source: the clips.
+      tokenize: caption to token ids.
+      batch_size: clips a batch, over all processes.
+      batches: how many, fewer if the source has not so many clips.
+      rows: which clips of each batch are made here; None is all of them.
+    """
+    whole = min(batches, -(-len(source) // batch_size))
+    self._source, self._tokenize = _Round(source, whole * batch_size), tokenize
+    self.batch_size, self._rows = batch_size, rows
+
+  def __iter__(self) -> Iterator[Clip]:
+    with self._loader(self.batch_size, self._rows) as loader:
+      yield from loader
+
+  def example(self) -> Clip:
+    """A batch of one clip."""
+    with self._loader(1) as loader:
+      return next(loader)
+
+  def _loader(self, size: int, rows: Sequence[int] | None = None) -> Loader:
+    return make_loader(self._source, self._tokenize, batch_size=size, seed=None, rows=rows)
+
+
+class _Round:
+  """So many clips of a source, from its first one on, and from there again."""
+
+  def __init__(self, source: Source, length: int):
+    self._source, self._length = source, length
+
+  def __len__(self) -> int:
+    return self._length
+
+  def read(self, index: int) -> Clip:
+    return self._source.read(index % len(self._source))
 
 
 def draw(dynamic: DynamicGaussians, cameras: Cameras) -> Rendering:
@@ -63,8 +110,8 @@ def without_motion(dynamic: DynamicGaussians) -> DynamicGaussians:
   return dataclasses.replace(dynamic, deformation=identity(*dynamic.deformation.shape[:-1]))
 
 
-def make_validation(system: System, stage: Stage) -> Callable[[Any, list[Clip]], Scores]:
-  """The function from parameters and clips to mean scores of what the stage trains."""
+def make_validation(system: System, stage: Stage) -> Callable[[Any, Iterable[Clip]], Scores]:
+  """The function from parameters and batches to mean scores of what the stage trains."""
 
   @functools.partial(jax.jit, out_shardings=whole())
   def one(params, clip: Clip):
@@ -74,8 +121,8 @@ def make_validation(system: System, stage: Stage) -> Callable[[Any, list[Clip]],
       scores |= _SCORES[objective](system, params, clip, latents)
     return scores
 
-  def validate(params: Any, clips: list[Clip]) -> Scores:
-    scores = [jax.device_get(one(params, clip)) for clip in clips]
+  def validate(params: Any, batches: Iterable[Clip]) -> Scores:
+    scores = [jax.device_get(one(params, batch)) for batch in batches]
     return {name: float(np.mean([score[name] for score in scores])) for name in scores[0]}
 
   return validate

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -27,11 +28,15 @@ def test_correlation_is_blind_to_scale_and_to_unknown_depth():
   np.testing.assert_allclose(validation.correlation(jnp.ones_like(depth), depth), 0.0, atol=1e-5)
 
 
-def clips(system, count=2):
-  source = SOURCES["synthetic"](
+def clip_source():
+  return SOURCES["synthetic"](
     split="heldout", kind="dynamic", frames=5, height=16, width=16, views=2
   )
-  return source, validation.load_clips(source, system.backbone.tokenizer, 1, count)
+
+
+def clips(system, count=2):
+  source = clip_source()
+  return source, list(validation.HeldOut(source, system.backbone.tokenizer, 1, count))
 
 
 def test_heldout_clips_are_the_first_of_the_split():
@@ -41,6 +46,43 @@ def test_heldout_clips_are_the_first_of_the_split():
     expected = with_tokens(source.read(index), system.backbone.tokenizer)
     np.testing.assert_array_equal(clip.source.images[0], expected.source.images)
     np.testing.assert_array_equal(clip.text[0], expected.text)
+
+
+class Counted:
+  """A source that remembers what was read of it."""
+
+  def __init__(self, length):
+    self._source, self._length, self.seen = clip_source(), length, []
+
+  def __len__(self):
+    return self._length
+
+  def read(self, index):
+    self.seen.append(index)
+    return self._source.read(index)
+
+
+def test_heldout_clips_are_made_at_each_look_by_the_process_whose_they_are():
+  tokenize = System.build(small_config().model.to_dict()).backbone.tokenizer
+  source = Counted(100)
+  heldout = validation.HeldOut(source, tokenize, batch_size=4, batches=2, rows=(1, 3))
+  assert source.seen == []
+  assert heldout.example().source.images.shape[0] == 1
+  source.seen.clear()
+  looks = [list(heldout), list(heldout)]
+  assert source.seen == 2 * [1, 3, 5, 7]
+  jax.tree.map(np.testing.assert_array_equal, *looks)
+  whole = list(validation.HeldOut(source, tokenize, batch_size=4, batches=2))
+  for part, batch in zip(looks[0], whole, strict=True):
+    np.testing.assert_array_equal(part.source.images, batch.source.images[[1, 3]])
+
+
+def test_too_few_heldout_clips_fill_a_batch_by_turns():
+  tokenize = System.build(small_config().model.to_dict()).backbone.tokenizer
+  source = Counted(3)
+  batches = list(validation.HeldOut(source, tokenize, batch_size=2, batches=9))
+  assert source.seen == [0, 1, 2, 0] and len(batches) == 2
+  np.testing.assert_array_equal(batches[1].source.images[1], batches[0].source.images[0])
 
 
 def test_baselines_repeat_the_nearest_frame():
