@@ -25,7 +25,9 @@ _LOOK = 1.0
 # Numbers that a process may tell the others at once.
 _MOST = 256
 # What processes tell each other lies under these keys.
-_ENDED, _WISHES = "d4s_jax/ended", "d4s_jax/wishes"
+_ENDED, _WISHES, _EXCHANGES = "d4s_jax/ended", "d4s_jax/wishes", "d4s_jax/exchanges"
+# Milliseconds that processes wait for one that lives: as long as it takes.
+_EVER = 2**31 - 1
 
 # Set once this process ends by itself: it need not hear of others then.
 _ending = threading.Event()
@@ -125,6 +127,29 @@ def told(numbers: list[int]) -> list[list[int]]:
   padded = [-1] * _MOST + numbers
   rows = multihost_utils.process_allgather(np.array(padded[-_MOST:], np.int32))
   return [[x for x in row if x >= 0] for row in np.asarray(rows).tolist()]
+
+
+class Exchange:
+  """What each process has to say, heard by all, while the devices go on with their work."""
+
+  def __init__(self, name: str):
+    """`name` is of this exchange alone, in every process the same."""
+    self._name, self._count = f"{_EXCHANGES}/{name}", 0
+
+  def __call__(self, words: str) -> list[str]:
+    """The words of all processes in their order, without those that have none; all call it."""
+    if jax.process_count() == 1:
+      return [words] if words else []
+    client: Any = distributed.global_state.client
+    folder = f"{self._name}/{self._count}"
+    if words:
+      client.key_value_set(f"{folder}/{jax.process_index():06}", words)
+    client.wait_at_barrier(folder, _EVER)
+    if self._count and writes():
+      # All have come here, so they have read it.
+      client.key_value_delete(f"{self._name}/{self._count - 1}/")
+    self._count += 1
+    return [told for _, told in sorted(client.key_value_dir_get(f"{folder}/"))]
 
 
 class Wish:

@@ -7,6 +7,10 @@ the same time, and what another encoder made is never found. In a file:
   embeddings   rows up to the end of the prompt, in the type that the encoder computes in
   sha256       of their bytes
 
+Of several processes each reads and writes the prompts of its own samples, in one folder or in one
+on each host. The encoder lies on the devices of all of them: they embed together what any of them
+lacks.
+
 The encoder stays in the state of the run, and so in its checkpoints; it is only not computed.
 """
 
@@ -14,7 +18,7 @@ import dataclasses
 import hashlib
 import json
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -25,7 +29,7 @@ from jaxtyping import Array, Float, Int
 from d4s_jax.formats import atomic, tensors
 from d4s_jax.models.backbone import Backbone, Embedded, Text
 from d4s_jax.models.tokenizer import PAD
-from d4s_jax.training import state
+from d4s_jax.training import processes, sharding, state
 from d4s_jax.types import Clip
 
 # Changes when embeddings do for another reason than weights and settings.
@@ -44,7 +48,7 @@ def check(folder: str, trainable: Mapping[str, Any]) -> None:
     trainable: what the run trains, by path.
 
   Raises:
-    ValueError: the encoder is trained, or the run has several processes.
+    ValueError: the encoder is trained.
     OSError: the folder can't be written to.
   """
   if not folder:
@@ -53,11 +57,6 @@ def check(folder: str, trainable: Mapping[str, Any]) -> None:
     raise ValueError(
       f"text_cache is {folder!r}, but this run trains the text encoder, whose embeddings then"
       ' change; give --config.text_cache="", or patterns in --config.trainable that leave it out.'
-    )
-  if jax.process_count() > 1:
-    raise ValueError(
-      f"text_cache is {folder!r}, in a run of {jax.process_count()} processes; it serves one"
-      ' process only so far. Give --config.text_cache="".'
     )
   atomic.check_place(pathlib.Path(folder) / "entry")
 
@@ -95,51 +94,75 @@ class TextCache:
   ):
     """Embeds the empty prompt; see `make`."""
     self._folder, self._backbone, self._say = folder, backbone, say
-    self._encode = jax.jit(backbone.encode_text)
+    self._encode = jax.jit(backbone.encode_text, out_shardings=sharding.whole())
     self._identity = _identity(backbone, _of_encoder(frozen))
+    self._lacking = processes.Exchange("text cache")
     self._made = 0
-    empty = backbone.tokenizer("")
-    spec = jax.eval_shape(backbone.encode_text, *self._arguments(empty, frozen)).embeddings
+    empty = backbone.tokenizer("")[None]
+    encoder = state.unflatten(_of_encoder(frozen))
+    spec = jax.eval_shape(backbone.encode_text, encoder, empty).embeddings
     self._width, self._dtype = spec.shape[-1], spec.dtype
-    self._empty = self._text(empty, frozen)
+    (self._empty,) = self._texts(empty, frozen)
 
   def __call__(self, clip: Clip, frozen: state.Flat) -> Clip:
     """The batch with embeddings, for each sample also of the empty prompt.
 
+    All processes call it together, each with its own samples.
+
     Raises:
       ValueError: an entry is damaged.
     """
-    texts = [self._text(tokens, frozen) for tokens in clip.text]
+    texts = self._texts(clip.text, frozen)
     empties = [self._empty] * len(texts)
     stacked = (jax.tree.map(lambda *x: np.stack(x), *rows) for rows in (texts, empties))
     return dataclasses.replace(clip, text=Embedded(*stacked))
 
-  def _text(self, tokens: Int[np.ndarray, "l"], frozen: state.Flat) -> Text:
-    """One prompt without a batch axis, in NumPy."""
-    length = len(tokens)
-    rows = length if self._backbone.reads_padding else int(np.count_nonzero(tokens != PAD))
+  def _texts(self, prompts: Int[np.ndarray, "b l"], frozen: state.Flat) -> list[Text]:
+    """Prompts without a batch axis, in NumPy."""
+    lacking = {self._path(tokens): tokens.tolist() for tokens in prompts}
+    lacking = {path: tokens for path, tokens in lacking.items() if not path.exists()}
+    told = self._lacking(json.dumps(list(lacking.values())) if lacking else "")
+    # In the same order everywhere: they are embedded by all processes at once.
+    wanted = [np.array(tokens, np.int32) for words in told for tokens in json.loads(words)]
+    unique = list({tokens.tobytes(): tokens for tokens in wanted}.values())
+    for tokens, embeddings in zip(unique, self._embed(unique, frozen)):
+      if (path := self._path(tokens)) in lacking:
+        _write(path, embeddings[: self._rows(tokens)])
+    return [self._text(tokens) for tokens in prompts]
+
+  def _path(self, tokens: Int[np.ndarray, "l"]) -> pathlib.Path:
     key = hashlib.sha256(self._identity + np.asarray(tokens, "<i4").tobytes()).hexdigest()
-    path = self._folder / f"{key}.safetensors"
-    if not path.exists():
-      _write(path, self._embed(tokens, frozen)[:rows])
+    return self._folder / f"{key}.safetensors"
+
+  def _rows(self, tokens: Int[np.ndarray, "l"]) -> int:
+    """Embeddings of a prompt that are not zero."""
+    return len(tokens) if self._backbone.reads_padding else int(np.count_nonzero(tokens != PAD))
+
+  def _text(self, tokens: Int[np.ndarray, "l"]) -> Text:
+    """One prompt from disk."""
+    length, rows = len(tokens), self._rows(tokens)
     embeddings: Any = np.zeros((length, self._width), self._dtype)
-    embeddings[:rows] = _read(path, (rows, self._width), self._dtype)
+    embeddings[:rows] = _read(self._path(tokens), (rows, self._width), self._dtype)
     mask: Any = np.arange(length) < rows
     return Text(embeddings, mask)
 
-  def _embed(self, tokens: Int[np.ndarray, "l"], frozen: state.Flat) -> Float[np.ndarray, "l d"]:
-    if not self._made:
-      self._say(f"text cache {self._folder}: compiling the text encoder for prompts not in it yet")
-    embeddings = self._encode(*self._arguments(tokens, frozen)).embeddings
-    self._made += 1
-    if self._made % _OFTEN == 0:
-      self._say(f"text cache {self._folder}: {self._made} prompts embedded")
-    return np.asarray(embeddings[0])
-
-  def _arguments(self, tokens: Int[np.ndarray, "l"], frozen: state.Flat) -> tuple[Any, Array]:
-    # One prompt for each device: a batch is cut over all of them.
-    batch = jnp.asarray(np.broadcast_to(tokens, (jax.device_count(), len(tokens))))
-    return state.unflatten(_of_encoder(frozen)), batch
+  def _embed(
+    self, prompts: list[Int[np.ndarray, "l"]], frozen: state.Flat
+  ) -> Iterator[Float[np.ndarray, "l d"]]:
+    # One for each device: a batch is cut over all of them.
+    size, encoder = jax.device_count(), state.unflatten(_of_encoder(frozen))
+    for start in range(0, len(prompts), size):
+      if not self._made:
+        self._say(
+          f"text cache {self._folder}: compiling the text encoder for prompts not in it yet"
+        )
+      batch = prompts[start : start + size]
+      filled = np.stack([*batch, *batch[:1] * (size - len(batch))])
+      embeddings = np.asarray(self._encode(encoder, filled).embeddings)
+      before, self._made = self._made, self._made + len(batch)
+      if self._made // _OFTEN > before // _OFTEN:
+        self._say(f"text cache {self._folder}: {self._made} prompts embedded")
+      yield from embeddings[: len(batch)]
 
 
 def _of_encoder(frozen: state.Flat) -> state.Flat:
@@ -152,7 +175,7 @@ def _identity(backbone: Backbone, params: state.Flat) -> bytes:
   names = [x.name for x in dataclasses.fields(encoder) if x.name not in ("parent", "name", "remat")]
   settings = {name: str(getattr(encoder, name)) for name in names}
   settings |= {"reads_padding": str(backbone.reads_padding), "version": str(_VERSION)}
-  sums = jax.device_get(jax.jit(_checksums)(params))
+  sums = jax.device_get(jax.jit(_checksums, out_shardings=sharding.whole())(params))
   weights = {path: [str(x.dtype), x.shape, int(sums[path])] for path, x in params.items()}
   return hashlib.sha256(json.dumps([settings, weights], sort_keys=True).encode()).digest()
 

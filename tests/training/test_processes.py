@@ -104,6 +104,25 @@ def test_processes_train_what_one_would_and_write_it_once(tmp_path, count):
     assert (together / name).exists()
 
 
+def test_processes_share_a_text_cache(tmp_path):
+  """Two of them fill it and train as one without it; one more reads what they left."""
+  plain, cached, cache = (tmp_path / name for name in ("plain", "cached", "cache"))
+  finish(start(1, plain, steps=2))
+  named = {"text_cache": str(cache)}
+  said = finish(start(2, cached, steps=1, **named))
+  assert "compiling the text encoder" in said[0]
+  first = {path.name: path.read_bytes() for path in cache.iterdir()}
+  assert len(first) > 2 and all(name.endswith(".safetensors") for name in first)
+  # What one of them lacks, both embed: each writes what its own samples need.
+  for path in sorted(cache.iterdir())[::2]:
+    path.unlink()
+  finish(start(2, cached, steps=2, **named))
+  second = {path.name: path.read_bytes() for path in cache.iterdir()}
+  assert {name: second.get(name) for name in first} == first and len(second) > len(first)
+  losses = [[row["loss"] for row in read_metrics(x, "train")] for x in (plain, cached)]
+  np.testing.assert_allclose(losses[1], losses[0], rtol=1e-3)
+
+
 @pytest.mark.slow
 def test_other_numbers_of_processes_go_on_at_the_exact_sample(tmp_path):
   alone, shared = tmp_path / "alone", tmp_path / "shared"
@@ -164,7 +183,7 @@ class Client:
   """What processes tell each other, in one of them."""
 
   def __init__(self):
-    self.told = {}
+    self.told, self.barriers = {}, []
 
   def key_value_set(self, key, value):
     if key in self.told:
@@ -173,6 +192,13 @@ class Client:
 
   def key_value_dir_get(self, folder):
     return [(key, value) for key, value in self.told.items() if key.startswith(folder)]
+
+  def key_value_delete(self, folder):
+    self.told = {key: value for key, value in self.told.items() if not key.startswith(folder)}
+
+  def wait_at_barrier(self, name, timeout):
+    del timeout
+    self.barriers.append(name)
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -194,6 +220,20 @@ def test_a_wish_is_granted_to_all_after_the_same_step(monkeypatch, seed):
   assert granted[0] == granted[1] == granted[2]
   assert min(wanted_from) < granted[0][0] <= min(wanted_from) + 2
   assert any(key.endswith("stop/0/step") for key in client.told)
+
+
+def test_what_was_exchanged_is_heard_in_order_and_forgotten(monkeypatch):
+  client = Client()
+  monkeypatch.setattr(processes.jax, "process_count", lambda: 11)
+  monkeypatch.setattr(processes.jax, "process_index", lambda: 0)
+  monkeypatch.setattr(processes.distributed.global_state, "client", client)
+  exchange = processes.Exchange("x")
+  for index in (10, 9, 1):
+    client.key_value_set(f"d4s_jax/exchanges/x/0/{index:06}", str(index))
+  assert exchange("0") == ["0", "1", "9", "10"]
+  assert exchange("") == [] and exchange("again") == ["again"]
+  assert len(set(client.barriers)) == 3
+  assert list(client.told.values()) == ["again"]
 
 
 def wait_for(folder, step, timeout=900):
@@ -263,3 +303,5 @@ def test_one_process_asks_nobody():
   wish = processes.Wish("stop")
   assert wish.due(True, 3) and not wish.due(False, 3)
   assert processes.told([3, 4]) == [[3, 4]]
+  exchange = processes.Exchange("nobody")
+  assert exchange("a") == ["a"] and exchange("") == []
