@@ -14,6 +14,7 @@ from d4s_jax.models import shipped
 from d4s_jax.models.adapter import ADAPTER
 from d4s_jax.models.system import System
 from d4s_jax.training import checkpoint, places, processes, run_folder, sharding, state
+from d4s_jax.training.stages import stage
 
 
 def abstract_state(
@@ -74,7 +75,8 @@ def create_state(
   )
   parts = state.flatten(_read_parts(system, config, abstract))
   if processes.writes():
-    for line in matched(config, parts, state.flatten(abstract)):
+    lines = *matched(config, parts, state.flatten(abstract)), *left_at_random(config, like)
+    for line in lines:
       print(line, flush=True)
   # In place at once, and given away: large weights don't fit on one device, nor twice.
   return compiled({path: jax.device_put(x, layout[path]) for path, x in parts.items()})
@@ -141,14 +143,29 @@ def matched(config: Config, found: Iterable[str], wanted: Iterable[str]) -> Iter
       )
 
 
+def left_at_random(config: Config, like: state.TrainState) -> Iterator[str]:
+  """Warns of each encoder that the stage reads and that starts at random and remains so.
+
+  Args:
+    config: of the run.
+    like: its state, or an `abstract_state`.
+  """
+  diffuses = "diffusion" in stage(config.stage).objectives
+  for name in ("autoencoder", *(("text_encoder", "image_encoder") if diffuses else ())):
+    is_trained = any(path.startswith(f"{name}/") for path in like.trainable)
+    if not config.init.get(name, "here") and not is_trained:
+      yield f'WARNING: init.{name} is "", and this run does not train it: it stays at random.'
+
+
 def _read_parts(system: System, config: Config, abstract: Any) -> dict[str, Any]:
   """The parts of the parameters that don't start at random, by name."""
+  check_weights(system, config)
   parts = {}
   for name, origin in config.init.items():
     if origin == shipped.ORIGIN:
       parts[name] = shipped.load(config.preset, name, abstract[name])
     elif origin and (folder := parts_on_disk.find(places.place(origin), name)):
-      parts[name] = _from_weights(folder, name, system, abstract[name])
+      parts[name] = _from_weights(folder, name, abstract[name])
       if name == "transformer" and folder != places.place(origin):
         parts[name] |= _cameras(places.place(origin), abstract[name])
     elif origin:
@@ -156,10 +173,9 @@ def _read_parts(system: System, config: Config, abstract: Any) -> dict[str, Any]
   return parts
 
 
-def _from_weights(folder: pathlib.Path, name: str, system: System, like: Any) -> Any:
+def _from_weights(folder: pathlib.Path, name: str, like: Any) -> Any:
   """One part from published weights, without what they lack, in the types of `like`."""
-  description, stored = parts_on_disk.open_part(folder, name)
-  check_same_model(folder, name, system, description, stored)
+  _, stored = parts_on_disk.open_part(folder, name)
   kinds = {path: x.dtype for path, x in state.flatten(like).items() if path in stored.specs}
   return state.unflatten(
     {path: parts_on_disk.as_float32(stored, path).astype(kind) for path, kind in kinds.items()}
@@ -273,7 +289,6 @@ def _check_run(folder: places.Place, name: str) -> None:
 
 def _from_run(folder: places.Place, name: str, system: System, like: Any) -> Any:
   """One part of the model of another run, which must have the same shapes."""
-  _check_run(folder, name)
   _, other = run_folder.read_system(folder)
   params = {}
   if name in other.abstract():

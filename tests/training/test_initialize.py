@@ -1,6 +1,7 @@
 """Where the parameters of a new run come from."""
 
 import json
+import types
 
 import jax
 import numpy as np
@@ -41,6 +42,21 @@ def test_what_matched_is_listed():
   ]
 
 
+def test_only_what_the_stage_reads_and_nothing_gives_or_trains_is_told_to_be_random():
+  config, now = small_config(), types.SimpleNamespace(trainable=["text_encoder/norm/scale"])
+
+  def told(stage):
+    config.stage = stage
+    return [line.split()[1] for line in initialize.left_at_random(config, now)]
+
+  assert told("joint") == ["init.autoencoder"]
+  now.trainable = ["ldrm/x"]
+  assert told("diffusion") == ["init.autoencoder", "init.text_encoder"]
+  assert told("static") == ["init.autoencoder"]
+  config.init.autoencoder = "runs/a"
+  assert told("static") == []
+
+
 @pytest.fixture(scope="module")
 def earlier(tmp_path_factory):
   folder = tmp_path_factory.mktemp("earlier")
@@ -56,7 +72,13 @@ def test_a_part_comes_from_an_earlier_run_and_the_rest_from_the_seed(earlier, ca
   config.init.transformer = str(folder)
   ours = create(config)
   count = len(jax.tree.leaves(ours["transformer"]))
-  assert capsys.readouterr().out == f"init.transformer: {count} of {count} arrays from {folder}\n"
+  assert capsys.readouterr().out.splitlines() == [
+    f"init.transformer: {count} of {count} arrays from {folder}",
+    *(
+      f'WARNING: init.{name} is "", and this run does not train it: it stays at random.'
+      for name in ("autoencoder", "text_encoder")
+    ),
+  ]
   jax.tree.map(np.testing.assert_array_equal, ours["transformer"], params["transformer"])
   config.init.transformer = ""
   again = create(config)
@@ -225,6 +247,13 @@ def test_weights_that_were_not_converted_are_told_how(published):
     config.init.transformer = str(place)
     with pytest.raises(CheckpointError, match=f"d4s_jax.convert --from={place} --to=NEW"):
       create(config)
+
+
+def test_a_part_that_the_models_lack_is_refused():
+  config = small_config()
+  config.init.adapter = "runs/lora"
+  with pytest.raises(CheckpointError, match="init.adapter is .*has none; set model.lora.rank"):
+    create(config)
 
 
 def test_an_adapter_of_other_layers_is_told_which(tmp_path):
