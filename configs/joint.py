@@ -2,7 +2,9 @@ r"""Stage 3: the video model and the reconstruction model together, all losses.
 
 python -m d4s_jax.train --config=configs/joint.py
 python -m d4s_jax.train --config=configs/joint.py:wan1.3b \
-      --config.init.transformer=runs/diffusion-wan1.3b --config.init.ldrm=runs/static-wan1.3b
+      --config.init.transformer=runs/diffusion-wan1.3b --config.init.ldrm=runs/static-wan1.3b \
+      --config.init.autoencoder=weights/wan1.3b --config.init.text_encoder=weights/wan1.3b \
+      --config.model.backbone.tokenizer=weights/wan1.3b/tokenizer
 """
 
 from d4s_jax.config import base

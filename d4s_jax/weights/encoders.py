@@ -135,7 +135,7 @@ def read_dino(folder: pathlib.Path) -> Encoder:
   read.only("hidden_act", "gelu")
   read.only("num_channels", 3)
   read.only("qkv_bias", True)
-  fields = clip.sizes(read) | {"epsilon": read.number("layer_norm_eps")}
+  fields: dict[str, Any] = clip.sizes(read) | {"epsilon": read.number("layer_norm_eps")}
   # Those of a head that we don't have, and of masked training.
   read.rest(*TRANSFORMERS, "pooler_output_size", "pooler_act", "encoder_stride")
   _checked(folder, read.check)

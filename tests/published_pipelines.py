@@ -1,0 +1,128 @@
+"""Small pipelines with random weights, as diffusers saves those of the published families.
+
+The overrides beside each make its preset as narrow: what `d4s_jax.train` is given as --config.KEY.
+"""
+
+import json
+import pathlib
+from typing import Any
+
+import pytest
+
+from tests.models.cogvideox_oracle import torch_autoencoder, torch_transformer
+from tests.published_tokenizers import write_t5, write_umt5
+
+_T5: dict[str, Any] = dict(
+  vocab_size=384,
+  d_model=16,
+  d_kv=8,
+  d_ff=16,
+  num_layers=1,
+  num_heads=2,
+  feed_forward_proj="gated-gelu",
+)
+_TEXT_ENCODER = dict(vocabulary=384, dim=16, depth=1, heads=2, head_dim=8, ffn_dim=16)
+_AUTOENCODER = dict(widths=(4, 4, 6, 6), z_dim=4, num_res_blocks=1, groups=2)
+_TRANSFORMER = dict(heads=2, head_dim=16, depth=2)
+# What the presets of CogVideoX don't have alike.
+_VARIANTS: dict[str, dict[str, Any]] = {
+  "cogvideox-2b": dict(positions="sine", grid=(2, 4, 4)),
+  "cogvideox-5b-i2v": dict(positions="learned", grid=(2, 4, 4), takes_image=True),
+  "cogvideox-1.5-5b": dict(patch=(2, 2, 2)),
+}
+PRESETS = ("wan2.2-5b-ti2v", *_VARIANTS)
+
+
+def write(preset: str, folder: pathlib.Path) -> dict[str, Any]:
+  """Leaves a pipeline in `folder`; returns the overrides of its preset, by key."""
+  torch = pytest.importorskip("torch")
+  torch.manual_seed(0)
+  parts, overrides = (_wan22 if preset.startswith("wan") else _cogvideox)(preset)
+  for name, part in parts.items():
+    with torch.no_grad():
+      for value in getattr(part, "parameters", list)():
+        value.add_(0.05 * torch.randn_like(value))
+    part.save_pretrained(folder / name)
+  is_wan = preset.startswith("wan")
+  (write_umt5 if is_wan else write_t5)(folder / "tokenizer")
+  index: dict[str, Any] = {
+    name: [type(part).__module__.partition(".")[0], type(part).__name__]
+    for name, part in parts.items()
+  }
+  index |= {"_class_name": "WanPipeline" if is_wan else "CogVideoXPipeline"}
+  index |= {"tokenizer": ["transformers", "T5TokenizerFast" if is_wan else "T5Tokenizer"]}
+  (folder / "model_index.json").write_text(json.dumps(index))
+  backbone = {"text_encoder": _TEXT_ENCODER, "text_length": 24} | overrides
+  return {f"model.backbone.{key}": value for key, value in _flat(backbone)}
+
+
+def _flat(tree: dict[str, Any]):
+  for key, value in tree.items():
+    if isinstance(value, dict):
+      yield from ((f"{key}.{inner}", x) for inner, x in _flat(value))
+    else:
+      yield key, value
+
+
+def _wan22(preset: str) -> tuple[dict[str, Any], dict[str, Any]]:
+  del preset
+  diffusers, transformers = _libraries()
+  mean, std = (0.5, -0.25, 0.0, 0.125), (2.0, 1.0, 4.0, 0.5)
+  parts = {
+    "transformer": diffusers.WanTransformer3DModel(
+      num_attention_heads=2,
+      attention_head_dim=16,
+      in_channels=4,
+      out_channels=4,
+      text_dim=16,
+      ffn_dim=32,
+      num_layers=2,
+    ),
+    "vae": diffusers.AutoencoderKLWan(
+      base_dim=4,
+      decoder_base_dim=8,
+      z_dim=4,
+      num_res_blocks=1,
+      is_residual=True,
+      patch_size=2,
+      in_channels=12,
+      out_channels=12,
+      scale_factor_spatial=16,
+      latents_mean=list(mean),
+      latents_std=list(std),
+    ),
+    "text_encoder": transformers.UMT5EncoderModel(transformers.UMT5Config(**_T5)),
+    "scheduler": diffusers.UniPCMultistepScheduler(
+      prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=5.0
+    ),
+  }
+  autoencoder = dict(base_dim=4, decoder_base_dim=8, z_dim=4, num_res_blocks=1)
+  autoencoder |= dict(latents_mean=mean, latents_std=std)
+  transformer = dict(dim=32, ffn_dim=32, heads=2, depth=2)
+  return parts, {"autoencoder": autoencoder, "transformer": transformer}
+
+
+def _cogvideox(preset: str) -> tuple[dict[str, Any], dict[str, Any]]:
+  diffusers, transformers = _libraries()
+  variant = _VARIANTS[preset]
+  shift, scale = (3.0, 1.15258426) if preset == "cogvideox-2b" else (1.0, 0.7)
+  fields = _TRANSFORMER | variant | {"out_channels": 4, "text_length": 24}
+  parts = {
+    "transformer": torch_transformer(fields, text_dim=16),
+    "vae": torch_autoencoder(_AUTOENCODER | {"scale": scale}, inverted="patch" in variant),
+    "text_encoder": transformers.T5EncoderModel(transformers.T5Config(**_T5)),
+    "scheduler": diffusers.CogVideoXDDIMScheduler(
+      prediction_type="v_prediction",
+      rescale_betas_zero_snr=True,
+      timestep_spacing="trailing",
+      snr_shift_scale=shift,
+    ),
+  }
+  # What the preset says already is not said again.
+  grid = {"grid": variant["grid"]} if preset == "cogvideox-5b-i2v" else {}
+  overrides = {"autoencoder": _AUTOENCODER, "transformer": _TRANSFORMER | grid}
+  return parts, overrides
+
+
+def _libraries() -> tuple[Any, Any]:
+  return pytest.importorskip("diffusers"), pytest.importorskip("transformers")
