@@ -24,10 +24,10 @@ _T5: dict[str, Any] = dict(
 _TEXT_ENCODER = dict(vocabulary=384, dim=16, depth=1, heads=2, head_dim=8, ffn_dim=16)
 _AUTOENCODER = dict(widths=(4, 4, 6, 6), z_dim=4, num_res_blocks=1, groups=2)
 _TRANSFORMER = dict(heads=2, head_dim=16, depth=2)
-# What the presets of CogVideoX don't have alike.
+# What the presets of CogVideoX don't have alike. Learned positions are of 5 x 32 x 32 pixels alone.
 _VARIANTS: dict[str, dict[str, Any]] = {
   "cogvideox-2b": dict(positions="sine", grid=(2, 4, 4)),
-  "cogvideox-5b-i2v": dict(positions="learned", grid=(2, 4, 4), takes_image=True),
+  "cogvideox-5b-i2v": dict(positions="learned", grid=(2, 2, 2), takes_image=True),
   "cogvideox-1.5-5b": dict(patch=(2, 2, 2)),
 }
 PRESETS = ("wan2.2-5b-ti2v", *_VARIANTS)
@@ -39,6 +39,9 @@ def write(preset: str, folder: pathlib.Path) -> dict[str, Any]:
   torch.manual_seed(0)
   parts, overrides = (_wan22 if preset.startswith("wan") else _cogvideox)(preset)
   for name, part in parts.items():
+    if isinstance(part, torch.nn.Module):
+      # diffusers makes tables of positions in double precision, and publishes none so.
+      part.float()
     with torch.no_grad():
       for value in getattr(part, "parameters", list)():
         value.add_(0.05 * torch.randn_like(value))

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 from absl import flags
 from ml_collections import ConfigDict
 
@@ -173,9 +174,12 @@ def run_command(name: str, *arguments: str) -> None:
     SystemExit: the command reported bad input.
   """
   module = f"d4s_jax.{name}"
-  with isolated_flags(module):
+  # Flags of a configuration are looked for in sys.argv.
+  argv = [module, *arguments]
+  with isolated_flags(module), pytest.MonkeyPatch.context() as patch:
+    patch.setattr(sys, "argv", argv)
     command = importlib.import_module(module)
-    command.main(flags.FLAGS([module, *arguments]))
+    command.main(flags.FLAGS(argv))
 
 
 @contextlib.contextmanager
