@@ -111,11 +111,11 @@ def embedded(
   Raises:
     ValueError: `count` is below 1, or more clips than that are there.
   """
-  if count < 1:
-    raise ValueError(f"{count} embedded scenes; expected at least 1.")
   size = {"frames": maker.frames, "height": maker.height, "width": maker.width}
   options = {"split": "heldout", "kind": "dynamic", "views": 8, **size}
   source = open_source("synthetic", **options)
+  if not 1 <= count <= len(source):
+    raise ValueError(f"{count} embedded scenes; expected 1 to {len(source)}.")
   names = [f"clip{number:03d}" for number in range(count)]
   for name in (*kinds, "still"):
     _check_only(output / name, names)

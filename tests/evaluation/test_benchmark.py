@@ -155,7 +155,8 @@ def test_the_command_refuses_bad_input_before_it_compiles(run, tmp_path, capsys)
   arguments = [f"--output={tmp_path}/set", f"--checkpoint={run}"]
   for more, message in [
     (f"--photographs={tmp_path}/none", "No folder"),
-    ("--scenes=0", "0 embedded scenes; expected at least 1"),
+    ("--scenes=0", "0 embedded scenes; expected 1 to 100000"),
+    (f"--scenes={10**9}", "1000000000 embedded scenes; expected 1 to"),
     (f"--output={run}/config.json", "config.json/true is a file, or lies below one"),
   ]:
     with pytest.raises(SystemExit) as stop:
