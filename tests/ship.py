@@ -33,7 +33,7 @@ def main() -> None:
   clips = {}
   for name in config["data"]["source"].split(","):
     source = open_source(name, posed=posed, split="heldout", kind=chosen.kind, views=4, **size)
-    clips[name] = validation.load_clips(source, system.backbone.tokenizer, 4, 16)
+    clips[name] = list(validation.HeldOut(source, system.backbone.tokenizer, 4, 16))
     print(f"step {step}, float32, 64 held-out clips of {name}: {validate(params, clips[name])}")
 
   for part in options.parts.split(","):

@@ -143,9 +143,13 @@ def sampling(config: Mapping[str, Any], asked: Mapping[str, Any]) -> tuple[dict[
   """
   own = config["sampling"]
   asked = {name: x for name, x in asked.items() if x is not None}
-  unknown = sorted(set(asked) - {*own, "reuse"})
+  # Checkpoints may lack the last two.
+  known = dict.fromkeys((*own, "negative_prompt", "reuse"))
+  unknown = sorted(set(asked) - set(known))
   if unknown:
-    raise ValueError(f"Unknown settings of sampling {unknown}; expected some of {', '.join(own)}.")
+    raise ValueError(
+      f"Unknown settings of sampling {unknown}; expected some of {', '.join(known)}."
+    )
   settings = own | asked
   reuse, given = settings.get("reuse", ()), "reuse" in asked
   if reuse and not given and settings["steps"] != own["steps"]:

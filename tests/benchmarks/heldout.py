@@ -44,7 +44,7 @@ _CELL, _OPACITY = 2, 0.2
 def clips(split: str, count: int, tokenize, views: int = VIEWS) -> list[Clip]:
   """The first clips of a split in batches."""
   source = open_source("synthetic", split=split, views=views)
-  return validation.load_clips(source, tokenize, BATCH, count // BATCH)
+  return list(validation.HeldOut(source, tokenize, BATCH, count // BATCH))
 
 
 def layouts(batches: list[Clip]) -> tuple[jax.Array, jax.Array]:

@@ -287,8 +287,8 @@ def entered(record):
   return enter(record)
 
 def asked(loader):
-  # Held-out clips are read before.
-  if not training:
+  # Held-out clips, which are read in order, are no part of a step.
+  if not training or loader.data["seed"] is None:
     return ask(loader)
   guard.enter_context(jax.transfer_guard("disallow"))
   guard.enter_context(fetching(False))

@@ -30,7 +30,7 @@ def test_all_of_it_is_small_and_finite(trained):
 def test_held_out_scenes_are_reconstructed(trained):
   system, params = trained
   source = open_source("synthetic", split="heldout", views=4)
-  (clip,) = validation.load_clips(source, system.backbone.tokenizer, 4, 1)
+  (clip,) = validation.HeldOut(source, system.backbone.tokenizer, 4, 1)
 
   @jax.jit
   def scores(params, clip):

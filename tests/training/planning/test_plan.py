@@ -102,7 +102,7 @@ def test_an_abstract_clip_is_what_the_loader_brings():
   system = System.build(config.model.to_dict())
   size = {name: config.clip[name] for name in ("frames", "height", "width")}
   source = open_source("synthetic", split="heldout", views=config.clip.targets, **size)
-  (batch,) = validation.load_clips(source, system.backbone.tokenizer, 2, 1)
+  (batch,) = validation.HeldOut(source, system.backbone.tokenizer, 2, 1)
   cut = jax.sharding.SingleDeviceSharding(jax.devices()[0])
   shapes = planning.abstract_clip(config, system, 2, cut)
   assert jax.tree.structure(shapes) == jax.tree.structure(batch)
