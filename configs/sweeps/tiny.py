@@ -3,7 +3,8 @@
 python -m d4s_jax.evaluate --config=configs/evaluate.py --sweep=configs/sweeps/tiny.py
 
 Rows of a kind are trained for as many steps (progressive and direct for about as long), far too few
-to be good: they are to be compared with each other. Numbers of the paper are its own: table 4 and the supplement's table 3.
+to be good: they are to be compared with each other. Numbers of the paper are its own: table 4 and
+the supplement's table 3.
 """
 
 from ml_collections import ConfigDict
