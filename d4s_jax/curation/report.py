@@ -58,7 +58,8 @@ def write_report(folder: pathlib.Path, settings: Settings, problems: list[str]) 
   for name, values in sorted(figures.items()):
     low, middle, high = np.percentile([value for value, _ in values], [5, 50, 95])
     least, most = limits.get(name, (None, None))
-    bound = " to ".join("" if x is None else f"{x:g}" for x in (least, most)).strip()
+    ends = ["" if x is None else f"{x:g}" for x in (least, most)]
+    bound = " to ".join(ends).strip() if any(ends) else ""
     lines.append(f"| {name} | {len(values)} | {low:.4g} | {middle:.4g} | {high:.4g} | {bound} |")
   if figures:
     _histograms(folder / "histograms.png", figures, limits)
