@@ -33,6 +33,8 @@ ABOUT_A_PICTURE = (
 # Bytes of an answer, and characters of a caption.
 _MOST, _LONGEST = 1_000_000, 2000
 _ATTEMPTS, _PAUSE = 4, 1.0
+# Seconds for the list of models, which a server has ready.
+_LISTED = 10.0
 
 
 class _Straight(urllib.request.HTTPRedirectHandler):
@@ -85,7 +87,24 @@ class Endpoint:
     if urllib.parse.urlsplit(self.address).scheme not in ("http", "https"):
       raise ValueError(f"Endpoint {self.address!r}; expected http:// or https://.")
     self._timeout = timeout
-    self._model = os.environ.get("OPENAI_MODEL", "")
+    self._model, self._reached = os.environ.get("OPENAI_MODEL", ""), False
+
+  def reach(self) -> None:
+    """Chooses the model; refuses a server that isn't there, within a minute.
+
+    Raises:
+      ConnectionError: the endpoint can't be reached, or is too busy.
+      ValueError: it lists no model, and none was named.
+    """
+    try:
+      listed = self._ask("/models", None, _LISTED)
+      self._model = self._model or str(listed["data"][0]["id"])
+    except (KeyError, IndexError, TypeError):
+      raise ValueError(f"{self.address}/models lists no model; set OPENAI_MODEL.") from None
+    except ValueError:  # it is there, and need not list what was named
+      if not self._model:
+        raise
+    self._reached = True
 
   def caption(self, jpegs: Sequence[bytes], question: str = QUESTION) -> str:
     """What the model says of some pictures (JPEG files), in one line.
@@ -94,12 +113,8 @@ class Endpoint:
       ConnectionError: the endpoint can't be reached, or is too busy.
       ValueError: it refuses, or what it answers is no caption.
     """
-    if not self._model:
-      listed = self._ask("/models", None)
-      try:
-        self._model = str(listed["data"][0]["id"])
-      except (KeyError, IndexError, TypeError):
-        raise ValueError(f"{self.address}/models lists no model; set OPENAI_MODEL.") from None
+    if not self._reached:
+      self.reach()
     pictures = [
       {"type": "image_url", "image_url": {"url": "data:image/jpeg;base64," + _text(jpeg)}}
       for jpeg in jpegs
@@ -112,6 +127,7 @@ class Endpoint:
         "messages": [{"role": "user", "content": content}],
         **{"max_tokens": 200, "temperature": 0},
       },
+      self._timeout,
     )
     try:
       said = " ".join(answer["choices"][0]["message"]["content"].split())
@@ -121,8 +137,8 @@ class Endpoint:
       raise ValueError(f"{self.address} answered with an empty caption.")
     return said[:_LONGEST]
 
-  def _ask(self, path: str, body: dict[str, Any] | None) -> Any:
-    return ask(self.address + path, body, os.environ.get("OPENAI_API_KEY", ""), self._timeout)
+  def _ask(self, path: str, body: dict[str, Any] | None, timeout: float) -> Any:
+    return ask(self.address + path, body, os.environ.get("OPENAI_API_KEY", ""), timeout)
 
 
 def ask(url: str, body: dict[str, Any] | None, key: str, timeout: float) -> Any:

@@ -43,6 +43,35 @@ class Outcome(NamedTuple):
   again: bool = False
 
 
+@dataclasses.dataclass(frozen=True)
+class Meter:
+  """How much of some work is done, for other processes to see.
+
+  Attributes:
+    path: of a file with a byte for each hundredth.
+  """
+
+  path: pathlib.Path
+
+  def tell(self, share: float) -> None:
+    """Notes that so much of it is done; less than before is not noted."""
+    more = min(int(100 * share), 100) - self.read()
+    if more > 0:
+      with self.path.open("ab") as file:
+        file.write(b"." * more)
+
+  def read(self) -> int:
+    """Hundredths that are done."""
+    try:
+      return self.path.stat().st_size
+    except FileNotFoundError:
+      return 0
+
+  def forget(self) -> None:
+    """Begins anew."""
+    self.path.unlink(missing_ok=True)
+
+
 class _EndlessError(Exception):
   """Work took longer than it may."""
 
@@ -114,6 +143,10 @@ class Guard:
   def forget(self, name: str) -> None:
     """Forgets attempts: something was decided."""
     self._marker(name).unlink(missing_ok=True)
+
+  def meter(self, name: str) -> Meter:
+    """Of the work on a clip or unit."""
+    return Meter(self._marker(name).with_suffix(".share"))
 
   def _marker(self, name: str) -> pathlib.Path:
     return self.attempts / hashlib.sha256(name.encode()).hexdigest()[:32]

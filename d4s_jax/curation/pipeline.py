@@ -11,12 +11,13 @@ import importlib
 import logging
 import os
 import pathlib
+import socket
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import filelock
 
-from d4s_jax.curation import estimates, work
+from d4s_jax.curation import estimates, plugins, work
 from d4s_jax.curation.guard import Guard
 from d4s_jax.curation.ledger import Ledger
 from d4s_jax.curation.report import write_report
@@ -28,12 +29,16 @@ from d4s_jax.formats import atomic
 _AHEAD = 3
 # Units that are split before their clips are read: what the driver holds in memory.
 _WAVE = 500
+# Seconds between looks at how far workers are.
+_LOOK = 2.0
 # Attempts to start it: it gives up after half a minute, which is little on a busy machine.
 _STARTS = 3
+# Seconds in which a cluster has to take a connection: Ray itself waits for five minutes.
+_CONNECTED = 10.0
 # Bytes of this machine's memory for what passes between workers.
 _STORE = 2 << 30
 
-Bar = Callable[[str, int, str], Any]
+Bar = Callable[[str, int, str, int], Any]
 
 
 def run(
@@ -55,8 +60,8 @@ def run(
     source: its folder, which all workers see.
     output: folder for shards, manifest and report, which all workers see.
     settings: what results depend on.
-    bar: makes a progress bar of a caption, a total and a unit: a context with `update(n)`, whose
-      `total` may be set.
+    bar: makes a progress bar of a caption, a total, a unit and what was done before: a context with
+      `update(n)`.
     batch: clips that a plug-in is given at once.
     gpus: of each worker of plug-ins.
     workers: of plug-ins.
@@ -83,14 +88,15 @@ def run(
     attempts = output / "attempts"
     attempts.mkdir(exist_ok=True)
     if not all(ledger.done(unit.name) for unit in units):
-      with _engine() as engine, bar(f"Curating {dataset}", len(ledger.clips), "clip") as shown:
-        shown.update(len(ledger.clips))
+      for kind, name in settings.plugins.items():
+        plugins.reach(kind, name)
+      with _engine() as engine:
         flow = _Flow(engine, settings, Guard(attempts, patience), batch, gpus, workers)
-        _decide(flow, units, ledger, shown)
+        _decide(flow, units, ledger, bar)
     return write_report(output, settings, problems)
 
 
-def _decide(flow: "_Flow", units: list[Unit], ledger: Ledger, shown: Any) -> None:
+def _decide(flow: "_Flow", units: list[Unit], ledger: Ledger, bar: Bar) -> None:
   """Curates what isn't decided yet, in the order in which an undisturbed run does.
 
   Waves are of all units: those of what is left would begin elsewhere after a kill.
@@ -100,21 +106,23 @@ def _decide(flow: "_Flow", units: list[Unit], ledger: Ledger, shown: Any) -> Non
     wave = [unit for unit in units[start : start + _WAVE] if not ledger.done(unit.name)]
     left -= len(wave)
     if wave:
-      _wave(flow, wave, left, ledger, shown)
+      _wave(flow, wave, left, ledger, bar)
   ledger.commit()
 
 
-def _wave(flow: "_Flow", units: list[Unit], later: int, ledger: Ledger, shown: Any) -> None:
+def _wave(flow: "_Flow", units: list[Unit], later: int, ledger: Ledger, bar: Bar) -> None:
   """Curates some units; as many more as `later` are thought to have as many clips each."""
   spans: list[Span] = []
-  for row in flow.split(units):
-    ledger.add_unit(row["unit"], len(row["spans"]), row["problems"], row["failed"], row["again"])
-    spans += [span for span in row["spans"] if span.name not in ledger.clips]
+  with bar("Looking for shots", 100 * len(units), "%", 0) as shown:
+    for row in flow.split(units, shown.update):
+      ledger.add_unit(row["unit"], len(row["spans"]), row["problems"], row["failed"], row["again"])
+      spans += [span for span in row["spans"] if span.name not in ledger.clips]
   usual = sum(ledger.units.values()) / max(len(ledger.units), 1)
-  shown.total = round(len(ledger.clips) + len(spans) + later * usual)
-  for decision in flow.assess(spans):
-    ledger.add(decision["told"], decision["record"])
-    shown.update(1)
+  done = len(ledger.clips)
+  with bar("Judging clips", round(done + len(spans) + later * usual), "clip", done) as shown:
+    for decision in flow.assess(spans):
+      ledger.add(decision["told"], decision["record"])
+      shown.update(1)
 
 
 class _Flow:
@@ -132,6 +140,7 @@ class _Flow:
     self._engine = engine
     # Once in the engine's store, instead of with every call.
     self._common = (engine.put(settings), engine.put(guard))
+    self._guard = guard
     # Whatever kills a worker, another one does its clip again.
     again = engine.remote(max_retries=-1)
     self._split, self._read = again(work.split), again(work.read)
@@ -146,15 +155,33 @@ class _Flow:
         lasting(estimates.Estimators).remote(settings, guard) for _ in range(workers)
       ]
 
-  def split(self, units: list[Unit]) -> Iterator[work.Row]:
-    """The clips of units."""
-    return self._ordered(units, lambda unit, number: [self._split.remote(unit, *self._common)], 1)
+  def split(self, units: list[Unit], update: Callable[[int], Any]) -> Iterator[work.Row]:
+    """The clips of units; `update` is told of each hundredth of a unit."""
+    meters = [self._guard.meter(unit.name) for unit in units]
+    for meter in meters:  # what a kill left
+      meter.forget()
+    told = done = 0
+
+    def look():
+      nonlocal told
+      now = 100 * done + sum(meter.read() for meter in meters[done:])
+      update(now - told)
+      told = now
+
+    def start(unit, number):
+      return [self._split.remote(unit, *self._common)]
+
+    for row in self._ordered(units, start, 1, look):
+      meters[done].forget()
+      done += 1
+      look()
+      yield row
 
   def assess(self, spans: list[Span]) -> Iterator[work.Row]:
     """Decisions about clips."""
     size = self._batch if self._plugins else 1
     batches = [spans[start : start + size] for start in range(0, len(spans), size)]
-    return self._ordered(batches, self._assessed, size)
+    return self._ordered(batches, self._assessed, size, lambda: None)
 
   def _assessed(self, spans: list[Span], number: int) -> list[Any]:
     rows = [self._read.remote(span, *self._common) for span in spans]
@@ -164,22 +191,36 @@ class _Flow:
       rows = rows if isinstance(rows, list) else [rows]
     return [self._assess.remote(row, *self._common) for row in rows]
 
-  def _ordered(self, things: list[Any], start: Callable[[Any, int], list[Any]], size: int):
-    """Results in order, while as many are under way as keep all workers busy, and no more."""
+  def _ordered(
+    self,
+    things: list[Any],
+    start: Callable[[Any, int], list[Any]],
+    size: int,
+    look: Callable[[], None],
+  ) -> Iterator[work.Row]:
+    """Results in order, while as many are under way as keep all workers busy, and no more.
+
+    Meanwhile it is looked how far they are.
+    """
     ahead = max(4, _AHEAD * int(self._engine.cluster_resources().get("CPU", 1))) // size + 1
     under_way: collections.deque[list[Any]] = collections.deque()
     try:
       for number, thing in enumerate(things):
         under_way.append(start(thing, number))
         if len(under_way) > ahead:
-          yield from self._engine.get(under_way.popleft())
+          yield from self._got(under_way.popleft(), look)
       while under_way:
-        yield from self._engine.get(under_way.popleft())
+        yield from self._got(under_way.popleft(), look)
     except Exception as error:
       cause = _cause(error)
       if isinstance(cause, ValueError | OSError):
         raise cause from error
       raise
+
+  def _got(self, results: list[Any], look: Callable[[], None]) -> list[work.Row]:
+    while self._engine.wait(results, num_returns=len(results), timeout=_LOOK)[1]:
+      look()
+    return self._engine.get(results)
 
 
 def _cause(error: BaseException) -> BaseException:
@@ -188,6 +229,20 @@ def _cause(error: BaseException) -> BaseException:
   while isinstance(inner := getattr(error, "cause", None), BaseException):
     error = inner
   return error
+
+
+def _reach(address: str) -> None:
+  """Refuses the address of a cluster, HOST:PORT, at which nothing listens."""
+  host, _, port = address.rpartition("//")[2].rpartition(":")
+  if not port.isdecimal():  # "auto", for one
+    return
+  try:
+    socket.create_connection((host.strip("[]"), int(port)), _CONNECTED).close()
+  except (OSError, OverflowError) as error:
+    raise ConnectionError(
+      f"RAY_ADDRESS={address} can't be reached ({error}); expected HOST:PORT of a running cluster,"
+      " or nothing for this machine alone."
+    ) from error
 
 
 @contextlib.contextmanager
@@ -210,17 +265,19 @@ def _engine() -> Iterator[Any]:
   if ray.is_initialized():
     raise ValueError("Ray runs in this process already; curate in a process of its own.")
   address = os.environ.get("RAY_ADDRESS")
+  _reach(address or "")
   quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
   if not address:
     quiet |= {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
     quiet |= {"object_store_memory": _STORE}
-  for attempt in range(_STARTS):
+  starts = 1 if address else _STARTS
+  for attempt in range(starts):
     try:
       ray.init(**quiet)
       break
     except Exception as error:  # a bare one where a busy machine is too slow
       ray.shutdown()
-      if attempt + 1 == _STARTS:
+      if attempt + 1 == starts:
         told = " ".join(str(error).split())[:300]
         raise ConnectionError(
           f"Ray can't be started ({told}); is RAY_ADDRESS right, or this machine too busy?"

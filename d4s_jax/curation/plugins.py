@@ -93,6 +93,24 @@ def check(kind: str, name: str) -> None:
   open_estimator(kind, name)
 
 
+def reach(kind: str, name: str) -> None:
+  """Refuses an endpoint that doesn't answer, before any work is done.
+
+  Raises:
+    ConnectionError, ValueError: see `captioning.Endpoint.reach`.
+  """
+  if _is_endpoint(kind, name):
+    _endpoint(name).reach()
+
+
+def _is_endpoint(kind: str, name: str) -> bool:
+  return kind == "captions" and (name == "endpoint" or name.startswith(("http://", "https://")))
+
+
+def _endpoint(name: str) -> Endpoint:
+  return Endpoint("" if name == "endpoint" else name)
+
+
 def open_estimator(kind: str, name: str) -> Estimator:
   """The function of a plug-in.
 
@@ -100,8 +118,8 @@ def open_estimator(kind: str, name: str) -> Estimator:
     ValueError: its text names nothing; the message says what was expected.
     OSError: there is no such folder.
   """
-  if kind == "captions" and (name == "endpoint" or name.startswith(("http://", "https://"))):
-    return _Captions(Endpoint("" if name == "endpoint" else name))
+  if _is_endpoint(kind, name):
+    return _Captions(_endpoint(name))
   place, colon, rest = name.partition(":")
   if not colon or not rest:
     raise ValueError(f"--plugin={kind}={name}; expected files:DIR or MODULE:NAME.")

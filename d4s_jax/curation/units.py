@@ -29,6 +29,8 @@ _SMALL = (32, 18)
 # Mean difference of neighbouring frames, of 255, that is a cut; and a smaller one that is a cut
 # where it is so many times what is usual around it.
 _CUT, _MAYBE, _TIMES, _AROUND = 30.0, 10.0, 6.0, 8
+# Frames between accounts of how far it is.
+_TOLD = 100
 # Datasets that are no video jump: as far as so many usual steps, or by so many degrees.
 _JUMP, _TURN = 8.0, 45.0
 
@@ -92,6 +94,9 @@ def find(dataset: str, root: pathlib.Path) -> tuple[list[Unit], list[str]]:
     OSError: there is no such folder.
   """
   if dataset != VIDEOS:
+    if dataset not in registry.DATASETS:
+      known = ", ".join(sorted(registry.DATASETS))
+      raise ValueError(f"Unknown dataset {dataset!r}; choose {VIDEOS}, or one of {known}.")
     opened = registry.open_dataset(dataset, root)
     return [Unit(dataset, str(root), name) for name in opened.names], list(opened.problems)
   check_folder(root, "one with videos")
@@ -116,8 +121,16 @@ def find(dataset: str, root: pathlib.Path) -> tuple[list[Unit], list[str]]:
   return [Unit(VIDEOS, str(root), name) for name in names], problems
 
 
-def spans(unit: Unit, longest: int, shortest: int) -> tuple[list[Span], list[str]]:
+def spans(
+  unit: Unit, longest: int, shortest: int, tell: Callable[[float], Any]
+) -> tuple[list[Span], list[str]]:
   """The clips of a unit: shots, cut into pieces of at most `longest` frames.
+
+  Args:
+    unit: is split.
+    longest: frames of a clip.
+    shortest: frames of a clip; what is left of a shot may be less, and is left out.
+    tell: is told now and then what share of a video is done.
 
   Returns:
     The clips, and sentences about frames that could not be used.
@@ -126,7 +139,7 @@ def spans(unit: Unit, longest: int, shortest: int) -> tuple[list[Span], list[str
     ValueError, OSError: the unit can't be read.
   """
   if unit.dataset == VIDEOS:
-    stamps, cuts, problems = _scan(pathlib.Path(unit.root) / unit.scene)
+    stamps, cuts, problems = _scan(pathlib.Path(unit.root) / unit.scene, tell)
     pieces = _pieces(cuts, longest, shortest)
     return [Span(unit, a, b, tuple(stamps[a : b + 1])) for a, b in pieces], problems
   scene = _scene(unit)
@@ -149,7 +162,9 @@ def _pieces(cut: np.ndarray, longest: int, shortest: int) -> Iterator[tuple[int,
         yield int(first), int(last)
 
 
-def _scan(path: pathlib.Path) -> tuple[list[int], np.ndarray, list[str]]:
+def _scan(
+  path: pathlib.Path, tell: Callable[[float], Any]
+) -> tuple[list[int], np.ndarray, list[str]]:
   """Presentation times of a video's frames, which of them begin a shot, and what is wrong."""
   stamps: list[int] = []
   change: list[float] = []
@@ -171,6 +186,8 @@ def _scan(path: pathlib.Path) -> tuple[list[int], np.ndarray, list[str]]:
           change.append(255.0 if before is None else float(np.abs(small - before).mean()))
           stamps.append(frame.pts)
           before = small
+          if len(stamps) % _TOLD == 0 and container.duration:
+            tell(frame.time * av.time_base / container.duration)
       except FFmpegError as error:
         problems.append(
           f"{path} can't be read beyond frame {len(stamps)} ({error}); what is before is used."

@@ -25,7 +25,9 @@ Row = dict[str, Any]
 
 def split(unit: Unit, settings: Settings, guard: Guard) -> Row:
   """The clips of a unit, as {"unit", "spans", "problems", "failed", "again"}."""
-  done = guard.run(unit.name, spans, unit, settings.frames, settings.shortest)
+  meter = guard.meter(unit.name)
+  done = guard.run(unit.name, spans, unit, settings.frames, settings.shortest, meter.tell)
+  meter.tell(1)
   clips, problems = done.result or ([], [])
   told = {"unit": unit.name, "spans": clips, "problems": problems}
   return {**told, "failed": done.failed, "again": done.again}

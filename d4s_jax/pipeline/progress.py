@@ -5,6 +5,7 @@ import contextvars
 import sys
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import tqdm
 
@@ -54,27 +55,25 @@ def timed(what: str) -> Iterator[None]:
     print(f" {time.perf_counter() - start:.1f} s" if done else "", file=sys.stderr, flush=True)
 
 
-def bar(what: str, total: int, unit: str = "frame") -> tqdm.tqdm:
+def bar(what: str, total: int, unit: str = "frame", done: int = 0) -> tqdm.tqdm:
   """A progress bar with an estimate; bytes ("B") are shown by thousands, millions and so on.
 
-  Without a label there is none.
+  Without a label there is none. What was `done` before says nothing of how fast it goes.
   """
   listener = _LISTENER.get()
   if listener:
-    listener(what, 0, total)
-    return _Told(what, total, listener)
-  scale = unit == "B"
-  return tqdm.tqdm(
-    total=total, desc=what, unit=unit, unit_scale=scale, file=sys.stderr, disable=not what
-  )
+    listener(what, done, total)
+    return _Told(what, total, listener, done)
+  shown: dict[str, Any] = {"desc": what, "unit": unit, "unit_scale": unit == "B"}
+  return tqdm.tqdm(total=total, initial=done, file=sys.stderr, disable=not what, **shown)
 
 
 class _Told(tqdm.tqdm):
   """A bar that is not drawn."""
 
-  def __init__(self, what: str, total: int, listener: Listener):
+  def __init__(self, what: str, total: int, listener: Listener, done: int):
     super().__init__(total=total, disable=True)
-    self._what, self._whole, self._listener, self._done = what, total, listener, 0
+    self._what, self._whole, self._listener, self._done = what, total, listener, done
 
   def update(self, n: float | None = 1) -> bool | None:
     """Tells the listener."""

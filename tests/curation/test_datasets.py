@@ -43,7 +43,7 @@ def test_clips_of_shards_are_those_of_the_reader(name, tmp_path, monkeypatch, ca
   run_command("curate", *arguments, "--set=shortest=5", "--set=side=480", *ALL)
   said = capsys.readouterr()
   assert "0 quarantined" in said.out
-  assert re.search(r"Curating \w+: 100%.*(\d+)/\1 .*clip", said.err)
+  assert re.search(r"Judging clips: 100%.*(\d+)/\1 .*clip", said.err)
   entries = read_manifest(tmp_path / "out")
   about = DATASETS[name]
   assert entries and all(x.metric == about.metric for x in entries)

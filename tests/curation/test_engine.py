@@ -1,5 +1,6 @@
 """The start of the engine, with a Ray that fails."""
 
+import socket
 import sys
 import types
 
@@ -46,3 +47,22 @@ def test_without_ray_the_remedy_is_told(monkeypatch):
   with pytest.raises(ValueError, match="pip install -e '.\\[curation\\]'"):
     with pipeline._engine():
       raise AssertionError
+
+
+def test_a_cluster_that_is_not_there_is_told_before_ray_waits_for_it(started, monkeypatch):
+  for address in ("127.0.0.1:1", "ray://127.0.0.1:1", "[::1]:1", "127.0.0.1:99999"):
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(ConnectionError, match="can't be reached.*expected HOST:PORT of a cluster"):
+      with pipeline._engine():
+        raise AssertionError
+  assert not started.calls
+
+
+def test_a_cluster_that_is_no_ray_is_given_one_chance(started, monkeypatch):
+  started.fails = 9
+  with socket.create_server(("127.0.0.1", 0)) as other:
+    monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{other.getsockname()[1]}")
+    with pytest.raises(ConnectionError, match="is RAY_ADDRESS right"):
+      with pipeline._engine():
+        raise AssertionError
+  assert len(started.calls) == 1

@@ -153,6 +153,10 @@ def test_the_list_and_bad_calls(tmp_path, capsys):
   written = realestate10k.write(tmp_path / "set")
   for arguments, message in (
     (["--dataset=kubric", "--source=.", "--check"], "Unknown dataset 'kubric'; choose one of dyn"),
+    (
+      ["--dataset=vidoes", "--source=.", "--output=o"],
+      "dataset 'vidoes'; choose videos, or",
+    ),
     (["--dataset=spring", "--source=none", "--check"], "No folder at none"),
     (["--dataset=spring", f"--source={written.root}", "--check"], "https://spring-benchmark.org"),
     (["--dataset=spring"], "Expected --list, or --dataset=NAME --source=DIR and --output=DIR"),

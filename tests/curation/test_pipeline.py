@@ -12,10 +12,12 @@ import sys
 import time
 import types
 
+import numpy as np
 import psutil
 import pytest
 
 from d4s_jax.curation import pipeline
+from d4s_jax.curation.guard import Guard
 from d4s_jax.curation.ledger import Ledger
 from d4s_jax.curation.units import Span, Unit
 from d4s_jax.data.shards import MANIFEST
@@ -83,7 +85,8 @@ class _Fake:
   def __init__(self, left=10**6):
     self._left = left
 
-  def split(self, units):
+  def split(self, units, update):
+    del update
     for unit in units:
       spans = [Span(unit, i, i + 8) for i in range(int(unit.name.rpartition("/")[2]) % 4)]
       told = {"unit": unit.name, "spans": spans}
@@ -106,10 +109,12 @@ def test_a_kill_in_any_wave_changes_nothing(tmp_path, monkeypatch):
   """Units are far more than a wave; killed after each number of decisions, and once more."""
   monkeypatch.setattr(pipeline, "_WAVE", 3)
   units = [Unit("videos", "/films", f"{number}") for number in range(11)]
-  shown = types.SimpleNamespace(update=lambda count: None, total=0)
+
+  def bar(*_):
+    return contextlib.nullcontext(types.SimpleNamespace(update=lambda count: None))
 
   def decide(folder, left):
-    pipeline._decide(_Fake(left), units, Ledger(folder, {"shard": 2}), shown)
+    pipeline._decide(_Fake(left), units, Ledger(folder, {"shard": 2}), bar)
 
   decide(tmp_path / "whole", 10**6)
   expected = results(tmp_path / "whole")
@@ -144,8 +149,39 @@ def test_an_error_of_our_own_keeps_its_message_and_remedy():
   flow = pipeline._Flow.__new__(pipeline._Flow)
   flow._engine = engine
   with pytest.raises(ValueError, match="fetch it again") as raised:
-    list(flow._ordered([1], start, 1))
+    list(flow._ordered([1], start, 1, lambda: None))
   assert raised.value is own
+
+
+def test_the_search_for_shots_is_shown_while_it_lasts(tmp_path):
+  """By hundredths of each file, which workers note; nothing is left of it afterwards."""
+  guard, shown = Guard(tmp_path, 60), []
+  units = [Unit("videos", "/films", name) for name in "abc"]
+
+  class Engine:
+    """Its files are a third further at each look, and done after three."""
+
+    looks = 0
+
+    def cluster_resources(self):
+      return {"CPU": 1}
+
+    def wait(self, results, **_):
+      self.looks += 1
+      for unit in units if self.looks <= 3 else ():
+        guard.meter(unit.name).tell(self.looks / 3)
+      return ([], results) if self.looks < 3 else (results, [])
+
+    def get(self, results):
+      return results
+
+  guard.meter("videos/c").tell(0.9)  # of an earlier run, killed
+  flow = pipeline._Flow.__new__(pipeline._Flow)
+  flow._engine, flow._guard, flow._common = Engine(), guard, ()
+  flow._split = types.SimpleNamespace(remote=lambda unit: {"unit": unit.name})
+  assert [row["unit"][-1] for row in flow.split(units, shown.append)] == ["a", "b", "c"]
+  assert np.cumsum(shown).tolist() == [99, 198, 300, 300, 300]
+  assert not list(tmp_path.iterdir())
 
 
 def _workers(driver):

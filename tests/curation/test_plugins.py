@@ -4,6 +4,7 @@ import errno
 import http.server
 import json
 import os
+import socket
 import threading
 
 import numpy as np
@@ -270,7 +271,7 @@ def endpoint(monkeypatch):
       pass
 
     def do_GET(self):
-      self._say(200, {"data": [{"id": "qwen"}]})
+      self._say(200 if self.path == "/v1/models" else 404, {"data": [{"id": "qwen"}]})
 
     def do_POST(self):
       body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -335,6 +336,24 @@ def test_an_endpoint_that_fails_is_no_fault_of_the_clip(endpoint):
   assert "refused: HTTP 302" in made[0]["failed"]
   answers += [""]
   assert "empty caption" in estimators(settings)([row(scene_record(0))])[0]["failed"]
+
+
+def test_a_server_that_is_not_there_is_told_before_any_work(endpoint, monkeypatch):
+  asked, _ = endpoint
+  plugins.reach("captions", "endpoint")
+  plugins.reach("depth", "http:network")  # no endpoint: a module of this name
+  elsewhere = os.environ["OPENAI_BASE_URL"] + "/elsewhere"
+  with pytest.raises(ValueError, match="elsewhere/models refused: HTTP 404"):
+    plugins.reach("captions", elsewhere)
+  monkeypatch.setenv("OPENAI_MODEL", "named")
+  plugins.reach("captions", elsewhere)
+  assert not asked
+  with socket.create_server(("127.0.0.1", 0)) as silent:
+    for named in ("", "named"):
+      monkeypatch.setenv("OPENAI_MODEL", named)
+      monkeypatch.setattr(captioning, "_LISTED", 0.1)
+      with pytest.raises(ConnectionError, match="timed out, 4 attempts.*is the server running"):
+        plugins.reach("captions", f"http://127.0.0.1:{silent.getsockname()[1]}/v1")
 
 
 def test_without_an_endpoint_auto_says_what_to_set(monkeypatch):

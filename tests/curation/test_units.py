@@ -14,10 +14,14 @@ def unit(path):
   return Unit("videos", str(path.parent), path.name)
 
 
+def split(unit, longest=97, tell=lambda share: None):
+  return units.spans(unit, longest, 10, tell)
+
+
 def test_shots_are_found_and_long_ones_cut(tmp_path):
   film = np.concatenate([pan(0, 24), pan(1, 50), pan(2, 9)])
   write_video(tmp_path / "a.mp4", film, 24)
-  spans, problems = units.spans(unit(tmp_path / "a.mp4"), 40, 10)
+  spans, problems = split(unit(tmp_path / "a.mp4"), 40)
   assert [(span.first, span.last) for span in spans] == [(0, 23), (24, 48), (49, 73)]
   assert not problems and spans[1].name == "videos/a.mp4/24-48"
   view = units.open_span(spans[1]).views[0]
@@ -35,7 +39,7 @@ def test_files_are_found_by_any_name_and_never_outside(tmp_path):
   found, problems = units.find("videos", tmp_path / "films")
   assert [one.name for one in found] == ["videos/Häschen 二.mp4"]
   assert len(problems) == 1 and "leads out of" in problems[0]
-  assert units.spans(found[0], 97, 10)[0]
+  assert split(found[0])[0]
   with pytest.raises(NotADirectoryError, match="expected one with videos"):
     units.find("videos", tmp_path / "none")
   (tmp_path / "films.zip").write_bytes(b"PK")
@@ -54,14 +58,14 @@ def test_a_truncated_video_names_file_cause_and_remedy(tmp_path):
   # The header comes first in our own files: half of the frames are there.
   path.write_bytes(contents[: len(contents) // 2])
   try:
-    spans, problems = units.spans(unit(path), 97, 10)
+    spans, problems = split(unit(path))
     assert any("can't be read beyond frame" in x and "film 0.mp4" in x for x in problems)
     assert all(span.last < 47 for span in spans)
   except ValueError as error:
     assert "film 0.mp4" in str(error) and "Fetch the file again" in str(error)
   path.write_bytes(contents[:100])
   with pytest.raises(ValueError, match="film 0.mp4 .*Fetch the file again"):
-    units.spans(unit(path), 97, 10)
+    split(unit(path))
 
 
 def test_times_that_do_not_rise_are_left_out(tmp_path, monkeypatch):
@@ -87,6 +91,17 @@ def test_times_that_do_not_rise_are_left_out(tmp_path, monkeypatch):
 
   real = av.open
   monkeypatch.setattr(units.av, "open", lambda path: Container(real(path)))
-  spans, problems = units.spans(unit(path), 97, 10)
+  spans, problems = split(unit(path))
   assert len(spans[0].stamps) == 22 and list(spans[0].stamps) == sorted(set(spans[0].stamps))
   assert len(problems) == 1 and "2 frames whose times don't rise" in problems[0]
+
+
+def test_the_search_for_shots_tells_how_far_it_is(tmp_path, monkeypatch):
+  monkeypatch.setattr(units, "_TOLD", 12)
+  write_films(tmp_path, 1)
+  told = []
+  split(unit(tmp_path / "film 0.mp4"), tell=told.append)
+  with av.open(str(tmp_path / "film 0.mp4")) as container:
+    count = sum(1 for _ in container.decode(video=0))
+  # The time of every 12th frame, of the whole.
+  np.testing.assert_allclose(told, np.arange(11, count, 12) / count, atol=0.01)
