@@ -5,6 +5,7 @@ The overrides beside each make its preset as narrow: what `d4s_jax.train` is giv
 
 import json
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -67,33 +68,28 @@ def _flat(tree: dict[str, Any]):
       yield key, value
 
 
+def wan_transformer(**others: Any) -> Any:
+  """A small transformer of Wan as diffusers has it; `others` replace its fields or add to them."""
+  fields = dict(num_attention_heads=2, attention_head_dim=16, in_channels=4, out_channels=4)
+  fields |= dict(text_dim=16, ffn_dim=32, num_layers=2)
+  return _libraries()[0].WanTransformer3DModel(**fields | others)
+
+
+def wan22_autoencoder(mean: Sequence[float], std: Sequence[float]) -> Any:
+  """A small autoencoder of Wan 2.2 with as many channels as there are means."""
+  sizes = dict(base_dim=4, decoder_base_dim=8, z_dim=len(mean), num_res_blocks=1)
+  pixels = dict(patch_size=2, in_channels=12, out_channels=12, scale_factor_spatial=16)
+  latents = dict(latents_mean=list(mean), latents_std=list(std))
+  return _libraries()[0].AutoencoderKLWan(is_residual=True, **sizes, **pixels, **latents)
+
+
 def _wan22(preset: str) -> tuple[dict[str, Any], dict[str, Any]]:
   del preset
   diffusers, transformers = _libraries()
   mean, std = (0.5, -0.25, 0.0, 0.125), (2.0, 1.0, 4.0, 0.5)
   parts = {
-    "transformer": diffusers.WanTransformer3DModel(
-      num_attention_heads=2,
-      attention_head_dim=16,
-      in_channels=4,
-      out_channels=4,
-      text_dim=16,
-      ffn_dim=32,
-      num_layers=2,
-    ),
-    "vae": diffusers.AutoencoderKLWan(
-      base_dim=4,
-      decoder_base_dim=8,
-      z_dim=4,
-      num_res_blocks=1,
-      is_residual=True,
-      patch_size=2,
-      in_channels=12,
-      out_channels=12,
-      scale_factor_spatial=16,
-      latents_mean=list(mean),
-      latents_std=list(std),
-    ),
+    "transformer": wan_transformer(),
+    "vae": wan22_autoencoder(mean, std),
     "text_encoder": transformers.UMT5EncoderModel(transformers.UMT5Config(**_T5)),
     "scheduler": diffusers.UniPCMultistepScheduler(
       prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=5.0

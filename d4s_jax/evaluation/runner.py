@@ -263,8 +263,8 @@ def _notes(found: SampleSet, facts: Found) -> list[str]:
   """What a reader has to know of a set."""
   known = [x for x in facts.values() if not isinstance(x, Failure)]
   notes = [f"{len(found.samples)} samples"]
-  for what, told in _differences(known):
-    notes.append(f"{what}: {told}")
+  if known:
+    notes += [f"{what}: {told}" for what, told in _differences(known)]
   if found.ignored:
     notes.append(f"not scored, being neither videos nor scenes: {', '.join(found.ignored)}")
   notes += [f"{name}: {x.reason}" for name, x in facts.items() if isinstance(x, Failure)]
@@ -293,7 +293,7 @@ def _differences(known: Sequence[Values]) -> Iterator[tuple[str, str]]:
     "pixels": lambda x: f"{int(x['width'])} x {int(x['height'])}",
     "frames a second": lambda x: f"{float(x['fps']):g}" if x["fps"] else "unknown",
   }
-  for what, tell in kinds.items() if known else ():
+  for what, tell in kinds.items():
     told = sorted({tell(x) for x in known})
     mixed = " (they differ; frames are compared as they are)" if len(told) > 1 else ""
     yield what, f"{', '.join(told[:6])}{mixed}"

@@ -153,7 +153,8 @@ def left_at_random(config: Config, like: state.TrainState) -> Iterator[str]:
   diffuses = "diffusion" in stage(config.stage).objectives
   for name in ("autoencoder", *(("text_encoder", "image_encoder") if diffuses else ())):
     is_trained = any(path.startswith(f"{name}/") for path in like.trainable)
-    if not config.init.get(name, "here") and not is_trained:
+    is_random = name in config.init and not config.init[name]
+    if is_random and not is_trained:
       yield f'WARNING: init.{name} is "", and this run does not train it: it stays at random.'
 
 

@@ -16,6 +16,7 @@ from d4s_jax.pipeline import Pipeline, shot
 from d4s_jax.weights.clip import ENCODER
 from d4s_jax.weights.wan import AUTOENCODER, TRANSFORMER
 from tests.models.test_clip import torch_encoder
+from tests.published_pipelines import wan_transformer
 from tests.support import from_torch, random_params, small_config
 
 # Compiled without LLVM's optimiser: these networks run once.
@@ -66,18 +67,9 @@ def _pipeline(backbone, mode, torch, scheduler=_euler):
   diffusers = pytest.importorskip("diffusers")
   transformers = pytest.importorskip("transformers")
   torch.manual_seed(0)
-  image = dict(image_dim=CLIP["dim"], added_kv_proj_dim=32) if mode == "i2v" else {}
-  transformer = diffusers.WanTransformer3DModel(
-    num_attention_heads=2,
-    attention_head_dim=16,
-    in_channels=12 if mode == "i2v" else 4,
-    out_channels=4,
-    text_dim=WIDTH,
-    freq_dim=16,
-    ffn_dim=48,
-    num_layers=2,
-    **image,
-  )
+  image = dict(in_channels=12, image_dim=CLIP["dim"], added_kv_proj_dim=32)
+  image = image if mode == "i2v" else {}
+  transformer = wan_transformer(text_dim=WIDTH, freq_dim=16, ffn_dim=48, **image)
   vae = diffusers.AutoencoderKLWan(
     base_dim=4,
     z_dim=4,

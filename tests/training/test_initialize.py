@@ -13,6 +13,7 @@ from d4s_jax.models.system import System
 from d4s_jax.training import initialize, loop, sharding, state
 from d4s_jax.training.checkpoint import CheckpointError
 from tests.models.cogvideox_oracle import torch_autoencoder, torch_transformer
+from tests.published_pipelines import wan_transformer
 from tests.support import (
   lora_config,
   random_params,
@@ -100,17 +101,8 @@ def test_nothing_is_made_at_random_where_all_parts_are_given(earlier, monkeypatc
 def published(tmp_path_factory):
   """A transformer of diffusers in bfloat16 that fits `small_config`, converted."""
   torch = pytest.importorskip("torch")
-  diffusers = pytest.importorskip("diffusers")
   folder = tmp_path_factory.mktemp("published")
-  model = diffusers.WanTransformer3DModel(
-    num_attention_heads=2,
-    attention_head_dim=16,
-    in_channels=4,
-    out_channels=4,
-    text_dim=16,
-    ffn_dim=32,
-    num_layers=2,
-  ).to(torch.bfloat16)
+  model = wan_transformer().to(torch.bfloat16)
   model.save_pretrained(folder / "theirs" / "transformer")
   index = {"transformer": ["diffusers", "WanTransformer3DModel"]}
   (folder / "theirs" / "model_index.json").write_text(json.dumps(index))

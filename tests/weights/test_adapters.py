@@ -17,6 +17,7 @@ from d4s_jax.models.backbone import Text
 from d4s_jax.models.system import System
 from d4s_jax.weights import merging
 from d4s_jax.weights.components import COMPONENTS
+from tests.published_pipelines import wan_transformer
 from tests.support import lora_config, random_params, run_command, write_run
 
 torch = pytest.importorskip("torch")
@@ -34,16 +35,7 @@ HEADER = "lora_adapter_metadata"
 def base():
   """The transformer of `small_config`, as diffusers has it, the same at every call."""
   torch.manual_seed(0)
-  model = diffusers.WanTransformer3DModel(
-    num_attention_heads=2,
-    attention_head_dim=16,
-    in_channels=4,
-    out_channels=4,
-    text_dim=16,
-    ffn_dim=32,
-    num_layers=2,
-  )
-  return model.eval()
+  return wan_transformer().eval()
 
 
 def cogvideox():

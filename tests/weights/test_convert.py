@@ -17,6 +17,7 @@ from d4s_jax.formats import parts
 from d4s_jax.models.wan.autoencoder import WanAutoencoder
 from d4s_jax.weights import wan
 from d4s_jax.weights.components import COMPONENTS
+from tests.published_pipelines import wan22_autoencoder, wan_transformer
 from tests.published_tokenizers import write_umt5
 from tests.support import full_disk, run_command
 
@@ -36,15 +37,8 @@ T5 = dict(
   feed_forward_proj="gated-gelu",
 )
 MODELS = {
-  "transformer": lambda: diffusers.WanTransformer3DModel(
-    num_attention_heads=2,
-    attention_head_dim=12,
-    in_channels=4,
-    out_channels=4,
-    text_dim=24,
-    freq_dim=16,
-    ffn_dim=40,
-    num_layers=2,
+  "transformer": lambda: wan_transformer(
+    **dict(attention_head_dim=12, text_dim=24, freq_dim=16, ffn_dim=40)
   ),
   "vae": lambda: diffusers.AutoencoderKLWan(
     base_dim=4,
@@ -53,19 +47,7 @@ MODELS = {
     latents_mean=[0.5, -0.25, 0.0, 0.125],
     latents_std=[2.0, 1.0, 4.0, 0.5],
   ),
-  "vae22": lambda: diffusers.AutoencoderKLWan(
-    base_dim=4,
-    decoder_base_dim=8,
-    z_dim=2,
-    num_res_blocks=1,
-    is_residual=True,
-    patch_size=2,
-    in_channels=12,
-    out_channels=12,
-    scale_factor_spatial=16,
-    latents_mean=[0.5, -0.25],
-    latents_std=[2.0, 4.0],
-  ),
+  "vae22": lambda: wan22_autoencoder((0.5, -0.25), (2.0, 4.0)),
   "text_encoder": lambda: transformers.UMT5EncoderModel(transformers.UMT5Config(**T5)),
   "t5": lambda: transformers.T5EncoderModel(transformers.T5Config(**T5)),
 }

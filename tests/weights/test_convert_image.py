@@ -16,6 +16,7 @@ from d4s_jax.training import checkpoint, initialize, state
 from d4s_jax.weights import run
 from d4s_jax.weights.components import COMPONENTS
 from tests.models.test_clip import torch_encoder
+from tests.published_pipelines import wan_transformer
 from tests.support import Held, random_params, small_config
 from tests.weights.test_convert import convert, refused, tensors
 
@@ -31,17 +32,7 @@ UNREAD = [f"blocks.{i}.attn2.norm_added_q.weight" for i in range(2)]
 
 
 def _transformer():
-  return diffusers.WanTransformer3DModel(
-    num_attention_heads=2,
-    attention_head_dim=16,
-    in_channels=12,
-    out_channels=4,
-    text_dim=16,
-    ffn_dim=32,
-    num_layers=2,
-    image_dim=20,
-    added_kv_proj_dim=32,
-  )
+  return wan_transformer(in_channels=12, image_dim=20, added_kv_proj_dim=32)
 
 
 def _drawn(model):

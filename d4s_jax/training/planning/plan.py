@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from d4s_jax.config import Config
 from d4s_jax.losses import perceptual
 from d4s_jax.losses.lpips import load_weights
+from d4s_jax.models.backbone import Embedded
 from d4s_jax.models.system import System
 from d4s_jax.training import initialize, objectives, sharding, state
 from d4s_jax.training.optimizer import make_optimizer
@@ -202,7 +203,7 @@ def _far(chip: Chip, mesh: Mesh) -> frozenset[str]:
 
 
 def abstract_clip(config: Config, system: System, batch: int, cut: Any) -> Clip:
-  """Shapes and types of a batch of clips, as the loader would bring it."""
+  """Shapes and types of a batch of clips, as the loader and a text cache would bring it."""
   frames, height, width = (config.clip[name] for name in ("frames", "height", "width"))
 
   def array(*shape, dtype: Any = jnp.float32) -> Any:
@@ -218,6 +219,13 @@ def abstract_clip(config: Config, system: System, batch: int, cut: Any) -> Clip:
     images, depth = array(count, height, width, 3), array(count, height, width)
     return Views(images=images, depth=depth, cameras=cameras, times=array(count))
 
+  def prompts() -> Any:
+    tokens = array(system.backbone.tokenizer.max_length, dtype=jnp.int32)
+    if not config.text_cache:
+      return tokens
+    text = jax.eval_shape(system.backbone.encode_text, system.abstract(), tokens)
+    return jax.tree.map(lambda x: array(*x.shape[1:], dtype=x.dtype), Embedded(text, text))
+
   known = array(_TRACKS, frames, dtype=bool)
   return Clip(
     source=views(frames),
@@ -226,7 +234,7 @@ def abstract_clip(config: Config, system: System, batch: int, cut: Any) -> Clip:
     instances=array(frames, height, width, dtype=jnp.int32),
     dynamic=array(dtype=bool),
     scale=array(),
-    text=array(system.backbone.tokenizer.max_length, dtype=jnp.int32),
+    text=prompts(),
   )
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from d4s_jax.data.source import open_source
 from d4s_jax.models.system import System
-from d4s_jax.training import validation
+from d4s_jax.training import state, text_cache, validation
 from d4s_jax.training.planning import plan as planning
 from d4s_jax.training.planning import report, sampling, search
 from d4s_jax.training.planning.chips import CHIPS, open_topology
@@ -97,12 +97,18 @@ def test_a_scene_takes_the_sum_of_its_programs():
   assert "DOES NOT FIT: needs 99.0 GiB" in text and "roofline " not in text.splitlines()[-1]
 
 
-def test_an_abstract_clip_is_what_the_loader_brings():
+@pytest.mark.parametrize("cached", [False, True])
+def test_an_abstract_clip_is_what_the_loader_and_a_text_cache_bring(cached, tmp_path):
   config = small_config()
+  config.text_cache = str(tmp_path) if cached else ""
   system = System.build(config.model.to_dict())
   size = {name: config.clip[name] for name in ("frames", "height", "width")}
   source = open_source("synthetic", split="heldout", views=config.clip.targets, **size)
   (batch,) = validation.HeldOut(source, system.backbone.tokenizer, 2, 1)
+  like = system.abstract()
+  encoder = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), like["text_encoder"])
+  frozen = state.flatten({"text_encoder": encoder})
+  batch = text_cache.make(config.text_cache, system.backbone, frozen, print)(batch, frozen)
   cut = jax.sharding.SingleDeviceSharding(jax.devices()[0])
   shapes = planning.abstract_clip(config, system, 2, cut)
   assert jax.tree.structure(shapes) == jax.tree.structure(batch)
