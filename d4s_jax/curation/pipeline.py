@@ -258,14 +258,17 @@ def _engine() -> Iterator[Any]:
   os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
   # Else workers give way to everything, and come to nothing on a machine that is busy.
   os.environ.setdefault("RAY_worker_niceness", "0")
+  address = os.environ.get("RAY_ADDRESS")
+  if address:
+    _reach(address)
+    # Else a server that is no Ray is asked for a quarter of an hour.
+    os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "2")
   try:
     ray: Any = importlib.import_module("ray")
   except ImportError:
     raise ValueError("Curation needs Ray; pip install -e '.[curation]' brings it.") from None
   if ray.is_initialized():
     raise ValueError("Ray runs in this process already; curate in a process of its own.")
-  address = os.environ.get("RAY_ADDRESS")
-  _reach(address or "")
   quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
   if not address:
     quiet |= {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}

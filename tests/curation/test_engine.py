@@ -1,5 +1,6 @@
 """The start of the engine, with a Ray that fails."""
 
+import os
 import socket
 import sys
 import types
@@ -23,6 +24,9 @@ def started(monkeypatch):
   ray.init, ray.shutdown, ray.is_initialized = init, lambda: None, lambda: False
   monkeypatch.setitem(sys.modules, "ray", ray)
   monkeypatch.delenv("RAY_ADDRESS", raising=False)
+  # Put back afterwards.
+  monkeypatch.setenv("RAY_NUM_REDIS_GET_RETRIES", "")
+  monkeypatch.delenv("RAY_NUM_REDIS_GET_RETRIES")
   return ray
 
 
@@ -33,6 +37,7 @@ def test_a_busy_machine_is_given_more_than_one_chance(started):
   # Nothing listens beyond this machine.
   assert started.calls[0]["_node_ip_address"] == "127.0.0.1"
   assert started.calls[0]["include_dashboard"] is False
+  assert "RAY_NUM_REDIS_GET_RETRIES" not in os.environ
 
 
 def test_an_engine_that_does_not_start_is_told_in_one_line(started):
@@ -65,4 +70,4 @@ def test_a_cluster_that_is_no_ray_is_given_one_chance(started, monkeypatch):
     with pytest.raises(ConnectionError, match="is RAY_ADDRESS right"):
       with pipeline._engine():
         raise AssertionError
-  assert len(started.calls) == 1
+  assert len(started.calls) == 1 and os.environ["RAY_NUM_REDIS_GET_RETRIES"] == "2"
