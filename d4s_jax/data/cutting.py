@@ -91,7 +91,7 @@ class Cut:
     return {"hash of names": identity.digest(names), **how}
 
   def __call__(self, footage: Filmed, rng: np.random.Generator) -> Clip:
-    """One clip, a pure function of footage and generator.
+    """One clip, a pure function of footage and generator; its images are still in 8 bits.
 
     Raises:
       NoLength: there is nothing to take a unit of length from; no fault of the files.
@@ -160,8 +160,8 @@ def _views(
 
 
 def _some(frames: Views, index: Int[np.ndarray, "v"], times: Any) -> Views:
-  """Some of the views, with their times, and images in [0, 1]."""
-  images: Any = np.divide(np.asarray(frames.images)[index], np.float32(255), dtype=np.float32)
+  """Some of the views, with their times."""
+  images: Any = np.asarray(frames.images)[index]
   depth: Any = np.asarray(frames.depth)[index]
   return Views(images=images, depth=depth, cameras=frames.cameras[index], times=times)
 

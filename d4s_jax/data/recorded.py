@@ -4,6 +4,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
@@ -11,6 +12,7 @@ from d4s_jax.data.cutting import Cut
 from d4s_jax.data.record import CorruptRecord, Record, read_depth, read_image, read_instances
 from d4s_jax.data.sampling import Augmentation, NoLength
 from d4s_jax.data.shards import Entry, Shards, read_manifest, split
+from d4s_jax.data.transforms import in_floats
 from d4s_jax.data.wanted import Wanted
 from d4s_jax.types import Clip, Tracks
 
@@ -76,7 +78,7 @@ class Recorded:
 
   def read(self, index: int) -> Clip:
     """One clip, always the same."""
-    return self.draw(index, np.random.default_rng((index, 1)))
+    return jax.tree.map(in_floats, self.draw(index, np.random.default_rng((index, 1))))
 
   def draw(self, index: int, rng: np.random.Generator) -> Clip:
     """One clip; which frames and what part of the picture depends on the generator.

@@ -41,7 +41,7 @@ class Sampled(Source, Protocol):
   """A source that has more to show of a clip than one reading does."""
 
   def draw(self, index: int, rng: np.random.Generator) -> Clip:
-    """One clip, a pure function of the index and of the generator.
+    """One clip, a pure function of the index and of the generator; images may be in 8 bits.
 
     Raises:
       CorruptRecord: it can't be read; another one will do.

@@ -3,6 +3,7 @@
 import dataclasses
 import re
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int
@@ -13,6 +14,13 @@ from d4s_jax.types import Clip
 def with_tokens(clip: Clip, tokenize: Callable[[str], Int[np.ndarray, "l"]]) -> Clip:
   """The clip with token ids instead of its caption."""
   return dataclasses.replace(clip, text=np.asarray(tokenize(clip.text), np.int32))
+
+
+def in_floats(leaf: Any) -> Any:
+  """A leaf of a clip or batch: images that are still in 8 bits in [0, 1], others as they are."""
+  if isinstance(leaf, np.ndarray) and leaf.dtype == np.uint8:
+    return np.divide(np.asarray(leaf), np.float32(255), dtype=np.float32)
+  return leaf
 
 
 def parse_shape(text: str) -> tuple[int, int, int]:

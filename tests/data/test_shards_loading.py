@@ -3,6 +3,7 @@
 import shutil
 import warnings
 
+import jax
 import numpy as np
 import pytest
 
@@ -283,3 +284,23 @@ def test_what_is_made_up_fills_all_buckets(folders):
   # Of the square records none goes to the wide bucket.
   np.testing.assert_allclose(buckets.shares, [1 / 8 + 3 / 4, 1 / 8])
   assert isinstance(buckets.sources[1], Mixture) and len(buckets.sources[1].parts) == 1
+
+
+def test_processes_hand_pictures_over_in_8_bits_and_batches_have_floats(folders):
+  """Else four times as much passes through shared memory; the values are the same."""
+  source = mixture(folders)
+  told = {"batch_size": 6, "seed": 1}
+  with (
+    make_loader(source, tokenize, **told) as own,
+    make_loader(source, tokenize, workers=1, **told) as other,
+  ):
+    for _ in range(2):
+      here, there = next(own), next(other)
+      assert there.source.images.dtype == here.target.images.dtype == np.float32
+      for one, same in zip(jax.tree.leaves(here), jax.tree.leaves(there)):
+        assert type(same) is np.ndarray
+        np.testing.assert_array_equal(one, same)
+    passed, _ = next(other._iterator)
+    assert passed.source.images.dtype == passed.target.images.dtype == np.uint8
+  clip = source.parts[0].read(3)
+  assert clip.source.images.dtype == np.float32 and 0 < clip.source.images.max() < 1

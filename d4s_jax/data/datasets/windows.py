@@ -3,6 +3,7 @@
 import os
 from typing import Any
 
+import jax
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 from PIL import Image
@@ -13,6 +14,7 @@ from d4s_jax.data.datasets.scene import Dataset, Scene
 from d4s_jax.data.identity import digest
 from d4s_jax.data.record import CorruptRecord
 from d4s_jax.data.sampling import Augmentation, NoLength
+from d4s_jax.data.transforms import in_floats
 from d4s_jax.data.wanted import SPLITS, Wanted
 from d4s_jax.types import Clip, Tracks
 
@@ -87,7 +89,8 @@ class Windows:
 
   def read(self, index: int) -> Clip:
     """One clip, always the same; see `draw`."""
-    return self.draw(index, np.random.default_rng((*self._cut.wanted.entropy, index, 1)))
+    rng = np.random.default_rng((*self._cut.wanted.entropy, index, 1))
+    return jax.tree.map(in_floats, self.draw(index, rng))
 
   def draw(self, index: int, rng: np.random.Generator) -> Clip:
     """One clip; the generator chooses its frames and what part of the picture is shown.
