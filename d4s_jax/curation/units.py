@@ -105,14 +105,15 @@ def find(dataset: str, root: pathlib.Path) -> tuple[list[Unit], list[str]]:
   for path in sorted(root.rglob("*")):
     if path.suffix.lower() not in _SUFFIXES or not path.is_file():
       continue
-    if not path.resolve().is_relative_to(top):
-      problems.append(f"{path} is a link that leads out of {root}; it is left out. Copy the file.")
-      continue
     name = path.relative_to(root).as_posix()
     try:
       name.encode()
     except UnicodeEncodeError:
-      problems.append(f"{path!s:.200}: a name that is no text; it is left out. Rename the file.")
+      # With escapes: the report is text.
+      problems.append(f"{name!r:.200}: a name that is no text; it is left out. Rename the file.")
+      continue
+    if not path.resolve().is_relative_to(top):
+      problems.append(f"{path} is a link that leads out of {root}; it is left out. Copy the file.")
       continue
     names.append(name)
   if not names:

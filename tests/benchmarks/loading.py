@@ -29,6 +29,7 @@ from d4s_jax.curation import recording, units
 from d4s_jax.data.loader import make_loader
 from d4s_jax.data.sampling import Augmentation
 from d4s_jax.data.source import open_source
+from d4s_jax.data.transforms import in_floats
 from d4s_jax.formats.video import write_video
 from d4s_jax.training import loop, record
 from d4s_jax.training.log import read_metrics
@@ -119,7 +120,8 @@ class OfShards(torch.utils.data.Dataset):
   def __getitem__(self, index):
     rng = np.random.default_rng(index)
     clip = self.source.draw(int(rng.integers(len(self.source))), rng)
-    return torch.from_numpy(clip.source.images), torch.from_numpy(clip.target.images)
+    # Floats, as torchvision makes them of pictures.
+    return tuple(torch.from_numpy(in_floats(x.images)) for x in (clip.source, clip.target))
 
 
 class OfVideos(torch.utils.data.Dataset):

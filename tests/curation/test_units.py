@@ -1,5 +1,7 @@
 """Videos as they come: cuts, truncation, times, names, links."""
 
+import os
+
 import av
 import numpy as np
 import pytest
@@ -39,6 +41,12 @@ def test_files_are_found_by_any_name_and_never_outside(tmp_path):
   found, problems = units.find("videos", tmp_path / "films")
   assert [one.name for one in found] == ["videos/Häschen 二.mp4"]
   assert len(problems) == 1 and "leads out of" in problems[0]
+  with open(os.fsencode(tmp_path / "films") + b"/\xff.mp4", "wb"):
+    pass
+  _, problems = units.find("videos", tmp_path / "films")
+  # It can be written into the report.
+  assert any("name that is no text" in problem for problem in problems)
+  assert all(problem.encode() for problem in problems)
   assert split(found[0])[0]
   with pytest.raises(NotADirectoryError, match="expected one with videos"):
     units.find("videos", tmp_path / "none")
