@@ -12,6 +12,7 @@ A plug-in is named by a text:
 A result is a mapping of arrays, as in RESULTS, or a text for captions.
 """
 
+import codecs
 import dataclasses
 import importlib
 import pathlib
@@ -148,17 +149,17 @@ def checked(kind: str, result: Any, footage: Excerpt) -> dict[str, np.ndarray]:
     ValueError: an array is missing, has another shape or is not finite.
   """
   if not isinstance(result, Mapping):
-    raise ValueError(f"{kind}: a {type(result).__name__}; expected arrays by name.")
+    raise ValueError(f"a {type(result).__name__}; expected arrays by name.")
   frames, height, width, _ = footage.images.shape
   sizes = {"f": frames, "h": height, "w": width}
   arrays = {}
   if kind == "depth" and len(set(RESULTS[kind]) & set(result)) != 1:
-    raise ValueError(f"depth: arrays {sorted(result)}; expected one of {', '.join(RESULTS[kind])}.")
+    raise ValueError(f"arrays {sorted(result)}; expected one of {', '.join(RESULTS[kind])}.")
   for name, axes in RESULTS[kind].items():
     if name not in result:
       if name in _OPTIONAL:
         continue
-      raise ValueError(f"{kind}: no array {name!r}; expected {', '.join(RESULTS[kind])}.")
+      raise ValueError(f"no array {name!r}; expected {', '.join(RESULTS[kind])}.")
     array = np.asarray(result[name])
     expected = [sizes.get(axis) or (int(axis) if axis.isdigit() else None) for axis in axes]
     fits = array.ndim == len(axes) and all(
@@ -166,12 +167,10 @@ def checked(kind: str, result: Any, footage: Excerpt) -> dict[str, np.ndarray]:
     )
     if not fits:
       shape = ", ".join(axis if size is None else str(size) for axis, size in zip(axes, expected))
-      raise ValueError(
-        f"{kind}: {name} of shape {array.shape}; expected ({shape}), as the pictures have."
-      )
+      raise ValueError(f"{name} of shape {array.shape}; expected ({shape}), as the pictures have.")
     holes = array.dtype.kind == "f" and name not in _WITH_GAPS and np.isnan(array).any()
     if array.dtype.kind not in "fiub" or holes:
-      raise ValueError(f"{kind}: {name} has NaN, or is no number.")
+      raise ValueError(f"{name} has NaN, or is no number.")
     arrays[name] = array
   return arrays
 
@@ -205,9 +204,21 @@ class _Files:
     if not path.is_file():
       raise FileNotFoundError(f"No {path}; expected the {self._kind} of {clip.unit}.")
     if suffix == ".txt":
-      with path.open("rb") as file:
-        return " ".join(file.read(_LONGEST).decode(errors="replace").split())
+      return _text(path)
     return _arrays(path, RESULTS[self._kind], clip.frames)
+
+
+def _text(path: pathlib.Path) -> str:
+  with path.open("rb") as file:
+    contents = file.read(_LONGEST)
+  try:
+    # The end may be within a character.
+    text, _ = codecs.utf_8_decode(contents, "strict", len(contents) < _LONGEST)
+    if "\0" in text:  # UTF-16, for one
+      raise ValueError
+  except ValueError:
+    raise ValueError(f"{path} is no text; expected a caption in UTF-8.") from None
+  return " ".join(text.split())
 
 
 def _arrays(path: pathlib.Path, axes, frames: np.ndarray) -> dict[str, np.ndarray]:

@@ -215,6 +215,27 @@ def test_depth_that_does_not_fit_is_refused(arrays, message, tmp_path):
   assert re.search(message, made["failed"]), made["failed"]
 
 
+@pytest.mark.parametrize(
+  "contents, message",
+  [
+    (b"\xff\xd8\xff\xe0JFIF", "a.mp4.txt is no text; expected a caption in UTF-8"),
+    ("ein Haus".encode("utf-16-le"), "a.mp4.txt is no text"),
+    (b" \n", "expected a text"),
+    ("ein\n Häschen".encode(), ""),
+    # The limit of what is read lies within a character.
+    (b"x" + "ä".encode() * 5000, ""),
+  ],
+)
+def test_files_of_captions_are_text(tmp_path, contents, message):
+  (tmp_path / "videos").mkdir()
+  (tmp_path / "videos" / "a.mp4.txt").write_bytes(contents)
+  (made,) = estimators(Settings(plugins={"captions": f"files:{tmp_path}"}))([row(scene_record(0))])
+  assert message in made["failed"] if message else not made["failed"]
+  if not message:
+    said = records.decode(made["record"]).caption
+    assert contents.decode().startswith(said[:3]) and "\ufffd" not in said and "\n" not in said
+
+
 def test_archives_of_others_are_bounded_and_run_nothing(tmp_path, monkeypatch):
   (tmp_path / "videos").mkdir()
   path = tmp_path / "videos" / "a.mp4.npz"
