@@ -3,7 +3,6 @@
 import hashlib
 import os
 import pathlib
-import secrets
 from typing import Any
 
 import av
@@ -13,6 +12,7 @@ from jaxtyping import Int, UInt8
 
 from d4s_jax.data.identity import digest
 from d4s_jax.data.wanted import Wanted
+from d4s_jax.formats import arrays
 from d4s_jax.geometry import cameras as camera_geometry
 from d4s_jax.types import Cameras, Clip, Tracks, Views
 
@@ -160,11 +160,7 @@ def decoded(path: pathlib.Path, side: int) -> pathlib.Path:
   folder = pathlib.Path(home) / "d4s_jax" / "films"
   file = folder / f"{hashlib.sha256(identity.encode()).hexdigest()[:16]}.npy"
   if not file.exists():
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_suffix(f".{secrets.token_hex(8)}")
-    with temporary.open("wb") as out:
-      np.save(out, _decode(path, side))
-    temporary.replace(file)
+    arrays.write_array(file, _decode(path, side))
   return file
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from d4s_jax.data.source import open_source
 from d4s_jax.evaluation.maker import KINDS, Maker
 from d4s_jax.evaluation.sample_sets import SOURCE
-from d4s_jax.formats import atomic, checked, images
+from d4s_jax.formats import arrays, atomic, checked, images
 from d4s_jax.pipeline import progress, shot
 
 PATHS = ("spiral", "forward", "backward", "up", "down")
@@ -129,7 +129,7 @@ def embedded(
       clip = source.read(number)
       first = images.to_bytes(np.asarray(clip.source.images[:1]))
       frames = len(clip.source.times)
-      np.save(output / "still" / f"{name}.npy", np.repeat(first, frames, axis=0))
+      arrays.write_array(output / "still" / f"{name}.npy", np.repeat(first, frames, axis=0))
       for kind in kinds:
         KINDS[kind](maker, output / kind / name, clip)
         counter.update(1)

@@ -16,6 +16,8 @@ from typing import IO, NamedTuple
 import numpy as np
 from jaxtyping import Shaped
 
+from d4s_jax.formats import atomic
+
 # An array of so many bytes is a mistake or an attack.
 MOST_BYTES = 64 * 2**30
 # Rows that are kept in memory in one call.
@@ -146,6 +148,18 @@ class ArrayArchive:
       raise ValueError(f"{self.path}: {name!r} ends early; the archive is truncated.")
     values = np.frombuffer(content, spec.dtype)
     return values.reshape(shape, order="F" if spec.fortran else "C")
+
+
+def write_array(path: pathlib.Path, array: Shaped[np.ndarray, "..."]) -> None:
+  """Writes a `.npy`, whole or not at all.
+
+  Raises:
+    OSError: the disk is full; `np.save` says then how many numbers it wrote, and nothing else.
+  """
+  flat = np.ascontiguousarray(array)
+  with atomic.replacing(path) as temporary, temporary.open("wb") as out:
+    np.lib.format.write_array_header_1_0(out, np.lib.format.header_data_from_array_1_0(flat))
+    out.write(flat.data)
 
 
 def _rows(file: IO[bytes] | io.BufferedIOBase, rows: Sequence[int], size: int):

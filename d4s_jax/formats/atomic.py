@@ -69,6 +69,11 @@ def replacing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     yield temporary
     flush(temporary)
     os.replace(temporary, path)
+  except OSError as error:
+    # A write that fails knows no name, and disks are many.
+    if error.errno and error.filename is None:
+      error.filename = str(path)
+    raise
   finally:
     temporary.unlink(missing_ok=True)
 

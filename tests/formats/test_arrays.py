@@ -8,7 +8,8 @@ import zipfile
 import numpy as np
 import pytest
 
-from d4s_jax.formats.arrays import ArrayArchive
+from d4s_jax.formats.arrays import ArrayArchive, write_array
+from tests.support import full_disk
 
 POINTS = np.arange(7 * 5 * 3, dtype=np.float32).reshape(7, 5, 3)
 
@@ -21,6 +22,22 @@ def test_rows_are_those_of_numpy(tmp_path, save):
   np.testing.assert_array_equal(archive.read("points"), POINTS)
   np.testing.assert_array_equal(archive.read("points", [0, 3, 6]), POINTS[[0, 3, 6]])
   assert archive.read("name") == "ein Name" and archive.read("count") == 3
+
+
+def test_an_array_is_written_as_numpy_reads_it(tmp_path):
+  for array in (POINTS, np.asfortranarray(POINTS[..., 0]), np.uint8(255 * (POINTS > 3))):
+    write_array(tmp_path / "a.npy", array)
+    found = np.load(tmp_path / "a.npy")
+    np.testing.assert_array_equal(found, array)
+    assert found.dtype == array.dtype
+
+
+def test_a_full_disk_is_named_and_leaves_the_old_array(tmp_path):
+  write_array(tmp_path / "a.npy", POINTS[:1])
+  with full_disk(1000), pytest.raises(OSError, match=r"too large.*a\.npy"):
+    write_array(tmp_path / "a.npy", np.zeros(10_000))
+  np.testing.assert_array_equal(np.load(tmp_path / "a.npy"), POINTS[:1])
+  assert [x.name for x in tmp_path.iterdir()] == ["a.npy"]
 
 
 def test_columns_first(tmp_path):
