@@ -11,6 +11,7 @@ from d4s_jax.evaluation.metric import Metric
 
 _NO_PATH = "its camera path was not found"
 _NO_MOMENT = "it has no such moment"
+_ONE_FRAME = "it has one frame, and it is the first"
 # Stages of a scene, as `maker` names them.
 STAGES = {
   "video": "video model",
@@ -36,8 +37,12 @@ METRICS: dict[str, Metric] = {
   "psnr": Metric(of.FRAMES, "psnr", "PSNR, dB", "higher"),
   "ssim": Metric(of.FRAMES, "ssim", "SSIM", "higher", 3),
   "lpips": Metric(of.FRAMES, "lpips", "LPIPS", "lower", 3),
-  "later_psnr": Metric(of.LATER_FRAMES, "psnr", "PSNR after the first frame, dB", "higher"),
-  "later_lpips": Metric(of.LATER_FRAMES, "lpips", "LPIPS after the first frame", "lower", 3),
+  "later_psnr": Metric(
+    *(of.FRAMES, "later_psnr", "PSNR after the first frame, dB", "higher"), absent=_ONE_FRAME
+  ),
+  "later_lpips": Metric(
+    *(of.FRAMES, "later_lpips", "LPIPS after the first frame", "lower", 3), absent=_ONE_FRAME
+  ),
   "view_psnr": Metric(of.VIEWS, "psnr", "novel views, PSNR, dB", "higher"),
   "view_ssim": Metric(of.VIEWS, "ssim", "novel views, SSIM", "higher", 3),
   "view_lpips": Metric(of.VIEWS, "lpips", "novel views, LPIPS", "lower", 3),

@@ -1,15 +1,13 @@
 """Families of values that measure the machine: what a scene cost, what a view costs, fitting."""
 
 import time
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from d4s_jax.evaluation import cost, fit_curve
-from d4s_jax.evaluation.metric import Family, Measured, one_by_one
-from d4s_jax.evaluation.samples import Sample
+from d4s_jax.evaluation.metric import Case, Context, Family, Measured, one_by_one
 from d4s_jax.geometry.deformation import at
 from d4s_jax.render import render
 
@@ -17,19 +15,11 @@ from d4s_jax.render import render
 _VIEWS = 20
 
 
-def _timed(name: str, need: str, protocol: str, measure: Callable[[Sample], Measured]) -> Family:
-  return Family(
-    name,
-    lambda settings: protocol,
-    one_by_one(lambda case, context: measure(case.sample)),
-    needs=frozenset((need,)),
-    timed=True,
-  )
-
-
-def _cost(sample: Sample) -> Measured:
+@one_by_one
+def _cost(case: Case, context: Context) -> Measured:
   """Seconds add up over the stages, of memory the most counts."""
-  stages = cost.read(sample.path)
+  del context
+  stages = cost.read(case.sample.path)
   found = {"seconds": sum(stage.seconds for stage in stages.values())}
   for name, stage in stages.items():
     found[f"{name} seconds"] = stage.seconds
@@ -41,9 +31,11 @@ def _cost(sample: Sample) -> Measured:
   return found
 
 
-def _latency(sample: Sample) -> Measured:
+@one_by_one
+def _latency(case: Case, context: Context) -> Measured:
   """Milliseconds from a camera and a time to a picture in the host's memory."""
-  dynamic, metadata = sample.read  # pyright: ignore
+  del context
+  dynamic, metadata = case.sample.read  # pyright: ignore
   camera = jax.tree.map(jnp.asarray, metadata.cameras[:1])
   taken = []
   for index in range(_VIEWS + 1):
@@ -58,28 +50,40 @@ def _one_view(dynamic, camera, time):
   return render(at(dynamic, time), camera).image
 
 
-def _fit(sample: Sample) -> Measured:
+@one_by_one
+def _fit(case: Case, context: Context) -> Measured:
   """Quality and seconds at each moment."""
+  del context
   found = {}
-  for moment in fit_curve.read(sample.path):
+  for moment in fit_curve.read(case.sample.path):
     found |= {f"psnr {moment.steps}": moment.psnr, f"seconds {moment.steps}": moment.seconds}
   return found
 
 
-COST = _timed(
-  *("cost", "cost"),
-  "wall-clock/most-resident-memory-of-the-process/added=above-what-was-resident-before-the-stage/"
-  "after-compilation/the-machine-of-the-set",
+COST = Family(
+  "cost",
+  lambda settings: (
+    "wall-clock/most-resident-memory-of-the-process/added=above-what-was-resident-before-the-"
+    "stage/after-compilation/the-machine-of-the-set"
+  ),
   _cost,
+  needs=frozenset(("cost",)),
+  timed=True,
 )
-LATENCY = _timed(
-  *("latency", "scene"),
-  f"median-of-{_VIEWS}-views/deform+draw+copy/at-the-scene's-size/this-machine",
+LATENCY = Family(
+  "latency",
+  lambda settings: f"median-of-{_VIEWS}-views/deform+draw+copy/at-the-scene's-size/this-machine",
   _latency,
+  needs=frozenset(("scene",)),
+  timed=True,
 )
-FIT = _timed(
-  *("fit", "fit"),
-  "psnr-of-the-views-and-times-that-were-not-input/over-black/seconds-with-the-start,-without-"
-  "compilation/the-machine-of-the-set",
+FIT = Family(
+  "fit",
+  lambda settings: (
+    "psnr-of-the-views-and-times-that-were-not-input/over-black/seconds-with-the-start,-without-"
+    "compilation/the-machine-of-the-set"
+  ),
   _fit,
+  needs=frozenset(("fit",)),
+  timed=True,
 )

@@ -14,6 +14,7 @@ from d4s_jax.evaluation import families, page, report, runner, sample_sets, samp
 from d4s_jax.evaluation.metric import Case, Context, Failure
 from d4s_jax.evaluation.metrics import METRICS
 from d4s_jax.evaluation.settings import Settings
+from d4s_jax.evaluation.tools import TOOLS
 from d4s_jax.formats.video import write_video
 from tests.support import run_command
 
@@ -219,6 +220,24 @@ def test_frames_after_a_first_one_that_is_given_are_scored_alone(tmp_path):
   assert "one frame, and it is the first" in told
 
 
+def test_all_frames_and_the_later_ones_are_compared_once(sets, tmp_path, monkeypatch):
+  whole, measured = families.image_scores, []
+
+  def counted(images, truth, weights):
+    measured.append(images.shape)
+    return whole(images, truth, weights)
+
+  monkeypatch.setattr(families, "image_scores", counted)
+  asked = settings(sets, tmp_path, metrics=f"{QUICK},later_psnr,later_lpips")
+  found = {row.name: row.results["much"] for row in runner.evaluate(asked).rows}
+  assert len(measured) == 2 * COUNT
+  videos = [np.load(sets / name / "clip0.npy")[1:] for name in ("much", "true")]
+  alone = whole(*videos, TOOLS["lpips"].open(asked))
+  for name in ("psnr", "lpips"):
+    later = found[f"later_{name}"].samples["clip0"]
+    assert abs(later - alone[name].mean()) < 1e-5 < abs(later - found[name].samples["clip0"])
+
+
 def test_references_and_masks_without_a_sample_are_told(sets, tmp_path):
   (tmp_path / "set").mkdir()
   (tmp_path / "set" / "clip1.npy").write_bytes((sets / "little" / "clip1.npy").read_bytes())
@@ -265,8 +284,9 @@ def test_empty_and_doubtful_folders_are_refused(sets, tmp_path):
     (tmp_path / "empty" / f"a{suffix}").touch()
   with pytest.raises(ValueError, match="two samples named 'a'"):
     sample_sets.open_set(tmp_path / "empty")
-  with pytest.raises(ValueError, match="config.batch is 0"):
-    Settings.of({**vars(Settings()), "weights": vars(Settings().weights), "batch": 0})
+  for name, value, least in [("batch", 0, 1), ("shown", -1, 0)]:
+    with pytest.raises(ValueError, match=f"config.{name} is {value}; expected at least {least}"):
+      Settings.of({**vars(Settings()), "weights": vars(Settings().weights), name: value})
 
 
 def test_a_source_of_clips_is_opened_and_checked(tmp_path):
