@@ -128,9 +128,10 @@ class _Measuring:
     self._cache = pathlib.Path(settings.cache or pathlib.Path(settings.output) / "cache")
     for place in (pathlib.Path(settings.output), self._cache):
       atomic.make_folder(place)
-    self._tools = {}
-    # Once: weights may be gigabytes.
+    # Once: weights may be gigabytes. At the beginning: what is wrong with them is told at once.
     self._told = {x.name: (x.protocol(settings), _identities(x, settings)) for x in chosen}
+    names = sorted({name for family in chosen for name in family.tools})
+    self._tools = {name: TOOLS[name].open(settings) for name in names}
 
   def all_of(self, what: str, cases: Sequence[Case]) -> dict[str, Found]:
     """By family and sample."""
@@ -168,18 +169,13 @@ class _Measuring:
       else:
         open_cases.append((index, case, file))
     if open_cases:
-      measured = family.measure([case for _, case, _ in open_cases], self._context(family))
+      context = Context(self._settings, {name: self._tools[name] for name in family.tools})
+      measured = family.measure([case for _, case, _ in open_cases], context)
       for (index, _, file), values in zip(open_cases, measured, strict=True):
         found[index] = values
         if not isinstance(values, Failure):
           _write(file, values)
     return [found[index] for index in range(len(cases))]
-
-  def _context(self, family: Family) -> Context:
-    for name in family.tools:
-      if name not in self._tools:
-        self._tools[name] = TOOLS[name].open(self._settings)
-    return Context(self._settings, {name: self._tools[name] for name in family.tools})
 
   def _key(self, family: Family, case: Case) -> str:
     contents = [case.sample.digest]

@@ -72,7 +72,8 @@ class Settings:
     fields: dict[str, Any] = dict(config)
     fields["weights"] = Weights(**fields["weights"])
     settings = cls(**fields)
-    for name in ("frames", "gap", "pose_side", "batch"):
-      if getattr(settings, name) < 1:
-        raise ValueError(f"config.{name} is {getattr(settings, name)}; expected at least 1.")
+    least = {"frames": 1, "gap": 1, "pose_side": 1, "batch": 1, "shown": 0}
+    for name, value in least.items():
+      if getattr(settings, name) < value:
+        raise ValueError(f"config.{name} is {getattr(settings, name)}; expected at least {value}.")
     return settings

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from importlib import metadata
 from typing import Any
 
+from d4s_jax import captioning
 from d4s_jax.evaluation import i3d, matching, semantics, xfeat
 from d4s_jax.evaluation.settings import Settings
 from d4s_jax.losses import lpips
@@ -112,7 +113,7 @@ TOOLS: dict[str, Tool] = {
       else "a served vision-language model: config.qa_url and config.qa_model"
     ),
     lambda settings: f"served {settings.qa_model}",
-    lambda settings: None,
+    lambda settings: captioning.Endpoint(settings.qa_url),
   ),
   "matcher": Tool(
     lambda settings: (

@@ -1,5 +1,6 @@
 """What a user may give that can't be scored: told at once, or counted, named and explained."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -8,7 +9,10 @@ import pytest
 from d4s_jax.evaluation import cost, families, maker, runner, sample_sets
 from d4s_jax.evaluation.metric import Case, Context, Failure
 from d4s_jax.evaluation.settings import Settings, Weights
+from d4s_jax.formats.cameras import write_trajectory
+from d4s_jax.pipeline import progress
 from d4s_jax.training import inference
+from d4s_jax.types import Cameras
 
 GREY = np.full((4, 40, 40, 3), 0.5, np.float32)
 
@@ -76,6 +80,25 @@ def test_places_that_are_no_folders_and_weights_that_are_no_file_are_named(place
     runner.evaluate(settings(place, weights=weights, **options))
 
 
+@pytest.mark.parametrize(
+  ("metric", "options", "message"),
+  [
+    ("subject_consistency", {"weights": Weights(dino="gone")}, "No configuration at gone/config"),
+    ("matches_plug_in", {"matcher": "nothing:at_all"}, "config.matcher is 'nothing:at_all'; exp"),
+    ("qa_quality", {"qa_url": "127.0.0.1:9", "qa_model": "a"}, "'127.0.0.1:9'; expected http://"),
+  ],
+)
+def test_wrong_tools_are_told_before_anything_is_measured(
+  place, monkeypatch, metric, options, message
+):
+  measured = []
+  monkeypatch.setattr(families, "image_scores", measured.append)
+  asked = settings(place, reference=str(place / "true"), metrics=f"psnr,{metric}", **options)
+  with pytest.raises((FileNotFoundError, ValueError), match=message):
+    runner.evaluate(asked)
+  assert not measured
+
+
 def test_of_a_set_without_a_readable_sample_no_sizes_are_told(place):
   (place / "a" / "clip.npy").write_bytes(b"no array")
   (notes,) = runner.evaluate(settings(place, metrics="matches_sift")).notes.values()
@@ -112,27 +135,18 @@ def test_a_damaged_value_in_the_cache_is_measured_again(place):
 
 
 def test_a_video_model_makes_no_scenes():
-  class Trained:
-    name, reconstructs = "runs/diffusion-tiny", False
-
+  shipped = inference.open_checkpoint("shipped", progress.timed)
+  trained = dataclasses.replace(shipped, name="runs/diffusion-tiny", reconstructs=False)
   with pytest.raises(
     ValueError, match="runs/diffusion-tiny makes videos, no scenes; expected a run"
   ):
-    maker.Maker(Trained())  # pyright: ignore
+    maker.Maker(trained)
 
 
-def test_a_path_of_another_length_than_the_video_is_no_path_of_it(monkeypatch):
-  class Sample:
-    has = frozenset(("video", "cameras"))
-
-    def pictures(self, side):
-      return GREY
-
-    def cameras(self, height, width):
-      class Path:
-        world_from_camera = np.zeros((3, 4, 4))
-
-      return Path()
-
-  (found,) = families.POSES.measure([Case(Sample())], Context(Settings(), {}))  # pyright: ignore
+def test_a_path_of_another_length_than_the_video_is_no_path_of_it(place):
+  poses, lens = (np.tile(np.eye(n, dtype=np.float32), (3, 1, 1)) for n in (4, 3))
+  cameras = Cameras(world_from_camera=poses, intrinsics=lens, height=40, width=40)
+  write_trajectory(place / "a" / "clip.json", cameras, np.linspace(0, 1, 3, dtype=np.float32))
+  (sample,) = sample_sets.open_set(place / "a").samples.values()
+  (found,) = families.POSES.measure([Case(sample)], Context(Settings(), {}))
   assert found == Failure("4 frames and 3 cameras; expected one for each")
