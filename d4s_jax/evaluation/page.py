@@ -31,7 +31,7 @@ def write(path: pathlib.Path, report: Report) -> None:
     _drawn("Quality over time of fitting", plots.fits(report, names)),
     "<h2>Videos</h2>",
     _videos(report),
-    f"<h2>Figures of each sample</h2>{_figures(report, names)}",
+    _figures(report, names),
     _remarks(report),
   ]
   page = _TEMPLATE.read_text(encoding="utf-8").replace("/*BODY*/", "\n".join(parts))
@@ -76,16 +76,19 @@ def _drawn(title: str, figures: list[str]) -> str:
 
 def _videos(report: Report) -> str:
   """The first samples of all sets, each beside its reference."""
+  # The truth first: of many sets only the first ones are beside it.
+  names = sorted(report.sets, key=lambda name: name != report.reference)
   samples = sorted({key for name in report.sets for key in report.sets[name].samples})
   samples = [key for key in samples if any(_own(report, name, key) for name in report.sets)]
   rows = []
   for key in samples[: report.settings.shown]:
     cells = []
-    for name, found in report.sets.items():
-      if key in found.samples:
+    for name in names:
+      samples_of = report.sets[name].samples
+      if key in samples_of:
         figures = "" if name == report.reference else _brief(report, name, key)
         cells.append(
-          f"<figure>{_video(found.samples[key])}<figcaption>{_cell(name)}{figures}</figcaption>"
+          f"<figure>{_video(samples_of[key])}<figcaption>{_cell(name)}{figures}</figcaption>"
           "</figure>"
         )
     rows.append(f"<h3>{_cell(key)}</h3><div class=clip>{''.join(cells)}</div>")
@@ -124,6 +127,8 @@ def _brief(report: Report, name: str, key: str) -> str:
 
 def _figures(report: Report, names: list[str]) -> str:
   rows = [row for row in report.rows if any(x.samples for x in row.results.values())]
+  if not rows:
+    return ""
   head = "".join(f"<th>{_cell(METRICS[row.name].label)}</th>" for row in rows)
   tables = []
   for name in names:
@@ -144,7 +149,7 @@ def _figures(report: Report, names: list[str]) -> str:
       f"<h3>{_cell(name)}</h3><div class=scroll><table><tr><th></th>{head}</tr>{''.join(body)}"
       "</table></div>"
     )
-  return "".join(tables)
+  return f"<h2>Figures of each sample</h2>{''.join(tables)}"
 
 
 def _remarks(report: Report) -> str:
@@ -152,11 +157,12 @@ def _remarks(report: Report) -> str:
     return "<ul>" + "".join(f"<li>{line}</li>" for line in lines) + "</ul>"
 
   absent = [f"{_cell(names)}: needs {_cell(why)}" for why, names in told.missing(report).items()]
-  sets = [f"{_cell(name)}: {_cell('; '.join(notes))}" for name, notes in report.notes.items()]
+  sets = [f"{_cell(name)}{items(map(_cell, notes))}" for name, notes in report.notes.items()]
   remarks = [_cell(line) for line in told.remarks(report)]
   protocols = [f"<code>{_cell(line)}</code>" for line in told.protocols(report)]
   return (
-    f"<h2>Not measured</h2>{items(absent or ['nothing'])}<h2>Protocols</h2>{items(protocols)}"
+    f"<h2>Not measured</h2>{items(absent or ['nothing'])}<h2>Protocols</h2>"
+    f"{items(protocols or ['nothing was measured'])}"
     f"<h2>Sets</h2>{items(sets + remarks)}"
   )
 

@@ -59,10 +59,7 @@ def _dots(label: str, row: Row, values: dict[str, dict[str, float]], names: list
     f'<text x="{_LEFT}" y="{height - 2}" font-size="11">{low:.3g}</text>'
     f'<text x="{_WIDTH - 10}" y="{height - 2}" font-size="11" text-anchor="end">{high:.3g}</text>'
   )
-  return (
-    f'<figure><svg width="{_WIDTH}" height="{height}" role="img">{"".join(lines)}{ends}</svg>'
-    f"<figcaption>{html.escape(label)}</figcaption></figure>"
-  )
+  return _figure(_WIDTH, height, [*lines, ends], label)
 
 
 def tradeoffs(report: Report, names: list[str]) -> list[str]:
@@ -135,9 +132,15 @@ def _plane(across: str, up: str, points: Points, names: list[str]) -> str:
   ]
   height = max(_SIDE, heights[-1] + 6)
   scale = " (by decades)" if wide else ""
+  return _figure(_SIDE + _NAMES, height, parts, f"{up} against {across}{scale}")
+
+
+def _figure(width: int, height: float, parts: list[str], caption: str) -> str:
+  """A drawing that shrinks with a narrow page, and what it shows."""
+  size = f'width="{width}" height="{height:.0f}" viewBox="0 0 {width} {height:.0f}"'
   return (
-    f'<figure><svg width="{_SIDE + _NAMES}" height="{height:.0f}" role="img">{"".join(parts)}</svg>'
-    f"<figcaption>{html.escape(up)} against {html.escape(across)}{scale}</figcaption></figure>"
+    f'<figure><svg {size} role="img">{"".join(parts)}</svg>'
+    f"<figcaption>{html.escape(caption)}</figcaption></figure>"
   )
 
 

@@ -60,7 +60,7 @@ def text(report: Report) -> str:
     " unit of its rotations is not told."
   )
   lines += ["", "Means over samples; in brackets 95% by bootstrap over them. Protocols:"]
-  lines += [f"  {told}" for told in protocols(report)]
+  lines += [f"  {told}" for told in protocols(report) or ["nothing was measured"]]
   absent = missing(report)
   if absent:
     lines += ["", "Not measured:"]
