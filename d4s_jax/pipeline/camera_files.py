@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Float
 
 from d4s_jax.formats import atomic, trajectories
+from d4s_jax.formats.cameras import MAX_SIDE
 from d4s_jax.formats.trajectories import examine
 from d4s_jax.formats.trajectories.shots import Shots
 from d4s_jax.geometry import cameras as pinhole
@@ -101,8 +102,8 @@ def _cameras(shots: Shots, needed: bool, fov: float | None, height: int | None) 
     rows, columns = shots.size
   else:
     rows = 480 if height is None else height
-    if rows < 1:
-      raise ValueError(f"--height is {rows}; expected at least 1 pixel.")
+    if not 1 <= rows <= MAX_SIDE:
+      raise ValueError(f"--height is {rows}; expected 1 to {MAX_SIDE} pixels.")
     columns = max(1, round(rows * float(lenses[0, 1, 1] / lenses[0, 0, 0])))
   pixels = lenses * np.array([[columns], [rows], [1]])
   poses = shots.world_from_camera

@@ -117,7 +117,9 @@ class Painter:
     if mode == "opacity":
       return np.repeat(np.asarray(rendering.alpha)[0, ..., None], 3, axis=-1)
     if mode == "depth":
-      return colorize_depth(np.asarray(rendering.depth)[0], *self._depths)
+      # As the page: what is hardly there is hardly seen.
+      alpha = np.asarray(rendering.alpha)[0, ..., None]
+      return alpha * colorize_depth(np.asarray(rendering.depth)[0], *self._depths)
     return np.asarray(rendering.image)[0]
 
 

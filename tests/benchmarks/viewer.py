@@ -64,10 +64,11 @@ def rate(tab, seconds=10.0):
   before, start = tab.run("probe().frames"), time.monotonic()
   time.sleep(seconds)
   found, passed = tab.run("probe()"), time.monotonic() - start
-  size = tab.run("[document.getElementById('canvas').width, window.innerWidth, window.innerHeight]")
+  size = tab.run("""(({ width, clientWidth, clientHeight }) =>
+    [width, clientWidth, clientHeight])(document.getElementById("canvas"))""")
   tab.run(PLAY)
   shown = (found["frames"] - before) / passed
-  return f"{shown:.1f} a second, {size[0]} of {size[1]} columns, {size[2]} rows in the window"
+  return f"{shown:.1f} a second, {size[0]} columns of a picture of {size[1]} x {size[2]}"
 
 
 def resident(profile):
@@ -140,7 +141,8 @@ def main() -> None:
     page.write_page(file, dynamic, metadata, marks.levels(keys.PUBLIC))
     print(f"page of {options.gaussians} Gaussians x {options.frames}:", end=" ")
     print(f"{file.stat().st_size / MEGABYTE:.1f} MB")
-    with open_tab("about:blank", folder) as tab, served(file.read_bytes()) as address:
+    tall = open_tab("about:blank", folder, height=639)
+    with tall as tab, served(file.read_bytes()) as address:
       for kind, place in (("from disk", file.as_uri()), ("served", address)):
         taken = first_pictures(tab, place)
         shown = f"{np.median(taken):.2f} s, {min(taken):.2f} to {max(taken):.2f}"

@@ -51,5 +51,7 @@ def test_what_a_file_lacks_has_to_be_given(tmp_path):
   found = trajectories.read(tmp_path / "new")
   assert found.size == (100, 100)
   np.testing.assert_allclose(found.intrinsics[0], [[0.5, 0, 0.5], [0, 0.5, 0.5], [0, 0, 1]])
+  with pytest.raises(ValueError, match="--height is 99999999; expected 1 to 65536 pixels"):
+    camera_files.convert(source, tmp_path / "b", "colmap", 90.0, 99_999_999)
   with pytest.raises(ValueError, match="--fov given, but the file has intrinsics"):
     camera_files.convert(write(tmp_path, "transforms"), tmp_path / "b", "colmap", 90.0, None)

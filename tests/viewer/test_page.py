@@ -136,10 +136,51 @@ def test_on_a_telephone_everything_is_there_and_large_enough_for_fingers(tab):
     assert len(boxes) == 15
     assert min(left) >= 0 and max(right) <= 390 and max(bottom) <= 844
     assert min(bottom - top) >= 40
+    # Nothing of the frame is under the buttons.
+    canvas, bar = tab.run("""["canvas", "bar"].map((id) => {
+      const { top, bottom } = document.getElementById(id).getBoundingClientRect();
+      return [top, bottom]; })""")
+    assert canvas[0] == 0 and canvas[1] == bar[0] and bar[1] == 844
+    tab.wait(f"document.getElementById('canvas').height === {round(2 * canvas[1])}")
     tab.key("KeyX", "x")
   finally:
     tab.call("Emulation.clearDeviceMetricsOverride")
     tab.call("Emulation.setTouchEmulationEnabled", enabled=False)
+
+
+def test_a_long_prompt_leaves_the_picture_free_and_can_be_read_on_white(tab):
+  title = "document.getElementById('title')"
+  before = tab.run(f"{title}.textContent")
+  assert "window.failed" in before
+  tab.run(f"{title}.textContent = 'A cat looks around. '.repeat(100) + 'A'.repeat(2000)")
+  left, right, high, ground = tab.run("""(() => { const about = document.getElementById("about");
+    const { left, right, height } = about.getBoundingClientRect();
+    return [left, right, height, getComputedStyle(about).backgroundColor]; })()""")
+  tab.run(f"{title}.textContent = {json.dumps(before)}")
+  assert high < 70 and 0 <= left < right <= tab.run("innerWidth")
+  assert float(ground.removeprefix("rgba(0, 0, 0, ").rstrip(")")) > 0.5
+
+
+def test_a_file_that_is_no_path_is_named_until_another_is_opened(tab):
+  def opened(name, text):
+    (tab.folder / name).write_text(text)
+    root = tab.call("DOM.getDocument")["root"]["nodeId"]
+    node = tab.call("DOM.querySelector", nodeId=root, selector="#file")["nodeId"]
+    tab.call("DOM.setFileInputFiles", files=[str(tab.folder / name)], nodeId=node)
+
+  wrong = "document.getElementById('wrong').textContent"
+  opened("words.json", "no path")
+  tab.key("Space", " ")
+  tab.wait(f"{wrong}.startsWith('words.json is no path')")
+  frames = tab.run("probe().frames")
+  tab.wait(f"probe().frames > {frames + 2}")
+  assert tab.run(wrong)
+  opened("good.json", json.dumps({"frames": [{"world_from_camera": np.eye(4).tolist()}]}))
+  tab.wait(f"!{wrong} && probe().keys === 1")
+  tab.key("Space", " ")
+  slide(tab, 0)
+  tab.key("KeyX", "x")
+  assert looked(tab)[2]["keys"] == 0
 
 
 def test_a_window_of_any_shape_shows_the_whole_frame(tab):

@@ -126,6 +126,18 @@ def test_the_modes_differ(place):
       assert np.abs(pictures[a] - pictures[b]).mean() > 3
 
 
+def test_depth_fades_where_the_scene_does(place):
+  address, dynamic, metadata = place
+  pose = np.asarray(metadata.cameras.world_from_camera)[0]
+  asked = question(pose, mode=frames.MODES.index("depth"), width=SIDE, height=SIDE)
+  with Image.open(io.BytesIO(fetch(address + asked)[0])) as image:
+    light = np.asarray(image.resize((SIDE, SIDE)), np.float32).mean(axis=-1)
+  alpha = draw(dynamic, metadata.cameras[np.array([0])], np.float32([0.6]), "").alpha[0]
+  thin = (alpha > 0.004) & (alpha < 0.1)
+  assert thin.sum() > 100
+  assert light[thin].mean() < 0.2 * light[alpha > 0.9].mean()
+
+
 BAD = {
   "time": ({"time": 2}, "frame: time: 2; expected a finite number from 0 to 1"),
   "mode": ({"mode": 9}, "frame: mode"),

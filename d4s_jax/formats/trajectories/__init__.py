@@ -23,6 +23,9 @@ from d4s_jax.formats.visible import write_bytes
 from d4s_jax.geometry import poses
 from d4s_jax.types import Cameras
 
+# Units of a camera from the origin, along an axis. Metres from the Earth's centre are below 1e7.
+_FARTHEST = 1e9
+
 
 def read(path: str | os.PathLike) -> Shots:
   """Reads cameras as they stand in a file, or in the folder of a COLMAP model.
@@ -33,6 +36,17 @@ def read(path: str | os.PathLike) -> Shots:
       the line or field and what was expected.
   """
   path = pathlib.Path(path)
+  shots = _read(path)
+  far = np.abs(shots.world_from_camera[:, :3, 3]).max(axis=1)
+  if far.max() > _FARTHEST:
+    raise ValueError(
+      f"{path.name}: frame {far.argmax()} is {far.max():.3g} units from the origin; expected at"
+      f" most {_FARTHEST:.0e}. Is a line damaged?"
+    )
+  return shots
+
+
+def _read(path: pathlib.Path) -> Shots:
   if path.is_dir():
     place = colmap.find(path)
     if place is None:

@@ -56,6 +56,16 @@ def test_we_read_what_we_write(tmp_path, name):
     np.testing.assert_allclose(gaps, 1 / FPS, rtol=1e-5)
 
 
+def test_a_camera_out_of_all_proportion_is_refused(tmp_path):
+  path = tmp_path / "path.txt"
+  rows = [f"{i} {x} 0 0 0 0 0 1" for i, x in enumerate(("0", "-1e200", "5e6"))]
+  path.write_text("\n".join(rows))
+  with pytest.raises(ValueError, match=r"path.txt: frame 1 is 1e\+200 units from the origin"):
+    trajectories.read(path)
+  path.write_text("\n".join([rows[0], rows[2]]))
+  assert trajectories.read(path).world_from_camera[1, 0, 3] == 5e6
+
+
 @pytest.mark.parametrize("binary", [False, True])
 def test_colmap_reads_our_model_and_we_read_its(tmp_path, binary):
   name = "colmap-binary" if binary else "colmap"
