@@ -1,9 +1,12 @@
 """Embeddings of scalars and of grid positions."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 from jaxtyping import Array, Float
+
+from d4s_jax.layers.partitioning import platform
 
 
 def sinusoidal(
@@ -17,6 +20,18 @@ def sinusoidal(
   frequencies = np.exp(-np.log(max_period) * np.arange(half) / half).astype(np.float32)
   angles = t.astype(jnp.float32)[..., None] * frequencies.reshape((1,) * t.ndim + (half,))
   return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+
+
+def by_runs(timestep: Float[Array, "b"], clean: int) -> tuple[Float[Array, "b k"], tuple[int, ...]]:
+  """Timesteps of the runs of tokens, and where runs but the last end: see `over_tokens`.
+
+  Args:
+    timestep: of each sample.
+    clean: how many tokens, the first ones, are at timestep 0 instead.
+  """
+  if not clean:
+    return timestep[:, None], ()
+  return jnp.stack([jnp.zeros_like(timestep), timestep], axis=1), (clean,)
 
 
 def rotary_3d(
@@ -70,7 +85,23 @@ def apply_rotary(
   x: Float[Array, "b n h d"], cos: Float[Array, "n r"], sin: Float[Array, "n r"]
 ) -> Float[Array, "b n h d"]:
   """Rotates neighbouring pairs of channels (0, 1), (2, 3), ... by the angle of the token."""
-  even, odd = jnp.moveaxis(rearrange(x.astype(jnp.float32), "b n h (r p) -> b n h r p", p=2), -1, 0)
+  wide = x.astype(jnp.float32)
+  if platform() == "tpu":
+    cos, sin = (jnp.repeat(y, 2, axis=-1)[None, :, None, :] for y in (cos, sin))
+    return (wide * cos + _quarter_turned(x).astype(jnp.float32) * sin).astype(x.dtype)
+  even, odd = jnp.moveaxis(rearrange(wide, "b n h (r p) -> b n h r p", p=2), -1, 0)
   cos, sin = cos[None, :, None, :], sin[None, :, None, :]
   rotated = jnp.stack([even * cos - odd * sin, even * sin + odd * cos], axis=-1)
   return rearrange(rotated, "b n h r p -> b n h (r p)").astype(x.dtype)
+
+
+def _quarter_turned(x: Float[Array, "b n h d"]) -> Float[Array, "b n h d"]:
+  """Each pair (u, v) of channels as (-v, u), by a product, to the last bit.
+
+  A TPU has no cheap way to move numbers between neighbouring lanes: taken apart and put together
+  again they went through memory four times.
+  """
+  turn = np.kron(np.eye(x.shape[-1] // 2), [[0.0, 1.0], [-1.0, 0.0]])
+  # One for each head: remat policies keep products without such an axis.
+  turns = jnp.broadcast_to(jnp.asarray(turn, x.dtype), (x.shape[2], *turn.shape))
+  return jnp.einsum("bnhd,hde->bnhe", x, turns, precision=jax.lax.Precision.HIGHEST)

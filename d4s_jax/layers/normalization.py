@@ -1,9 +1,10 @@
 """Normalisations, all of them computed in float32 and returned in the dtype of their input."""
 
+import math
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from einops import repeat
 from jaxtyping import Array, Float
 
 from d4s_jax.layers.partitioning import partitioned
@@ -18,20 +19,39 @@ def layer_norm(x: Float[Array, "*b d"], epsilon: float = 1e-6) -> Float[Array, "
 
 
 def modulate(
-  x: Float[Array, "b n d"], shift: Float[Array, "b k d"], scale: Float[Array, "b k d"]
+  x: Float[Array, "b n d"],
+  shift: Float[Array, "b k d"],
+  scale: Float[Array, "b k d"],
+  ends: tuple[int, ...] = (),
 ) -> Float[Array, "b n d"]:
-  """Scales by 1 + `scale`, then shifts; each of k equal runs of tokens has its own row."""
-  return x * (1.0 + over_tokens(scale, x)) + over_tokens(shift, x)
+  """Scales by 1 + `scale`, then shifts, by the rows of `over_tokens`."""
+  shift, scale = (over_tokens(rows, ends, x.shape[1]) for rows in (shift, scale))
+  return x * (1.0 + scale) + shift
 
 
-def over_tokens(x: Float[Array, "b k d"], like: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
-  """Repeats each of k rows over n / k consecutive tokens, so that it fits `like`."""
-  tokens, rows = like.shape[1], x.shape[1]
-  if tokens % rows:
-    raise ValueError(
-      f"{rows} modulations don't divide {tokens} tokens; expected one a sample, frame or token."
-    )
-  return repeat(x, "b k d -> b (k m) d", m=tokens // rows)
+def over_tokens(
+  rows: Float[Array, "b k d"], ends: tuple[int, ...], tokens: int
+) -> Float[Array, "b n d"]:
+  """The row of each token, for k runs of tokens; of a single row, that one, which broadcasts.
+
+  They are chosen and not repeated: a choice is computed where it is read, but repeated rows, as
+  large as the tokens, went through memory on TPUs.
+
+  Args:
+    rows: one for each run.
+    ends: the first token after each run but the last.
+    tokens: how many there are.
+
+  Raises:
+    ValueError: there are not as many rows as runs.
+  """
+  if rows.shape[1] != len(ends) + 1:
+    raise ValueError(f"{rows.shape[1]} modulations for tokens in {len(ends) + 1} runs.")
+  place = jnp.arange(tokens)[None, :, None]
+  chosen = rows[:, -1:]
+  for i, end in reversed(list(enumerate(ends))):
+    chosen = jnp.where(place < end, rows[:, i : i + 1], chosen)
+  return chosen
 
 
 class LayerNorm(nn.Module):
@@ -51,19 +71,23 @@ class LayerNorm(nn.Module):
 
 
 class RMSNorm(nn.Module):
-  """x / sqrt(mean(x^2) + epsilon) * scale over the last axis."""
+  """x / sqrt(mean(x^2) + epsilon) * scale over the last axes, which have one scale in a row."""
 
   epsilon: float = 1e-6
   axis_name: str | None = "embed"
+  axes: int = 1
 
   @nn.compact
   def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
     """Normalises; the result has the dtype of `x`."""
-    scale = self.param("scale", partitioned(nn.initializers.ones, self.axis_name), x.shape[-1:])
+    own = x.shape[-self.axes :]
+    ones = partitioned(nn.initializers.ones, self.axis_name)
+    scale = self.param("scale", ones, (math.prod(own),))
     wide = x.astype(jnp.float32)
-    mean_square = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
+    over = tuple(range(-self.axes, 0))
+    mean_square = jnp.mean(jnp.square(wide), axis=over, keepdims=True)
     normal = wide * jax.lax.rsqrt(mean_square + self.epsilon)
-    return (normal * scale.reshape((1,) * (x.ndim - 1) + (-1,))).astype(x.dtype)
+    return (normal * scale.reshape((1,) * (x.ndim - self.axes) + own)).astype(x.dtype)
 
 
 class ChannelNorm(nn.Module):

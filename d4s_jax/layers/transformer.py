@@ -5,12 +5,11 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from einops import rearrange
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from d4s_jax.layers.attention import attention
-from d4s_jax.layers.linear import dense
+from d4s_jax.layers.linear import FromHeads, ToHeads, dense
 from d4s_jax.layers.normalization import LayerNorm, RMSNorm
 from d4s_jax.layers.partitioning import constrain
 
@@ -74,14 +73,14 @@ class TransformerBlock(nn.Module):
     """Returns the new tokens twice: as what the scan carries and as what it collects."""
     width = x.shape[-1]
     y = LayerNorm(name="attention_norm")(x)
-    y = dense(3 * width, "embed", "heads", dtype=self.dtype, name="query_key_value")(y)
-    q, k, v = rearrange(y, "b n (t h d) -> t b n h d", t=3, h=self.heads)
+    y = ToHeads(3 * width, 3 * self.heads, self.dtype, name="query_key_value")(y)
+    q, k, v = jnp.split(y, 3, axis=2)
     q, k = (
       RMSNorm(axis_name=None, name="query_norm")(q),
       RMSNorm(axis_name=None, name="key_norm")(k),
     )
-    y = rearrange(attention(q, k, v, tokens="tokens"), "b n h d -> b n (h d)")
-    x = x + dense(width, "heads", "embed", dtype=self.dtype, name="attention_out")(y)
+    y = attention(q, k, v, tokens="tokens")
+    x = x + FromHeads(width, self.dtype, name="attention_out")(y)
 
     y = LayerNorm(name="mlp_norm")(x)
     y = jax.nn.gelu(dense(4 * width, "embed", "mlp", dtype=self.dtype, name="mlp_in")(y))

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 from flax import traverse_util
 from jaxtyping import PRNGKeyArray
 
+from d4s_jax.layers.linear import FromHeads, ToHeads
 from d4s_jax.layers.transformer import ADAPTER
 
 
@@ -103,8 +104,10 @@ class LoRA:
 def add_adapter(layer: Callable, args: Any, kwargs: Any, context: nn.module.InterceptorContext):
   """Adds its adapter, if it has one, to what a dense layer returns: see `nn.intercept_methods`."""
   y, module = layer(*args, **kwargs), context.module
-  dense = isinstance(module, nn.Dense) and context.method_name == "__call__"
+  dense = isinstance(module, nn.Dense | ToHeads | FromHeads) and context.method_name == "__call__"
   if not dense or not module.has_variable(ADAPTER, "down"):
     return y
   down, up = (module.get_variable(ADAPTER, name).astype(y.dtype) for name in ("down", "up"))
-  return y + args[0].astype(y.dtype) @ down @ up
+  # Tokens [b n ..], whose numbers may lie apart in heads.
+  x = args[0].astype(y.dtype).reshape(*y.shape[:2], -1)
+  return y + (x @ down @ up).reshape(y.shape)

@@ -3,7 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from d4s_jax.layers.embeddings import apply_rotary, rotary_3d, sinusoidal
+from d4s_jax.layers import embeddings
+from d4s_jax.layers.embeddings import apply_rotary, by_runs, rotary_3d, sinusoidal
 
 
 def test_sinusoidal_is_cosines_then_sines():
@@ -37,6 +38,27 @@ def test_rotary_keeps_lengths_and_sees_only_differences(key):
   products = np.einsum("nd,md->nm", turned_q[0, :, 0], turned_k[0, :, 0])
   np.testing.assert_allclose(products[1:, 1:], products[:-1, :-1], atol=1e-5)
   assert np.ptp(products[0]) > 0.01
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_the_form_for_tpus_rotates_alike(dtype, key, monkeypatch):
+  cos, sin = rotary_3d(2, 2, 3, head_dim=16)
+  x = jax.random.normal(key, (2, 12, 3, 16)).astype(dtype)
+  want = apply_rotary(x, cos, sin)
+  monkeypatch.setattr(embeddings, "platform", lambda: "tpu")
+  got = apply_rotary(x, cos, sin)
+  assert got.dtype == dtype
+  # 1e-6: float32 may keep the products of a sum unrounded. In bfloat16 that is a last bit at most.
+  tolerance = 1e-6 if dtype == jnp.float32 else 2**-7
+  np.testing.assert_allclose(*(np.asarray(y, np.float32) for y in (got, want)), tolerance, 1e-6)
+
+
+def test_clean_tokens_are_at_timestep_zero():
+  rows, ends = by_runs(jnp.array([5.0, 7.0]), 3)
+  np.testing.assert_array_equal(rows, [[0, 5], [0, 7]])
+  assert ends == (3,)
+  rows, ends = by_runs(jnp.array([5.0, 7.0]), 0)
+  assert rows.shape == (2, 1) and ends == ()
 
 
 @pytest.mark.parametrize("head_dim", [4, 15])

@@ -33,8 +33,19 @@ def test_channel_norm_has_a_gradient_at_zero(key):
 
 def test_modulate_gives_each_run_of_tokens_its_own_row():
   x = jnp.ones((1, 4, 2))
-  shift = jnp.array([[[0.0, 1.0], [2.0, 3.0]]])
-  y = modulate(x, shift, scale=jnp.zeros_like(shift) + 1.0)
-  np.testing.assert_array_equal(y[0], [[2, 3], [2, 3], [4, 5], [4, 5]])
-  with pytest.raises(ValueError, match="2 modulations don't divide 3 tokens"):
-    modulate(x[:, :3], shift, shift)
+  shift = jnp.array([[[0.0, 1.0], [2.0, 3.0], [4.0, 5.0]]])
+  y = modulate(x, shift, jnp.ones_like(shift), ends=(1, 3))
+  np.testing.assert_array_equal(y[0], [[2, 3], [4, 5], [4, 5], [6, 7]])
+  y = modulate(x, shift[:, 1:2], jnp.ones((1, 1, 2)))
+  np.testing.assert_array_equal(y[0], [[4, 5]] * 4)
+  with pytest.raises(ValueError, match="3 modulations for tokens in 2 runs"):
+    modulate(x, shift, shift, ends=(1,))
+
+
+def test_rms_norm_over_heads_equals_that_over_all_channels(key):
+  x = jax.random.normal(key, (2, 3, 24))
+  params = {"params": {"scale": jnp.arange(24.0)}}
+  want = RMSNorm().apply(params, x)
+  got = RMSNorm(axes=2).apply(params, x.reshape(2, 3, 4, 6))
+  # 1e-6: sums in another order.
+  np.testing.assert_allclose(got.reshape(2, 3, 24), want, rtol=1e-6)

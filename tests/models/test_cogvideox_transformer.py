@@ -138,7 +138,7 @@ def test_sine_positions_equal_diffusers(grid):
 @functools.cache
 def _forward(variant, **changes):
   module = CogVideoXTransformer(**(SMALL | VARIANTS[variant] | changes))
-  return jit(lambda params, *args: module.apply({"params": params}, *args))
+  return jit(lambda params, *args: module.apply({"params": params}, *args), static_argnums=5)
 
 
 def _trained(variant):
@@ -183,12 +183,19 @@ def test_denoise_of_text_to_video_puts_the_clean_first_frame_at_time_zero():
   first, sigma = 3.0 + latents[:, :1], jnp.array([0.3, 0.8])
   got = denoise(latents, sigma, text, maps, Condition(first))
   replaced = jnp.concatenate([first, latents[:, 1:]], axis=1)
-  times = jnp.array([[0.0, 299.0, 299.0], [0.0, 799.0, 799.0]])
-  want = _forward("5b")(params, replaced, times, text, maps)
+  times = jnp.array([299.0, 799.0])
+  forward = _forward("5b")
+  want = forward(params, replaced, times, text, maps, 1)
   np.testing.assert_allclose(got, want, atol=1e-5)
   without = denoise(latents, sigma, text, None, None)
-  want = _forward("5b")(params, latents, times[:, 1], text)
+  want = forward(params, latents, times, text)
   np.testing.assert_allclose(without, want, atol=1e-5)
+  # The clean frame has a timestep of its own, which is 0.
+  assert np.abs(forward(params, replaced, times, text, maps, 0) - got).max() > 0.01
+  none = jnp.zeros(2)
+  np.testing.assert_allclose(
+    *(forward(params, replaced, none, text, maps, clean) for clean in (0, 1)), atol=1e-5
+  )
 
 
 @pytest.mark.parametrize("scale", [1.0, 2.0])

@@ -10,8 +10,8 @@ from jaxtyping import Array, Float
 from d4s_jax.diffusion.v_prediction import LEVELS
 from d4s_jax.layers.attention import attention
 from d4s_jax.layers.convolution import PatchConv3d
-from d4s_jax.layers.embeddings import apply_rotary, sinusoidal
-from d4s_jax.layers.linear import dense
+from d4s_jax.layers.embeddings import apply_rotary, by_runs, sinusoidal
+from d4s_jax.layers.linear import FromHeads, ToHeads, dense
 from d4s_jax.layers.normalization import LayerNorm, modulate, over_tokens
 from d4s_jax.layers.partitioning import constrain
 from d4s_jax.layers.reuse import reusable
@@ -72,18 +72,19 @@ class CogVideoXTransformer(nn.Module):
   def __call__(
     self,
     latents: Float[Array, "b f h w c"],
-    timestep: Float[Array, "b"] | Float[Array, "b k"],
+    timestep: Float[Array, "b"],
     text: Float[Array, "b l t"],
     camera_maps: Float[Array, "b F H W m"] | None = None,
+    clean: int = 0,
   ) -> Float[Array, "b f h w {self.out_channels}"]:
     """Predicts the velocity.
 
     Args:
       latents: noisy latents; with `takes_image`, the image's beside them.
-      timestep: one a sample, or k a sample, each for n / k consecutive video tokens; text goes with
-        the last.
+      timestep: of each sample.
       text: embeddings of the prompt.
       camera_maps: Plücker or flat maps of every frame; None for no camera.
+      clean: how many of the first frames of tokens are at timestep 0.
 
     Returns:
       The velocity in float32.
@@ -97,7 +98,7 @@ class CogVideoXTransformer(nn.Module):
     text = dense(dim, None, "embed", dtype=self.dtype, name="text")(text)
     x, text, rotary = self._placed(x, text, (f, h, w))
 
-    timestep = timestep if timestep.ndim == 2 else timestep[:, None]
+    timestep, ends = by_runs(timestep, clean * h * w)
     time = ScalarEmbedding(dim, self.time_dim, name="time")(timestep)
     if self.offset:
       embed = ScalarEmbedding(self.time_dim, self.time_dim, name="offset")
@@ -106,14 +107,17 @@ class CogVideoXTransformer(nn.Module):
 
     length = text.shape[1]
     stack = scan_blocks(CogVideoXBlock, self.depth, inputs=2, remat=self.remat)
-    stack = stack(self.heads, length, self.dtype, name="blocks")
+    # Text goes with the last timestep, by a modulation of its own.
+    runs = (length, *(length + end for end in ends))
+    stack = stack(self.heads, runs, self.dtype, name="blocks")
     x = constrain(jnp.concatenate([text, x], axis=1), "batch", "tokens", None)
     x = reusable(self, lambda x: stack(x, time, rotary)[0], x)
 
     x = LayerNorm(epsilon=1e-5, name="norm")(x[:, length:])
     modulation = dense(2 * dim, None, "embed", dtype=self.dtype, name="head_modulation")(time)
     shift, scale = jnp.split(modulation, 2, axis=-1)
-    x = modulate(LayerNorm(epsilon=1e-5, name="head_norm")(x), shift, scale).astype(self.dtype)
+    x = LayerNorm(epsilon=1e-5, name="head_norm")(x)
+    x = modulate(x, shift, scale, ends).astype(self.dtype)
     pf, ph, pw = self.patch
     x = dense(
       pf * ph * pw * self.out_channels,
@@ -166,6 +170,7 @@ class CogVideoXTransformer(nn.Module):
     """
     # Level 0 has no timestep of its own.
     timestep = jnp.maximum(jnp.round(LEVELS * sigma) - 1.0, 0.0)
+    clean = 0
     if self.takes_image:
       image = jnp.zeros_like(latents)
       if condition is not None:
@@ -175,9 +180,8 @@ class CogVideoXTransformer(nn.Module):
     elif condition is not None:
       known = condition.first.shape[1]
       latents = jnp.concatenate([condition.first.astype(latents.dtype), latents[:, known:]], axis=1)
-      last_frame = self.patch[0] * (1 + jnp.arange(latents.shape[1] // self.patch[0])) - 1
-      timestep = timestep[:, None] * (last_frame >= known)[None, :]
-    return self(latents, timestep, text, camera_maps)
+      clean = known // self.patch[0]
+    return self(latents, timestep, text, camera_maps, clean)
 
 
 class CogVideoXBlock(nn.Module):
@@ -185,12 +189,13 @@ class CogVideoXBlock(nn.Module):
 
   Attributes:
     heads: attention heads.
-    text_length: how many of the first tokens are text.
+    ends: of the runs of tokens that share a modulation, of which text is the first; see
+      `over_tokens`.
     dtype: compute dtype.
   """
 
   heads: int
-  text_length: int
+  ends: tuple[int, ...]
   dtype: DTypeLike
 
   @nn.compact
@@ -202,10 +207,10 @@ class CogVideoXBlock(nn.Module):
   ) -> tuple[Float[Array, "b n d"], None]:
     """Returns what the scan carries, and nothing to collect."""
     dim = x.shape[-1]
-    y, gate = ExpertNorm(self.text_length, self.dtype, name="attention_norm")(x, time)
+    y, gate = ExpertNorm(self.ends, self.dtype, name="attention_norm")(x, time)
     x = x + gate * CogVideoXAttention(self.heads, self.dtype, name="attention")(y, rotary)
 
-    y, gate = ExpertNorm(self.text_length, self.dtype, name="mlp_norm")(x, time)
+    y, gate = ExpertNorm(self.ends, self.dtype, name="mlp_norm")(x, time)
     y = jax.nn.gelu(dense(4 * dim, "embed", "mlp", dtype=self.dtype, name="mlp_in")(y))
     x = x + gate * dense(dim, "mlp", "embed", dtype=self.dtype, name="mlp_out")(y)
     return constrain(x, "batch", "tokens", None), None
@@ -214,7 +219,7 @@ class CogVideoXBlock(nn.Module):
 class ExpertNorm(nn.Module):
   """One layer normalisation, then a shift and a scale of its own for text and for video."""
 
-  text_length: int
+  ends: tuple[int, ...]
   dtype: DTypeLike
 
   @nn.compact
@@ -222,16 +227,13 @@ class ExpertNorm(nn.Module):
     self, x: Float[Array, "b n d"], time: Float[Array, "b k s"]
   ) -> tuple[Float[Array, "b n d"], Float[Array, "b n d"]]:
     """The modulated tokens, and the gate for what is made of them."""
-    dim, length = x.shape[-1], self.text_length
+    dim = x.shape[-1]
     y = LayerNorm(epsilon=1e-5, name="norm")(x)
     modulation = dense(6 * dim, None, "embed", dtype=self.dtype, name="modulation")(time)
     video, text = jnp.split(modulation, 2, axis=-1)
-    parts, gates = [], []
-    for tokens, expert in ((y[:, :length], text[:, -1:]), (y[:, length:], video)):
-      shift, scale, gate = jnp.split(expert, 3, axis=-1)
-      parts.append(modulate(tokens, shift, scale))
-      gates.append(over_tokens(gate, tokens))
-    return jnp.concatenate(parts, axis=1), jnp.concatenate(gates, axis=1)
+    rows = jnp.concatenate([text[:, -1:], video], axis=1)
+    shift, scale, gate = jnp.split(rows, 3, axis=-1)
+    return modulate(y, shift, scale, self.ends), over_tokens(gate, self.ends, y.shape[1])
 
 
 class CogVideoXAttention(nn.Module):
@@ -250,15 +252,14 @@ class CogVideoXAttention(nn.Module):
     dim = x.shape[-1]
 
     def project(name):
-      y = dense(dim, "embed", "heads", dtype=self.dtype, name=name)(x)
-      return rearrange(y, "b n (h d) -> b n h d", h=self.heads)
+      return ToHeads(dim, self.heads, self.dtype, name=name)(x)
 
     q = LayerNorm(axis_name=None, name="query_norm")(project("query"))
     k = LayerNorm(axis_name=None, name="key_norm")(project("key"))
     if rotary is not None:
       q, k = apply_rotary(q, *rotary), apply_rotary(k, *rotary)
-    y = rearrange(attention(q, k, project("value"), tokens="tokens"), "b n h d -> b n (h d)")
-    return dense(dim, "heads", "embed", dtype=self.dtype, name="out")(y)
+    y = attention(q, k, project("value"), tokens="tokens")
+    return FromHeads(dim, self.dtype, name="out")(y)
 
 
 class ScalarEmbedding(nn.Module):

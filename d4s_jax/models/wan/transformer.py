@@ -9,8 +9,8 @@ from jaxtyping import Array, Float
 
 from d4s_jax.layers.attention import attention
 from d4s_jax.layers.convolution import PatchConv3d
-from d4s_jax.layers.embeddings import apply_rotary, rotary_3d
-from d4s_jax.layers.linear import dense
+from d4s_jax.layers.embeddings import apply_rotary, by_runs, rotary_3d
+from d4s_jax.layers.linear import FromHeads, ToHeads, dense
 from d4s_jax.layers.normalization import LayerNorm, RMSNorm, layer_norm, modulate, over_tokens
 from d4s_jax.layers.partitioning import constrain, partitioned
 from d4s_jax.layers.reuse import reusable
@@ -57,20 +57,21 @@ class WanTransformer(nn.Module):
   def __call__(
     self,
     latents: Float[Array, "b f h w c"],
-    timestep: Float[Array, "b"] | Float[Array, "b k"],
+    timestep: Float[Array, "b"],
     text: Float[Array, "b l t"],
     camera_maps: Float[Array, "b F H W m"] | None = None,
     image: Float[Array, "b p i"] | None = None,
+    clean: int = 0,
   ) -> Float[Array, "b f h w {self.out_channels}"]:
     """Predicts the velocity.
 
     Args:
       latents: noisy latents; with `takes_image`, a mask and the image's beside them.
-      timestep: 1000 times the noise level: one a sample, or k a sample, each for n / k consecutive
-        tokens (k = the latent frames, or k = n, one a token, as in Wan2.2-TI2V).
+      timestep: 1000 times the noise level of each sample.
       text: embeddings of the prompt, zero beyond its end.
       camera_maps: Plücker or flat maps of every frame; None for no camera.
       image: embeddings of the image; only with `takes_image`.
+      clean: how many of the first frames of tokens are at timestep 0 (Wan2.2-TI2V: 1).
 
     Returns:
       The velocity in float32.
@@ -83,7 +84,7 @@ class WanTransformer(nn.Module):
     f, h, w = x.shape[1:4]
     x = constrain(rearrange(x, "b f h w d -> b (f h w) d"), "batch", "tokens", None)
 
-    timestep = timestep if timestep.ndim == 2 else timestep[:, None]
+    timestep, ends = by_runs(timestep, clean * h * w)
     time, modulation = TimeEmbedding(self.dim, self.freq_dim, self.dtype, name="time")(timestep)
     text = TextEmbedding(self.dim, self.dtype, name="text")(text)
     if image is not None:
@@ -91,12 +92,12 @@ class WanTransformer(nn.Module):
     rotary = rotary_3d(f, h, w, self.dim // self.heads)
 
     stack = scan_blocks(WanBlock, self.depth, inputs=4, remat=self.remat)
-    stack = stack(self.heads, self.ffn_dim, self.dtype, name="blocks")
+    stack = stack(self.heads, self.ffn_dim, ends, self.dtype, name="blocks")
     x = reusable(self, lambda x: stack(x, text, image, modulation, rotary)[0], x)
 
     table = modulation_table(self, 2, self.dim)
     shift, scale = rearrange(time[:, :, None] + table, "b k s d -> s b k d")
-    x = modulate(layer_norm(x), shift, scale).astype(self.dtype)
+    x = modulate(layer_norm(x), shift, scale, ends).astype(self.dtype)
     pixels = self.patch[0] * self.patch[1] * self.patch[2]
     head = dense(
       pixels * self.out_channels,
@@ -140,9 +141,7 @@ class WanTransformer(nn.Module):
       return self(latents, timestep, text, camera_maps, condition.image)
     if condition is not None:
       latents = jnp.concatenate([condition.first.astype(latents.dtype), latents[:, 1:]], axis=1)
-      later = jnp.arange(latents.shape[1]) > 0
-      timestep = timestep[:, None] * later[None, :]
-    return self(latents, timestep, text, camera_maps)
+    return self(latents, timestep, text, camera_maps, clean=int(condition is not None))
 
 
 class WanBlock(nn.Module):
@@ -151,11 +150,13 @@ class WanBlock(nn.Module):
   Attributes:
     heads: attention heads.
     ffn_dim: inner width of the feed-forward network.
+    ends: of the runs of tokens that share a modulation; see `over_tokens`.
     dtype: compute dtype.
   """
 
   heads: int
   ffn_dim: int
+  ends: tuple[int, ...]
   dtype: DTypeLike
 
   @nn.compact
@@ -172,17 +173,17 @@ class WanBlock(nn.Module):
     modulation = modulation.astype(jnp.float32) + modulation_table(self, 6, dim)
     shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = rearrange(modulation, "b k s d -> s b k d")
 
-    y = modulate(layer_norm(x), shift, scale).astype(self.dtype)
+    y = modulate(layer_norm(x), shift, scale, self.ends).astype(self.dtype)
     y = WanAttention(self.heads, self.dtype, name="self_attention")(y, y, rotary)
-    x = (x + y * over_tokens(gate, x)).astype(self.dtype)
+    x = (x + y * over_tokens(gate, self.ends, x.shape[1])).astype(self.dtype)
 
     y = LayerNorm(name="cross_norm")(x)
     x = x + WanAttention(self.heads, self.dtype, name="cross_attention")(y, text, image=image)
 
-    y = modulate(layer_norm(x), mlp_shift, mlp_scale).astype(self.dtype)
+    y = modulate(layer_norm(x), mlp_shift, mlp_scale, self.ends).astype(self.dtype)
     y = jax.nn.gelu(dense(self.ffn_dim, "embed", "mlp", dtype=self.dtype, name="mlp_in")(y))
     y = dense(dim, "mlp", "embed", dtype=self.dtype, name="mlp_out")(y)
-    x = (x + y * over_tokens(mlp_gate, x)).astype(self.dtype)
+    x = (x + y * over_tokens(mlp_gate, self.ends, x.shape[1])).astype(self.dtype)
     return constrain(x, "batch", "tokens", None), None
 
 
@@ -207,24 +208,19 @@ class WanAttention(nn.Module):
     dim = x.shape[-1]
 
     def project(tokens, name):
-      return dense(dim, "embed", "heads", dtype=self.dtype, name=name)(tokens)
+      return ToHeads(dim, self.heads, self.dtype, name=name)(tokens)
 
     def normalised(tokens, name):
-      return split(RMSNorm(axis_name="heads", name=f"{name}_norm")(project(tokens, name)))
-
-    def split(tokens):
-      return rearrange(tokens, "b n (h d) -> b n h d", h=self.heads)
+      return RMSNorm(axis_name="heads", axes=2, name=f"{name}_norm")(project(tokens, name))
 
     q, k = normalised(x, "query"), normalised(context, "key")
     if rotary is not None:
       q, k = apply_rotary(q, *rotary), apply_rotary(k, *rotary)
-    y = attention(q, k, split(project(context, "value")), tokens="tokens")
+    y = attention(q, k, project(context, "value"), tokens="tokens")
     if image is not None:
-      value = split(project(image, "image_value"))
+      value = project(image, "image_value")
       y = y + attention(q, normalised(image, "image_key"), value, tokens="tokens")
-    return dense(dim, "heads", "embed", dtype=self.dtype, name="out")(
-      rearrange(y, "b n h d -> b n (h d)")
-    )
+    return FromHeads(dim, self.dtype, name="out")(y)
 
 
 def modulation_table(module: nn.Module, rows: int, dim: int) -> Float[Array, "1 1 rows dim"]:
