@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from d4s_jax.layers.partitioning import partitioned
+from d4s_jax.layers.partitioning import partitioned, platform
 
 XAVIER = nn.initializers.xavier_uniform()
 
@@ -69,7 +69,12 @@ class FromHeads(nn.Module):
     heads = x.shape[2:]
     kernel, bias = _parameters(self, math.prod(heads), "heads", "embed")
     x, kernel, bias = (y.astype(self.dtype) for y in (x, kernel, bias))
-    return jnp.einsum("bnhe,hed->bnd", x, kernel.reshape(*heads, -1)) + bias.reshape(1, 1, -1)
+    if platform() == "cpu":
+      # Nothing is copied there, and with two axes a training step takes 4% longer.
+      y = x.reshape(*x.shape[:2], -1) @ kernel
+    else:
+      y = jnp.einsum("bnhe,hed->bnd", x, kernel.reshape(*heads, -1))
+    return y + bias.reshape(1, 1, -1)
 
 
 def _parameters(layer: ToHeads | FromHeads, width: int, *axes: str) -> tuple[Array, Array]:

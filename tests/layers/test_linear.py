@@ -6,11 +6,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from d4s_jax.layers import linear
 from d4s_jax.layers.linear import FromHeads, ToHeads, dense
 
 
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_heads_come_and_go_as_by_dense_layers_with_the_same_parameters(dtype, key):
+def test_heads_come_and_go_as_by_dense_layers_with_the_same_parameters(
+  dtype, platform, key, monkeypatch
+):
+  monkeypatch.setattr(linear, "platform", lambda: platform)
   x = jax.random.normal(key, (2, 5, 12)).astype(dtype)
   plain = dense(24, "embed", "heads", dtype=dtype, name="plain")
   heads = ToHeads(24, 4, dtype)
