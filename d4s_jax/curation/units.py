@@ -175,7 +175,10 @@ def _scan(
     with av.open(str(path)) as container:
       stream = container.streams.video[0]
       if stream.width * stream.height > MAX_PIXELS or min(stream.width, stream.height) < 1:
-        raise ValueError(f"{path} has frames of {stream.width} x {stream.height} pixels.")
+        raise ValueError(
+          f"{path} has frames of {stream.width} x {stream.height} pixels; expected 1 to"
+          f" {MAX_PIXELS} pixels. Fetch the file again, or make them smaller."
+        )
       stream.thread_type = "SLICE"
       try:
         for frame in container.decode(stream):
@@ -195,8 +198,9 @@ def _scan(
           " Fetch the file again."
         )
   except (FFmpegError, IndexError) as error:
+    why = "it has no pictures" if isinstance(error, IndexError) else error
     raise ValueError(
-      f"{path} cannot be read as a video ({error}). Fetch the file again, or remove it."
+      f"{path} cannot be read as a video ({why}). Fetch the file again, or remove it."
     ) from error
   if not stamps:
     raise ValueError(f"{path} has no frames that can be read. Fetch the file again, or remove it.")

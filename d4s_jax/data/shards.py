@@ -140,16 +140,23 @@ def to_json(entry: Entry) -> dict[str, Any]:
 
 
 def split(entries: Sequence[Entry], wanted: str) -> list[Entry]:
-  """The entries of a split, "train" or "heldout"; of several groups, one is always held out."""
-  numbers = {x.group: _number(x.group) for x in entries if not x.split}
-  heldout = {group for group, number in numbers.items() if number % _HELD_OUT == 0}
+  """The entries of a split, "train" or "heldout"; of several groups, one is always held out.
+
+  Of one group alone, such as one film, single clips are, which look like the others.
+  """
+  undecided = [x for x in entries if not x.split]
   told = any(x.split == "heldout" for x in entries)
+  key = "group" if told or len({x.group for x in undecided}) > 1 else "name"
+  numbers = {getattr(x, key): _number(getattr(x, key)) for x in undecided}
+  heldout = {name for name, number in numbers.items() if number % _HELD_OUT == 0}
   if len(numbers) < 2:
     heldout = set()
   elif not heldout and not told:
-    heldout = {min(numbers, key=lambda group: numbers[group])}
+    heldout = {min(numbers, key=lambda name: numbers[name])}
   return [
-    x for x in entries if (x.split or ("heldout" if x.group in heldout else "train")) == wanted
+    x
+    for x in entries
+    if (x.split or ("heldout" if getattr(x, key) in heldout else "train")) == wanted
   ]
 
 

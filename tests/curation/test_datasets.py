@@ -75,7 +75,7 @@ def test_a_dataset_is_curated_on_ray_and_trained_on(name, tmp_path, capsys):
   arguments = [f"--dataset={name}", f"--source={written.root}", f"--output={tmp_path}/shards"]
   run_command("curate", *arguments, "--set=frames=9", "--set=shortest=9", *ALL)
   assert "2 of 2 clips of 1 scenes or files were kept, 0 quarantined" in capsys.readouterr().out
-  # One place has nothing to hold out: the second clip is declared to be.
+  # Of two clips of one place the second is declared to be held out.
   path = tmp_path / "shards" / MANIFEST
   lines = [json.loads(one) for one in path.read_text().splitlines()]
   kept = [one["record"] for one in lines if one.get("record")]

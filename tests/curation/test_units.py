@@ -72,7 +72,7 @@ def test_a_truncated_video_names_file_cause_and_remedy(tmp_path):
   except ValueError as error:
     assert "film 0.mp4" in str(error) and "Fetch the file again" in str(error)
   path.write_bytes(contents[:100])
-  with pytest.raises(ValueError, match="film 0.mp4 .*Fetch the file again"):
+  with pytest.raises(ValueError, match="film 0.mp4 .*it has no pictures.*Fetch the file again"):
     split(unit(path))
 
 

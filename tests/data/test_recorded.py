@@ -1,6 +1,7 @@
 """Clips of shards: geometry after cutting, reversal and scaling; what is chosen, what is masked."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from d4s_jax.data import sampling
 from d4s_jax.data.record import CorruptRecord
 from d4s_jax.data.recorded import Recorded
 from d4s_jax.data.sampling import Augmentation
-from d4s_jax.data.shards import MANIFEST, read_manifest, split
+from d4s_jax.data.shards import MANIFEST, line, read_manifest, split
 from d4s_jax.geometry import cameras as camera_geometry
 from d4s_jax.types import Tracks
 from tests.data.records import HEIGHT, WIDTH, entry, plain_record, scene_record, write_folder
@@ -208,9 +209,24 @@ def test_groups_are_held_out_whole():
   assert len(heldout) + len(train) == 2000
   assert not {x.group for x in heldout} & {x.group for x in train}
   assert 20 < len(heldout) < 140
-  # Of a few groups, one; of one group, none: there has to be something to train on.
+  # Of a few groups, one; of one group, single clips; and there has to be something to train on.
   assert len(split(entries[:8], "heldout")) == 4
-  assert not split(entries[:4], "heldout")
+  one, others = split(entries[:4], "heldout"), split(entries[:4], "train")
+  assert len(one) == 1 and len(others) == 3
+  assert not split(entries[:1], "heldout")
+
+
+def test_a_single_film_is_trained_on_with_a_warning(tmp_path):
+  films = [plain_record(f"film/{number}") for number in range(5)]
+  write_folder(tmp_path, films)
+  path = tmp_path / MANIFEST
+  lines = [json.loads(one) for one in path.read_text().splitlines()]
+  for one in lines:
+    one["record"] |= {"split": "", "group": "film"}
+  path.write_bytes(b"".join(line(one) for one in lines))
+  assert len(Recorded(tmp_path, **SIZE)) == 4
+  with pytest.warns(UserWarning, match="are of film: those that are held out look like"):
+    assert len(Recorded(tmp_path, "heldout", **SIZE)) == 1
 
 
 def test_buckets_share_the_records_out(tmp_path):
