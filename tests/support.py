@@ -147,6 +147,7 @@ def write_run(folder: pathlib.Path, config: ConfigDict, params: Any, step: int =
   """Leaves in `folder` what a training run leaves: its configuration and one checkpoint."""
   run_folder.write_config(folder, config.to_dict(), {})
   now = state.create(params, ("^ldrm/",), optax.sgd(1.0))
+  del params  # Large ones fill memory twice.
   now = dataclasses.replace(now, step=now.step + step)
   saved = checkpoint.Checkpoints(folder, keep=1)
   saved.save(now)

@@ -68,8 +68,8 @@ config, (transformer, text_encoder) = small_config(), json.loads(sys.argv[2])
 config.model.backbone.transformer.update(transformer)
 config.model.backbone.text_encoder.update(text_encoder)
 abstract = System.build(config.model.to_dict()).abstract()
-params = jax.tree.map(lambda x: jnp.full(x.shape, 0.5), abstract)
-write_run(pathlib.Path(sys.argv[1]), config, params)
+halves = lambda x: jnp.full(x.shape, 0.5)
+write_run(pathlib.Path(sys.argv[1]), config, jax.tree.map(halves, abstract))
 print(sum(4 * x.size for x in jax.tree.leaves(abstract)))
 """
 
