@@ -60,6 +60,9 @@ def detect(path: pathlib.Path, key: str) -> Evidence:
 def _pictures(path: pathlib.Path) -> Iterator[Float[np.ndarray, "h w 3"]]:
   """The picture of a file, or all of an animation."""
   first = images.read_image(path)
+  with Image.open(path, formats=images.FORMATS) as opened:
+    if opened.mode.startswith("I"):  # Integers of 16 bits, as `export` writes depth.
+      raise splat_colors.NoGaussians(f"{path} is {_OTHERS['.exr']}.")
   yield first
   if path.suffix.lower() not in _MOVING:
     return

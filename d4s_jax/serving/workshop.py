@@ -50,7 +50,8 @@ def offer(trained: inference.Trained, key: str | None, **limits: Any) -> app.Off
     made = folder / "made"
     workshop.make(order, made)
     if kind == "scene":
-      exports.Export(made / app.VIEWER).write(*scene.read_scene(made))
+      page = exports.Export(made / app.VIEWER, watermark=key is not None)
+      page.write(*scene.read_scene(made))
       with zipfile.ZipFile(made / _ARCHIVE, "w") as archive:
         for name in _SCENE:
           archive.write(made / name, f"scene/{name}")

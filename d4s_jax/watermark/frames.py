@@ -6,11 +6,6 @@ every picture 256 pixels high, divides what is left after smoothing by its local
 frames up, folds the sum to one tile for each scale that a crop may have led to, and correlates it
 with the pattern at all shifts by Fourier transforms. So neither a resize, nor a crop, nor a mirror,
 nor a cut in time hides it, and every frame adds evidence.
-
-Why no library: at this strength (46 dB) `blind-watermark` 0.4.4 lost its bits to H.264 at CRF 23,
-to JPEG at quality 50 and to any crop, and was last released in 2023; `invisible-watermark`,
-TrustMark and VideoSeal need PyTorch at run time. Nor do their decoders bound the rate of false
-positives.
 """
 
 import functools

@@ -124,7 +124,12 @@ def beside_others(now, folder: pathlib.Path) -> None:
   def ours(suffix):
     return timed(lambda: splats.WRITERS[suffix](folder / f"ours{suffix}", now), 7)
 
-  for suffix, write in ((".ply", gsply.plywrite), (".spz", gsply.write_spz)):
+  others = {
+    ".ply": gsply.plywrite,
+    ".compressed.ply": gsply.plywrite,
+    ".spz": gsply.write_spz,
+  }
+  for suffix, write in others.items():
     path = folder / f"theirs{suffix}"
 
     def flushed(write=write, path=path):

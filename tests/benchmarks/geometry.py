@@ -2,8 +2,9 @@ r"""How near meshes come to the surfaces of embedded scenes, whose depth is exac
 
   python tests/benchmarks/geometry.py
 
-Static held-out scenes, from 0 on. The truth is the exact depth of twelve views at 256 x 256 pixels
-of the source's path and beside it, as points with normals (from their neighbours in the picture).
+Static held-out scenes, from 0 on. The truth is the exact depth of the views that `export` fuses, 7
+to 15 of the source's path and beside it, at 256 x 256 pixels, as points with normals (from their
+neighbours in the picture).
 Three meshes: `fusion` of the exact depth of the same views (what the method loses), `splats`:
 Gaussians on the pixels of the exact depth of source frames, drawn and fused as `export` does it
 (what drawing loses), and `shipped`: what the shipped weights make of the source video. Chamfer
@@ -34,7 +35,7 @@ from d4s_jax.pipeline import Pipeline, meshing, progress  # noqa: E402
 from d4s_jax.training import inference  # noqa: E402
 from d4s_jax.types import DynamicGaussians  # noqa: E402
 
-SIDE, NEAR = 256, 0.1
+NEAR = 0.1
 # Angle, degrees, between normals of neighbouring pixels up to which a place is flat.
 FLAT = 5.0
 

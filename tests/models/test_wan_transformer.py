@@ -168,14 +168,12 @@ def test_remat_and_bfloat16_give_the_same_velocity(trained):
 
 
 def _sizes(preset):
-  if preset == "wan5b":  # Wan2.2-TI2V-5B, which is no preset yet: its autoencoder is missing.
-    return dict(dim=3072, ffn_dim=14336, heads=24, depth=30, out_channels=48)
   model = PRESETS[preset]["backbone"]
   return model["transformer"] | {"out_channels": model["autoencoder"]["z_dim"]}
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize("preset", ["wan1.3b", "wan14b", "wan5b", "paper", "tiny"])
+@pytest.mark.parametrize("preset", ["wan1.3b", "wan14b", "wan2.2-5b-ti2v", "paper", "tiny"])
 def test_presets_have_the_parameter_count_of_diffusers(preset):
   config = _sizes(preset)
   channels = config["out_channels"]

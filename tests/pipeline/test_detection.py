@@ -118,6 +118,7 @@ def test_the_command_tells(place, capsys, monkeypatch):
 
 
 UNMARKED = {
+  "a.png": "depth",
   "a.ply": "mesh",
   "a.glb": "mesh",
   "a.obj": "mesh",

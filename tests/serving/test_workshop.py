@@ -24,12 +24,17 @@ from tests.support import random_params, run_command, small_config, write_run
 
 
 @pytest.fixture(scope="module")
-def address(tmp_path_factory):
-  """Serves a small run of random parameters."""
+def trained(tmp_path_factory):
+  """A small run of random parameters."""
   folder = tmp_path_factory.mktemp("workshop")
   config = small_config()
   write_run(folder / "run", config, random_params(System.build(config.model.to_dict())))
-  trained = inference.open_checkpoint(str(folder / "run"), progress.timed)
+  return inference.open_checkpoint(str(folder / "run"), progress.timed)
+
+
+@pytest.fixture(scope="module")
+def address(trained):
+  """Serves it."""
   with running(workshop.offer(trained, keys.PUBLIC)) as found:
     yield found
 
@@ -66,6 +71,33 @@ def test_a_photograph_becomes_a_scene(address, picture, tmp_path):
   (tmp_path / "video.mp4").write_bytes(made["video.mp4"])
   assert detection.detect(tmp_path / "video.mp4", keys.PUBLIC).log10_false < -6
   assert b"<canvas" in made["viewer.html"]
+
+
+@pytest.mark.parametrize("key", [keys.PUBLIC, None])
+def test_the_viewer_marks_what_is_saved_in_it_if_the_rest_is_marked(
+  key, trained, monkeypatch, tmp_path
+):
+  said = []
+
+  def make(self, order, folder):
+    folder.mkdir()
+    for name in workshop._SCENE:
+      (folder / name).touch()
+
+  class Export:
+    def __init__(self, output, watermark=True):
+      said.append((output.name, watermark))
+
+    def write(self, *_):
+      pass
+
+  monkeypatch.setattr(workshop, "_warm", lambda *_: None)
+  monkeypatch.setattr(workshop.orders.Workshop, "make", make)
+  monkeypatch.setattr(workshop.scene, "read_scene", lambda _: ())
+  monkeypatch.setattr(workshop.exports, "Export", Export)
+  anything = object.__new__(workshop.orders.Order)
+  workshop.offer(trained, key).make(anything, tmp_path)
+  assert said == [("viewer.html", key is not None)]
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,7 @@ def looked(tab):
 
 
 def test_the_first_frame_comes_soon_and_says_what_it_is(tab):
-  # Two seconds on a machine that has nothing else to do: tests/benchmarks/export.py prints it.
+  # Two seconds on a machine that has nothing else to do: tests/benchmarks/viewer.py prints it.
   assert tab.run("window.first") < 15_000
   said = tab.run("document.getElementById('about').textContent")
   assert "270 Gaussians" in said and "ms a frame" in said
