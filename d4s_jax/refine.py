@@ -40,6 +40,11 @@ def main(argv: list[str]) -> None:
     output = pathlib.Path(_OUTPUT.value)
     key = marking.key(_WATERMARK.value)
     scene.check_output(output)
+    if output.resolve() == pathlib.Path(_SCENE.value).resolve():
+      raise ValueError(
+        f"--output={output} is the scene itself, which may be better than what comes of it; name"
+        " another folder."
+      )
     dynamic, metadata = scene.read_scene(_SCENE.value)
     views = fitting.video_views(read_video(_VIDEO.value), metadata)
     compilation.cache()

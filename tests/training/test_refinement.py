@@ -185,6 +185,10 @@ def test_the_command_improves_a_scene_and_refuses_other_videos(tmp_path, capsys)
   with pytest.raises(SystemExit):
     run_command("refine", *arguments, f"--video={tmp_path}/short.mp4")
   assert "2 frames and the scene 4 cameras" in capsys.readouterr().err
+  # Nor may it take the place of its start.
+  with pytest.raises(SystemExit):
+    run_command("refine", *arguments, f"--video={tmp_path}/true.mp4", f"--output={tmp_path}/scene")
+  assert "is the scene itself" in capsys.readouterr().err
   run_command("refine", *arguments, f"--video={tmp_path}/true.mp4")
   said = capsys.readouterr()
   before, after = map(float, re.findall(r"([\d.]+) dB", said.out))
