@@ -138,14 +138,14 @@ def displacement(
   start = at(dynamic, jnp.asarray(times[:1]))
   moved = at(dynamic, jnp.asarray(times)).means - start.means
   # Displacements are drawn as colours, which are cut at 0.
-  unit = float(2 * jnp.maximum(jnp.max(jnp.abs(moved)), 1e-6))
+  unit = 2 * jnp.maximum(jnp.max(jnp.abs(moved)), 1e-6)
   # One time at a time: all of them would be as many scenes in memory.
   return np.stack([_flow(start, part, camera, unit) for part in moved])
 
 
 @jax.jit
 def _flow(
-  start: Gaussians, moved: Float[Array, "n 3"], camera: Cameras, unit: float
+  start: Gaussians, moved: Float[Array, "n 3"], camera: Cameras, unit: Float[Array, ""]
 ) -> Float[Array, "h w 3"]:
   colours = from_rgb(_MIDDLE + moved / unit)
   drawn = render(dataclasses.replace(start, harmonics=colours[None]), _single(camera))

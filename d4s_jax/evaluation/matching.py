@@ -6,11 +6,12 @@ on the size of the pictures, on the gap and on the threshold; all are in the pro
 
 import functools
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
+from numpy.typing import ArrayLike
 
 from d4s_jax.evaluation import xfeat
 
@@ -107,7 +108,7 @@ def plug_in(place: str) -> Matcher:
   return lambda a, b: checked_matches(found(a, b))
 
 
-def checked_matches(matches: Sequence) -> Matches:
+def checked_matches(matches: ArrayLike) -> Matches:
   """Raises ValueError unless a matcher returned finite numbers of the right shape."""
   array = np.asarray(matches, np.float64)
   if array.ndim != 2 or array.shape[1] != 4 or not np.isfinite(array).all():

@@ -31,7 +31,7 @@ _STRIDED = {("block1", 1), ("block1", 3), ("block3", 0), ("block4", 0), ("block5
 _CUBIC = -0.75
 
 Weights = dict[str, np.ndarray]
-Keypoints = tuple[Float[np.ndarray, "n 2"], Float[np.ndarray, "n 64"]]
+Keypoints = tuple[Float[np.ndarray, "_ 2"], Float[np.ndarray, "_ d"]]
 
 
 @functools.cache
@@ -90,7 +90,7 @@ def match(first: Keypoints, second: Keypoints) -> Float[np.ndarray, "n 4"]:
 @functools.partial(jax.jit, static_argnums=2)
 def _network(
   weights: Any, image: Float[Array, "h w 3"], size: tuple[int, int]
-) -> tuple[Float[Array, "a b 64"], Float[Array, "h w"], Float[Array, "a b"]]:
+) -> tuple[Float[Array, "a b 64"], Float[Array, "8*a 8*b"], Float[Array, "a b"]]:
   """Unit descriptors of cells, how likely each pixel is a keypoint, reliability of cells."""
   x = jax.image.resize(image, (*size, 3), "linear", antialias=False)[None]
   x = jnp.mean(x, axis=-1, keepdims=True)

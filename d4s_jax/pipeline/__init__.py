@@ -134,7 +134,7 @@ class Pipeline:
 
   def sample(
     self, image: Float[np.ndarray, "h w 3"], cameras: Cameras, prompt: str, seed: int = 0
-  ) -> Float[Array, "f h w c"]:
+  ) -> Float[Array, "f a b c"]:
     """The first half of `__call__`: normalised latents of the clip, the first the photograph's."""
     begun = self._begin(image, cameras, prompt, seed, keep=bool(self._reuse))
     count = len(self._weights)

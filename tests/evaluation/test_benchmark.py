@@ -52,29 +52,34 @@ def photographs(folder, count=2):
     (folder / f"photo{number}.txt").write_text(f"caption {number}\n")
 
 
+class Recorder(maker_of.Maker):
+  """Keeps what it is to make a scene of, and makes none."""
+
+  frames, height, width = 5, 16, 16
+
+  def __init__(self):
+    self.asked = {}
+
+  def generate(self, folder, image, cameras, times, text):
+    self.asked[folder.name] = image, cameras, times, text
+
+
 def test_every_photograph_goes_along_the_five_paths_with_its_caption(tmp_path):
   photographs(tmp_path / "photos")
-  made = {}
-
-  class Maker:
-    frames, height, width = 5, 16, 16
-
-    def generate(self, folder, image, cameras, times, text):
-      made[folder.name] = image, cameras, times, text
-
-  assert benchmark.of_photographs(tmp_path / "photos", tmp_path / "set", Maker()) == 10
-  assert set(made) == {f"photo{i}-{path}" for i in (0, 1) for path in benchmark.PATHS}
-  image, cameras, times, text = made["photo1-backward"]
+  maker = Recorder()
+  assert benchmark.of_photographs(tmp_path / "photos", tmp_path / "set", maker) == 10
+  assert set(maker.asked) == {f"photo{i}-{path}" for i in (0, 1) for path in benchmark.PATHS}
+  image, cameras, times, text = maker.asked["photo1-backward"]
   assert image.shape == (16, 16, 3) and text == "caption 1" and times[-1] == 1
   # Another photograph of a name is not taken for the one that the scenes are of.
   write_image(tmp_path / "photos" / "photo0.png", np.zeros((20, 30, 3), np.float32))
   with pytest.raises(ValueError, match=r"made of other photographs of the names \['photo0'\]"):
-    benchmark.of_photographs(tmp_path / "photos", tmp_path / "set", Maker())
+    benchmark.of_photographs(tmp_path / "photos", tmp_path / "set", maker)
   (tmp_path / "set" / "photographs.json").unlink()
   # Nor are scenes of a photograph that was taken out since.
   (tmp_path / "set" / "generated" / "photo7-up").mkdir(parents=True)
   with pytest.raises(ValueError, match=r"not among the 10 of this set \(photo7-up\)"):
-    benchmark.of_photographs(tmp_path / "photos", tmp_path / "set", Maker())
+    benchmark.of_photographs(tmp_path / "photos", tmp_path / "set", maker)
   # Backwards is against the direction of sight.
   assert np.asarray(cameras.world_from_camera)[-1, 2, 3] == pytest.approx(-0.5)
 
@@ -101,15 +106,12 @@ def test_photographs_without_captions_are_named(tmp_path):
 
 @pytest.mark.parametrize("more", ["set/reconstructed/clip002/scene.json", "set/still/clip002.npy"])
 def test_scenes_of_a_larger_set_before_are_not_scored_with_a_smaller_one(tmp_path, more):
-  class Maker:
-    frames, height, width = 5, 16, 16
-
   (tmp_path / more).parent.mkdir(parents=True)
   (tmp_path / more).touch()
   with pytest.raises(
     ValueError, match=r"1 samples that are not among the 2 of this set \(clip002\)"
   ):
-    benchmark.embedded(tmp_path / "set", Maker(), 2, ("reconstructed",))
+    benchmark.embedded(tmp_path / "set", Recorder(), 2, ("reconstructed",))
   assert not (tmp_path / "set" / "true").exists()
 
 

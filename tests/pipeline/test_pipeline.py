@@ -1,5 +1,4 @@
 import collections
-import types
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +6,7 @@ import numpy as np
 import pytest
 
 from d4s_jax.diffusion.schedule import FlowMatching
-from d4s_jax.models.backbone import Text
+from d4s_jax.models.backbone import Backbone, Text
 from d4s_jax.models.condition import Condition
 from d4s_jax.models.system import System
 from d4s_jax.models.tokenizer import ByteTokenizer
@@ -71,14 +70,14 @@ def test_a_scene_follows_from_its_inputs_and_seed(pipeline, system, params, caps
 ANY = collections.defaultdict(lambda: {"camera": {}})
 
 
-class ToyBackbone:
+class ToyBackbone(Backbone):
   """Encodes an image as its mean; its denoiser points at a latent that tells the conditions."""
 
   schedule = FlowMatching(shift=5.0)
   tokenizer = ByteTokenizer(24)
 
   def __init__(self):
-    self.calls, self.texts, self.reused = [], [], []
+    vars(self).update(calls=[], texts=[], reused=[])
 
   def latent_shape(self, batch, frames, height, width):
     return batch, 1 + (frames - 1) // 4, 1, 1, 1
@@ -112,13 +111,17 @@ class ToyBackbone:
     return self.denoise(params, *args)
 
 
-def toy_system(backbone):
-  return types.SimpleNamespace(
-    backbone=backbone,
-    check_size=lambda *size: None,
-    tokenize=backbone.tokenizer,
-    camera_maps=lambda cameras, dropped=None: jnp.full((1, FRAMES), float(dropped is None)),
-  )
+class ToySystem(System):
+  """Takes every size; its maps of cameras only say whether there are any."""
+
+  def __init__(self, backbone):
+    vars(self).update(backbone=backbone)
+
+  def check_size(self, frames, height, width):
+    pass
+
+  def camera_maps(self, cameras, dropped=None):
+    return jnp.full((1, FRAMES), float(dropped is None))
 
 
 @pytest.mark.parametrize(
@@ -132,7 +135,7 @@ def toy_system(backbone):
 )
 def test_the_unconditional_pass_is_made_only_where_guidance_needs_it(sampling, unguided):
   backbone = ToyBackbone()
-  pipeline = Pipeline(toy_system(backbone), ANY, **sampling)
+  pipeline = Pipeline(ToySystem(backbone), ANY, **sampling)
   image, cameras = photo_and_cameras()
   with jax.disable_jit():  # The toy looks at concrete values.
     latents = pipeline.sample(image, cameras, "a cat")
@@ -155,7 +158,7 @@ def test_the_unconditional_pass_is_made_only_where_guidance_needs_it(sampling, u
 
 def test_steps_reuse_features_of_their_own_branch(capsys):
   backbone = ToyBackbone()
-  pipeline = Pipeline(toy_system(backbone), ANY, steps=6, reuse=[4, 1])
+  pipeline = Pipeline(ToySystem(backbone), ANY, steps=6, reuse=[4, 1])
   assert pipeline.sampling["reuse"] == [1, 4]
   image, cameras = photo_and_cameras()
   with jax.disable_jit():  # The toy looks at concrete values.
@@ -174,7 +177,6 @@ def test_steps_reuse_features_of_their_own_branch(capsys):
   "sampling, message",
   [
     ({"steps": 8, "reuse": (0,)}, "none to be 0: before the first step there is nothing to reuse"),
-    ({"steps": 8, "reuse": ("3", 5)}, "whole numbers, not '3'"),
     ({"steps": 0}, "0 steps; expected 1 to 1000"),
     ({"steps": 1001}, "1001 steps; expected 1 to 1000"),
     ({"guidance": "linear"}, "Unknown guidance 'linear'"),
@@ -227,7 +229,7 @@ def test_seeds_reach_over_32_bits_without_collision():
   "prompt, noted", [("", False), ("x" * 23, False), ("x" * 24, True), ("é" * 12, True)]
 )
 def test_a_prompt_that_is_cut_is_noted(prompt, noted, capsys):
-  pipeline = Pipeline(toy_system(ToyBackbone()), {})
+  pipeline = Pipeline(ToySystem(ToyBackbone()), {})
   pipeline._tokenize(prompt)
   assert ("longer than 24 tokens" in capsys.readouterr().err) == noted
 

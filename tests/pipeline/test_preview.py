@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
+from d4s_jax.formats.scene import SceneMetadata
 from d4s_jax.pipeline import preview
+from d4s_jax.types import Cameras
 
 
 @pytest.mark.parametrize(
@@ -19,7 +21,11 @@ def test_every_frame_that_a_caption_names_is_shown(count, captions, tmp_path, mo
   monkeypatch.setattr(preview.marking, "write_video", lambda *_: None)
   monkeypatch.setattr(preview, "_write_sheet", lambda folder, rows, metadata: sheets.append(rows))
   video = np.arange(count, dtype=np.float32).reshape(-1, 1, 1, 1) * np.ones((1, 2, 2, 3), "f4")
-  preview.write_clip(tmp_path, np.zeros((2, 2, 3), np.float32), video / count, None, 8.0, None)
+  cameras = Cameras(
+    world_from_camera=np.eye(4)[None], intrinsics=np.eye(3)[None], height=2, width=2
+  )
+  metadata = SceneMetadata(cameras=cameras, times=np.zeros(1), prompt="", package_version="0")
+  preview.write_clip(tmp_path, np.zeros((2, 2, 3), "f4"), video / count, metadata, 8.0, None)
   rows = list(sheets[0].items())[1:]
   assert [caption for caption, _ in rows] == captions
   for caption, images in rows:
