@@ -132,8 +132,8 @@ def test_depths_that_disagree_with_cameras_are_a_problem_where_nothing_moves(tmp
   for path, content in zip(files, contents[2:] + contents[:2]):
     path.write_bytes(content)
   capsys.readouterr()
-  status = check("matrixcity", written, report)
-  assert (status == 1) == ("of the depths of its first frame agree" in capsys.readouterr().out)
+  assert check("matrixcity", written, report) == 1
+  assert "of the depths of its first frame agree" in capsys.readouterr().out
 
 
 def test_a_sheet_has_a_row_for_everything_that_is_known(tmp_path):

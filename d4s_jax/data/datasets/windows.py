@@ -1,6 +1,7 @@
 """A dataset as a source of clips: windows of frames of its scenes, cut as `data.cutting` does."""
 
 import os
+import warnings
 from typing import Any
 
 import jax
@@ -191,16 +192,27 @@ def _seen(dataset: Dataset, name: str) -> Any:
 def split_names(dataset: Dataset, split: str) -> list[str]:
   """Scenes of a split: the dataset's own where it has splits, else every tenth group is held out.
 
-  Of fewer than ten groups the last is held out.
+  Of fewer than ten groups the last is held out, of one alone its last scene. The dataset's own
+  splits count where they hold something out, not where only a part for training was fetched.
 
   Raises:
     ValueError: the split is empty.
   """
-  groups = sorted({dataset.group(name) for name in dataset.names if not dataset.official(name)})
+  own = {name: dataset.official(name) for name in dataset.names}
+  told = "heldout" in own.values()
+  undecided = [name for name in dataset.names if not (told and own[name])]
+  group = {name: dataset.group(name) for name in undecided}
+  if not told and len(set(group.values())) == 1:
+    group = {name: name for name in undecided}
+    if split == "heldout" and len(group) > 1:
+      warnings.warn(
+        f"All scenes of {dataset.root} are of one place: the one that is held out looks like those"
+        " that are trained on, and scores flatter. Fetch more of the dataset.",
+        stacklevel=1,
+      )
+  groups = sorted(set(group.values()))
   held = set(groups[_HELD_OUT - 1 :: _HELD_OUT] or groups[1:][-1:])
-  own = {
-    name: dataset.official(name) or SPLITS[dataset.group(name) in held] for name in dataset.names
-  }
+  own |= {name: SPLITS[group[name] in held] for name in undecided}
   names = [name for name in dataset.names if own[name] == split]
   if not names:
     raise ValueError(

@@ -160,8 +160,32 @@ def test_splits_are_the_datasets_own_or_every_tenth_place(kitti, tmp_path):
   places.names = places.names[:6]
   assert split_names(places, "heldout") == ["02/a", "02/b"]
   places.names = places.names[:2]
-  with pytest.raises(ValueError, match="has no scenes of the split 'heldout' among 2"):
+  with pytest.warns(UserWarning, match="are of one place: the one that is held out looks like"):
+    assert split_names(places, "heldout") == ["00/b"]
+  assert split_names(places, "train") == ["00/a"]
+  places.names = places.names[:1]
+  with pytest.raises(ValueError, match="has no scenes of the split 'heldout' among 1"):
     split_names(places, "heldout")
+
+
+def test_of_a_part_for_training_alone_scenes_are_held_out_all_the_same(tmp_path):
+  class Part(Dataset):
+    held = ""
+
+    def _find(self):
+      return [f"{number:02d}" for number in range(12)]
+
+    def open(self, name):
+      raise AssertionError(name)
+
+    def official(self, name):
+      return "heldout" if name == self.held else "train"
+
+  part = Part(tmp_path)
+  assert split_names(part, "heldout") == ["09"]
+  assert len(split_names(part, "train")) == 11
+  part.held = "03"
+  assert split_names(part, "heldout") == ["03"]
 
 
 def test_training_opens_it_by_name(odyssey, kitti):
