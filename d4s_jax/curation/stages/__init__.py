@@ -56,7 +56,7 @@ STAGES = {
   "reprojection": Stage(reprojection.measure, {"reprojection": (None, 0.15)}),
   "moving": Stage(moving.measure, {"moving": (None, 0.7)}),
   "tracks": Stage(tracking.measure, {"track_share": (0.02, None), "track_jerk": (None, 0.2)}),
-  # Measured elsewhere: by `curation.plugins` and `curation.duplicates`.
+  # Measured elsewhere: by `curation.metric`.
   "scale": Stage(
     lambda sample: {},
     {"scale_variation": (None, 0.05), "depth_scale_variation": (None, 0.05), "scale": (1e-3, 1e3)},
