@@ -93,7 +93,7 @@ def score(logarithms: Mapping[str, float]) -> float:
 
 
 def _png(frame: np.ndarray) -> bytes:
-  """The frame in the middle of a square of its mean colour, as Q-Align pads."""
+  """The frame in the middle of a square of its mean colour."""
   height, width, _ = frame.shape
   side = max(height, width)
   square = np.broadcast_to(frame.mean(axis=(0, 1)), (side, side, 3)).copy()

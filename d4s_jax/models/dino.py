@@ -43,7 +43,7 @@ class DINO(nn.Module):
   def __call__(self, image: Float[Array, "b h w 3"]) -> Float[Array, "b {self.dim}"]:
     """Embeds images in [0, 1], stretched to the square it looks at."""
     shape = (len(image), self.size, self.size, 3)
-    # Bilinear without antialiasing, as VBench does it.
+    # Bilinear without antialiasing, as VBench does it for frames that are square.
     pixels = jax.image.resize(image.astype(jnp.float32), shape, "linear", antialias=False)
     pixels = (pixels - MEAN.reshape(1, 1, 1, 3)) / _STD.reshape(1, 1, 1, 3)
     patches = PatchConv3d(self.dim, (1, self.patch, self.patch), name="patch_embedding")

@@ -1,4 +1,4 @@
-"""Data that others made, near a format: paths in the classes of evo, and drawn frames with depth and poses.
+"""Data that others made, near a format: paths in classes of evo, and drawn frames with depth.
 
 `apt-get install visp-images-data` brings the latter (or VISP_IMAGES names its folder).
 """
