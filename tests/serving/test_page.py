@@ -93,6 +93,18 @@ def test_a_job_is_cancelled_and_a_failure_is_said(tab):
   assert not tab.run("document.getElementById('go').disabled")
 
 
+def test_a_photograph_can_be_dropped(tab, picture):  # noqa: F811
+  tab.run(f"""(() => {{ const files = new DataTransfer();
+    const bytes = new Uint8Array({list(picture)});
+    files.items.add(new File([bytes], "dropped.png", {{ type: "image/png" }}));
+    document.getElementById("drop").dispatchEvent(
+      new DragEvent("drop", {{ dataTransfer: files, bubbles: true, cancelable: true }})); }})()""")
+  tab.wait("photo.name === 'dropped.png'")
+  tab.run("document.getElementById('prompt').value = 'a cat'")
+  click(tab, "go")
+  assert tab.wait("document.getElementById('viewer').href")
+
+
 def test_what_is_no_picture_is_named_and_refused(tab, tmp_path):
   (tmp_path / "words.png").write_text("no picture")
   choose(tab, tmp_path / "words.png")

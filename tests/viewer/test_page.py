@@ -105,6 +105,39 @@ def test_keys_fly_turn_play_and_choose(tab):
   assert not looked(tab)[2]["playing"]
 
 
+def test_without_the_loop_the_clip_stops_at_its_end_and_the_speed_is_that_of_time(tab):
+  def plays(speed, start):
+    """Seconds of the clip that go by in two of the clock; the clip is made a minute long."""
+    tab.run(f"""(() => {{ const x = document.getElementById("speed"); x.value = "{speed}";
+      x.dispatchEvent(new Event("change")); }})()""")
+    slide(tab, start)
+    tab.key("Space", " ")
+    passed = tab.run("""new Promise((done) => { let from, first;
+      const look = (now) => { from ??= (first = probe().time, now);
+        if (now - from < 2000) requestAnimationFrame(look);
+        else done((probe().time - first) * description.seconds / ((now - from) / 1000)); };
+      requestAnimationFrame(look); })""")
+    tab.key("Space", " ")
+    return passed
+
+  seconds = tab.run("description.seconds")
+  tab.run("description.seconds = 60")
+  try:
+    # A third: pictures of a slow machine are far apart.
+    np.testing.assert_allclose([plays(0.5, 0), plays(2, 0)], [0.5, 2], rtol=0.33)
+    tab.key("KeyL", "l")
+    slide(tab, 0.99)
+    tab.key("Space", " ")
+    tab.wait("!probe().playing && probe().time === 1")
+    tab.key("KeyL", "l")
+    slide(tab, 0.99)
+    tab.key("Space", " ")
+    tab.wait("probe().playing && probe().time < 0.5")
+  finally:
+    tab.run(f"description.seconds = {seconds}")
+    plays(1, 0)
+
+
 def test_fingers_go_around_and_pinch(tab):
   start, _, _ = looked(tab)
   tab.touch("touchStart", (100, 80))
