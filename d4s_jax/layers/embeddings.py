@@ -22,18 +22,6 @@ def sinusoidal(
   return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
 
-def by_runs(timestep: Float[Array, "b"], clean: int) -> tuple[Float[Array, "b k"], tuple[int, ...]]:
-  """Timesteps of the runs of tokens, and where runs but the last end: see `over_tokens`.
-
-  Args:
-    timestep: of each sample.
-    clean: how many tokens, the first ones, are at timestep 0 instead.
-  """
-  if not clean:
-    return timestep[:, None], ()
-  return jnp.stack([jnp.zeros_like(timestep), timestep], axis=1), (clean,)
-
-
 def rotary_3d(
   frames: int, height: int, width: int, head_dim: int, theta: float = 10000.0
 ) -> tuple[Float[Array, "n r"], Float[Array, "n r"]]:
@@ -99,7 +87,7 @@ def _quarter_turned(x: Float[Array, "b n h d"]) -> Float[Array, "b n h d"]:
   """Each pair (u, v) of channels as (-v, u), by a product, to the last bit.
 
   A TPU has no cheap way to move numbers between neighbouring lanes: taken apart and put together
-  again they went through memory four times.
+  again they went through memory four times. In bfloat16 the gradient is rounded once more.
   """
   turn = np.kron(np.eye(x.shape[-1] // 2), [[0.0, 1.0], [-1.0, 0.0]])
   # One for each head: remat policies keep products without such an axis.

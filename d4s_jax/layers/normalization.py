@@ -31,27 +31,44 @@ def modulate(
 
 def over_tokens(
   rows: Float[Array, "b k d"], ends: tuple[int, ...], tokens: int
-) -> Float[Array, "b n d"]:
-  """The row of each token, for k runs of tokens; of a single row, that one, which broadcasts.
+) -> Float[Array, "b _ d"]:
+  """The row of each token, for k runs of tokens; a single row is returned, and broadcasts.
 
   They are chosen and not repeated: a choice is computed where it is read, but repeated rows, as
   large as the tokens, went through memory on TPUs.
 
   Args:
     rows: one for each run.
-    ends: the first token after each run but the last.
+    ends: the first token after each run but the last, in their order.
     tokens: how many there are.
 
   Raises:
     ValueError: there are not as many rows as runs.
   """
   if rows.shape[1] != len(ends) + 1:
-    raise ValueError(f"{rows.shape[1]} modulations for tokens in {len(ends) + 1} runs.")
+    raise ValueError(
+      f"{rows.shape[1]} modulations for tokens in {len(ends) + 1} runs; expected one for each run,"
+      f" of which all but the last end: at {ends}."
+    )
   place = jnp.arange(tokens)[None, :, None]
   chosen = rows[:, -1:]
   for i, end in reversed(list(enumerate(ends))):
     chosen = jnp.where(place < end, rows[:, i : i + 1], chosen)
   return chosen
+
+
+def timestep_runs(
+  timestep: Float[Array, "b"], clean_tokens: int
+) -> tuple[Float[Array, "b k"], tuple[int, ...]]:
+  """Timesteps of the runs of tokens, and their ends as `over_tokens` takes them.
+
+  Args:
+    timestep: of each sample.
+    clean_tokens: how many tokens, the first ones, are at timestep 0 instead.
+  """
+  if not clean_tokens:
+    return timestep[:, None], ()
+  return jnp.stack([jnp.zeros_like(timestep), timestep], axis=1), (clean_tokens,)
 
 
 class LayerNorm(nn.Module):
@@ -71,7 +88,13 @@ class LayerNorm(nn.Module):
 
 
 class RMSNorm(nn.Module):
-  """x / sqrt(mean(x^2) + epsilon) * scale over the last axes, which have one scale in a row."""
+  """x / sqrt(mean(x^2) + epsilon) * scale over the last axes.
+
+  Attributes:
+    epsilon: keeps the root from zero.
+    axis_name: logical name of the scale's axis.
+    axes: how many of the last axes are normalised together; their scale is one flat parameter.
+  """
 
   epsilon: float = 1e-6
   axis_name: str | None = "embed"

@@ -92,6 +92,15 @@ def dividing(name: str, size: int, *, strict: bool = False) -> tuple[str, ...]:
   return taken
 
 
+def divides(name: str, size: int) -> bool:
+  """Whether all devices of a logical axis divide an array's axis of that size."""
+  try:
+    dividing(name, size, strict=True)
+  except ValueError:
+    return False
+  return True
+
+
 def per_device(function: Callable[..., Any], *trees: Any, axis: str = "batch") -> Any:
   """Calls `function` on every device's own part of arrays that lie along a logical axis.
 

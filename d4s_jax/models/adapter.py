@@ -108,6 +108,7 @@ def add_adapter(layer: Callable, args: Any, kwargs: Any, context: nn.module.Inte
   if not dense or not module.has_variable(ADAPTER, "down"):
     return y
   down, up = (module.get_variable(ADAPTER, name).astype(y.dtype) for name in ("down", "up"))
-  # Tokens [b n ..], whose numbers may lie apart in heads.
-  x = args[0].astype(y.dtype).reshape(*y.shape[:2], -1)
+  x = args[0].astype(y.dtype)
+  if isinstance(module, FromHeads):
+    x = x.reshape(*x.shape[:2], -1)
   return y + (x @ down @ up).reshape(y.shape)

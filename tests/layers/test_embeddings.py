@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from d4s_jax.layers import embeddings
-from d4s_jax.layers.embeddings import apply_rotary, by_runs, rotary_3d, sinusoidal
+from d4s_jax.layers.embeddings import apply_rotary, rotary_3d, sinusoidal
 
 
 def test_sinusoidal_is_cosines_then_sines():
@@ -51,14 +51,6 @@ def test_the_form_for_tpus_rotates_alike(dtype, key, monkeypatch):
   # 1e-6: float32 may keep the products of a sum unrounded. In bfloat16 that is a last bit at most.
   tolerance = 1e-6 if dtype == jnp.float32 else 2**-7
   np.testing.assert_allclose(*(np.asarray(y, np.float32) for y in (got, want)), tolerance, 1e-6)
-
-
-def test_clean_tokens_are_at_timestep_zero():
-  rows, ends = by_runs(jnp.array([5.0, 7.0]), 3)
-  np.testing.assert_array_equal(rows, [[0, 5], [0, 7]])
-  assert ends == (3,)
-  rows, ends = by_runs(jnp.array([5.0, 7.0]), 0)
-  assert rows.shape == (2, 1) and ends == ()
 
 
 @pytest.mark.parametrize("head_dim", [4, 15])

@@ -1,5 +1,9 @@
 """Dense layers whose product has an axis of heads."""
 
+import os
+import subprocess
+import sys
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -36,3 +40,42 @@ def test_heads_come_and_go_as_by_dense_layers_with_the_same_parameters(
   want, got = plain.apply(params, got.reshape(2, 5, 24)), back.apply(params, got)
   assert got.shape == (2, 5, 12) and got.dtype == dtype
   np.testing.assert_allclose(*(np.asarray(y, np.float32) for y in (got, want)), **close)
+
+
+def test_heads_that_do_not_fit_the_width_are_refused(key):
+  with pytest.raises(ValueError, match="5 heads don't divide a width of 24"):
+    ToHeads(24, 5).init(key, jnp.zeros((1, 2, 3)))
+
+
+_ON_FOUR_DEVICES = """
+import flax.linen as nn, jax, jax.numpy as jnp
+from d4s_jax.layers import linear
+from d4s_jax.training import sharding
+
+linear.platform = lambda: "tpu"
+mesh = sharding.make_mesh(tensor=4)
+x = jax.ShapeDtypeStruct((1, 64, 96), jnp.float32, sharding=jax.NamedSharding(mesh, jax.P()))
+for heads in (8, 6):
+  layer = linear.ToHeads(48, heads)
+  boxed = jax.eval_shape(layer.init, jax.random.key(0), x)
+  cut = nn.logical_to_mesh_sharding(nn.get_partition_spec(boxed), mesh, sharding.RULES)
+  params = jax.tree.map(
+    lambda x, cut: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=cut), nn.unbox(boxed), cut
+  )
+  with jax.set_mesh(mesh), nn.logical_axis_rules(sharding.RULES):
+    print(jax.jit(layer.apply).lower(params, x).compile().cost_analysis()["flops"])
+"""
+
+
+def test_devices_that_do_not_divide_the_heads_share_the_product_all_the_same():
+  flags = "--xla_force_host_platform_device_count=4"
+  done = subprocess.run(
+    [sys.executable, "-c", _ON_FOUR_DEVICES],
+    env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": os.getcwd()},
+    **{"capture_output": True, "text": True, "check": False},
+  )
+  assert done.returncode == 0, done.stderr
+  fitting, other = (float(line) for line in done.stdout.split())
+  # A quarter of the product each; by heads, each would compute all of it.
+  whole = 2 * 64 * 96 * 48
+  assert whole / 4 <= fitting < 1.2 * whole / 4 and whole / 4 <= other < 1.2 * whole / 4

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from d4s_jax.layers.normalization import ChannelNorm, LayerNorm, RMSNorm, modulate
+from d4s_jax.layers.normalization import ChannelNorm, LayerNorm, RMSNorm, modulate, timestep_runs
 
 
 @pytest.mark.parametrize("module", [LayerNorm(), RMSNorm(), ChannelNorm()])
@@ -49,3 +49,11 @@ def test_rms_norm_over_heads_equals_that_over_all_channels(key):
   got = RMSNorm(axes=2).apply(params, x.reshape(2, 3, 4, 6))
   # 1e-6: sums in another order.
   np.testing.assert_allclose(got.reshape(2, 3, 24), want, rtol=1e-6)
+
+
+def test_clean_tokens_are_at_timestep_zero():
+  rows, ends = timestep_runs(jnp.array([5.0, 7.0]), 3)
+  np.testing.assert_array_equal(rows, [[0, 5], [0, 7]])
+  assert ends == (3,)
+  rows, ends = timestep_runs(jnp.array([5.0, 7.0]), 0)
+  assert rows.shape == (2, 1) and ends == ()

@@ -176,22 +176,26 @@ def test_cameras_change_no_bit_untrained_and_the_output_trained(variant):
   np.testing.assert_array_equal(got[1], without[1])
 
 
-def test_denoise_of_text_to_video_puts_the_clean_first_frame_at_time_zero():
-  params, latents, _, text, maps = _trained("5b")
-  module = CogVideoXTransformer(**(SMALL | VARIANTS["5b"]))
+@pytest.mark.parametrize(
+  "variant, known, clean", [("5b", 1, 1), ("1.5-5b", 1, 0), ("1.5-5b", 2, 1)]
+)
+def test_denoise_of_text_to_video_puts_clean_frames_at_time_zero(variant, known, clean):
+  """Of tokens of two latents only those of which both are clean."""
+  params, latents, _, text, maps = _trained(variant)
+  module = CogVideoXTransformer(**(SMALL | VARIANTS[variant]))
   denoise = jit(lambda *a: module.apply({"params": params}, *a, method="denoise"))
-  first, sigma = 3.0 + latents[:, :1], jnp.array([0.3, 0.8])
+  first, sigma = 3.0 + latents[:, :known], jnp.array([0.3, 0.8])
   got = denoise(latents, sigma, text, maps, Condition(first))
-  replaced = jnp.concatenate([first, latents[:, 1:]], axis=1)
+  replaced = jnp.concatenate([first, latents[:, known:]], axis=1)
   times = jnp.array([299.0, 799.0])
-  forward = _forward("5b")
-  want = forward(params, replaced, times, text, maps, 1)
+  forward = _forward(variant)
+  want = forward(params, replaced, times, text, maps, clean)
   np.testing.assert_allclose(got, want, atol=1e-5)
   without = denoise(latents, sigma, text, None, None)
   want = forward(params, latents, times, text)
   np.testing.assert_allclose(without, want, atol=1e-5)
   # The clean frame has a timestep of its own, which is 0.
-  assert np.abs(forward(params, replaced, times, text, maps, 0) - got).max() > 0.01
+  assert np.abs(forward(params, replaced, times, text, maps, 1 - clean) - got).max() > 0.01
   none = jnp.zeros(2)
   np.testing.assert_allclose(
     *(forward(params, replaced, none, text, maps, clean) for clean in (0, 1)), atol=1e-5

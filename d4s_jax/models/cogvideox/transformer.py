@@ -10,9 +10,9 @@ from jaxtyping import Array, Float
 from d4s_jax.diffusion.v_prediction import LEVELS
 from d4s_jax.layers.attention import attention
 from d4s_jax.layers.convolution import PatchConv3d
-from d4s_jax.layers.embeddings import apply_rotary, by_runs, sinusoidal
+from d4s_jax.layers.embeddings import apply_rotary, sinusoidal
 from d4s_jax.layers.linear import FromHeads, ToHeads, dense
-from d4s_jax.layers.normalization import LayerNorm, modulate, over_tokens
+from d4s_jax.layers.normalization import LayerNorm, modulate, over_tokens, timestep_runs
 from d4s_jax.layers.partitioning import constrain
 from d4s_jax.layers.reuse import reusable
 from d4s_jax.layers.transformer import scan_blocks
@@ -98,7 +98,7 @@ class CogVideoXTransformer(nn.Module):
     text = dense(dim, None, "embed", dtype=self.dtype, name="text")(text)
     x, text, rotary = self._placed(x, text, (f, h, w))
 
-    timestep, ends = by_runs(timestep, clean * h * w)
+    timestep, video_ends = timestep_runs(timestep, clean * h * w)
     time = ScalarEmbedding(dim, self.time_dim, name="time")(timestep)
     if self.offset:
       embed = ScalarEmbedding(self.time_dim, self.time_dim, name="offset")
@@ -107,9 +107,9 @@ class CogVideoXTransformer(nn.Module):
 
     length = text.shape[1]
     stack = scan_blocks(CogVideoXBlock, self.depth, inputs=2, remat=self.remat)
-    # Text goes with the last timestep, by a modulation of its own.
-    runs = (length, *(length + end for end in ends))
-    stack = stack(self.heads, runs, self.dtype, name="blocks")
+    # Text is the first run: a modulation of its own, at the last timestep.
+    ends = (length, *(length + end for end in video_ends))
+    stack = stack(self.heads, ends, self.dtype, name="blocks")
     x = constrain(jnp.concatenate([text, x], axis=1), "batch", "tokens", None)
     x = reusable(self, lambda x: stack(x, time, rotary)[0], x)
 
@@ -117,7 +117,7 @@ class CogVideoXTransformer(nn.Module):
     modulation = dense(2 * dim, None, "embed", dtype=self.dtype, name="head_modulation")(time)
     shift, scale = jnp.split(modulation, 2, axis=-1)
     x = LayerNorm(epsilon=1e-5, name="head_norm")(x)
-    x = modulate(x, shift, scale, ends).astype(self.dtype)
+    x = modulate(x, shift, scale, video_ends).astype(self.dtype)
     pf, ph, pw = self.patch
     x = dense(
       pf * ph * pw * self.out_channels,
@@ -181,7 +181,7 @@ class CogVideoXTransformer(nn.Module):
       known = condition.first.shape[1]
       latents = jnp.concatenate([condition.first.astype(latents.dtype), latents[:, known:]], axis=1)
       clean = known // self.patch[0]
-    return self(latents, timestep, text, camera_maps, clean)
+    return self(latents, timestep, text, camera_maps, clean=clean)
 
 
 class CogVideoXBlock(nn.Module):

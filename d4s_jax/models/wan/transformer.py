@@ -9,9 +9,16 @@ from jaxtyping import Array, Float
 
 from d4s_jax.layers.attention import attention
 from d4s_jax.layers.convolution import PatchConv3d
-from d4s_jax.layers.embeddings import apply_rotary, by_runs, rotary_3d
+from d4s_jax.layers.embeddings import apply_rotary, rotary_3d
 from d4s_jax.layers.linear import FromHeads, ToHeads, dense
-from d4s_jax.layers.normalization import LayerNorm, RMSNorm, layer_norm, modulate, over_tokens
+from d4s_jax.layers.normalization import (
+  LayerNorm,
+  RMSNorm,
+  layer_norm,
+  modulate,
+  over_tokens,
+  timestep_runs,
+)
 from d4s_jax.layers.partitioning import constrain, partitioned
 from d4s_jax.layers.reuse import reusable
 from d4s_jax.layers.transformer import scan_blocks
@@ -84,7 +91,7 @@ class WanTransformer(nn.Module):
     f, h, w = x.shape[1:4]
     x = constrain(rearrange(x, "b f h w d -> b (f h w) d"), "batch", "tokens", None)
 
-    timestep, ends = by_runs(timestep, clean * h * w)
+    timestep, ends = timestep_runs(timestep, clean * h * w)
     time, modulation = TimeEmbedding(self.dim, self.freq_dim, self.dtype, name="time")(timestep)
     text = TextEmbedding(self.dim, self.dtype, name="text")(text)
     if image is not None:
@@ -129,7 +136,7 @@ class WanTransformer(nn.Module):
     Raises:
       ValueError: an image-to-video model is given no photograph, or without embeddings.
     """
-    timestep = TIMESTEPS * sigma
+    timestep, clean = TIMESTEPS * sigma, 0
     if self.takes_image:
       if condition is None or condition.video is None or condition.image is None:
         raise ValueError(
@@ -140,8 +147,10 @@ class WanTransformer(nn.Module):
       latents = beside(latents, condition.video, self.strides[0])
       return self(latents, timestep, text, camera_maps, condition.image)
     if condition is not None:
-      latents = jnp.concatenate([condition.first.astype(latents.dtype), latents[:, 1:]], axis=1)
-    return self(latents, timestep, text, camera_maps, clean=int(condition is not None))
+      known = condition.first.shape[1]
+      latents = jnp.concatenate([condition.first.astype(latents.dtype), latents[:, known:]], axis=1)
+      clean = known // self.patch[0]
+    return self(latents, timestep, text, camera_maps, clean=clean)
 
 
 class WanBlock(nn.Module):
