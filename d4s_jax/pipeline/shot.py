@@ -10,10 +10,12 @@ import numpy as np
 from jaxtyping import Float
 
 from d4s_jax.formats import images
+from d4s_jax.formats import trajectories as files
 from d4s_jax.formats.cameras import CameraPath
-from d4s_jax.formats.trajectories import read_trajectory
+from d4s_jax.formats.trajectories import examine
 from d4s_jax.geometry import cameras as pinhole
 from d4s_jax.geometry import poses, trajectories
+from d4s_jax.pipeline import progress
 from d4s_jax.types import Cameras
 
 # Horizontal field of view, degrees, of a photograph of which nothing is known.
@@ -48,6 +50,8 @@ def check_pixels(frames: int, height: int, width: int) -> None:
 def camera_path(source: str, frames: int | None = None, in_scene: bool = False) -> CameraPath:
   """The camera path that a user asks for, its frames evenly spaced in time.
 
+  What is probably wrong with a file's is said.
+
   Args:
     source: a name in `geometry.trajectories.TRAJECTORIES`, with parameters or without
       ("orbit:degrees=90,radius=3"), or a file that `formats.trajectories` reads.
@@ -63,8 +67,11 @@ def camera_path(source: str, frames: int | None = None, in_scene: bool = False) 
   """
   if frames is not None and not 1 <= frames <= _MOST_FRAMES:
     raise ValueError(f"A camera path of {frames} frames; expected 1 to {_MOST_FRAMES}.")
-  if pathlib.Path(source).exists():
-    path = read_trajectory(source, in_scene)
+  if (file := pathlib.Path(source)).exists():
+    shots = files.read(file)
+    for line in examine.examine(shots).warnings:
+      progress.say(f"WARNING: {file.name}: {line}.")
+    path = files.to_path(shots, file.name, in_scene)
     # Key frames of the viewer are few.
     own = max(len(path.times), FRAMES if path.in_scene else 1)
     return path.resample(own if frames is None else frames)

@@ -95,7 +95,11 @@ def read_trajectory(path: str | os.PathLike, in_scene: bool = False) -> CameraPa
     FileNotFoundError: there is no such file.
     ValueError: as `read` says, or its times don't rise.
   """
-  shots, name = read(path), pathlib.Path(path).name
+  return to_path(read(path), pathlib.Path(path).name, in_scene)
+
+
+def to_path(shots: Shots, name: str, in_scene: bool = False) -> CameraPath:
+  """The path of a file that was read; see `read_trajectory`."""
   matrices, intrinsics = shots.world_from_camera, shots.intrinsics
   if not (in_scene and shots.in_scene):
     matrices = poses.relative_to(matrices, matrices[0])
