@@ -64,6 +64,19 @@ def test_more_noise_is_worse_and_the_truth_is_perfect(sets, tmp_path):
   assert [round(row.results["copy"].value, 6) for row in perfect.rows] == [100, 1, 0]
 
 
+def test_more_noise_is_further_from_the_true_set(sets, tmp_path):
+  names = "fvd,kvd"
+  # Pictures of this size have too few corners for matches to be ranked.
+  asked = settings(sets, tmp_path, metrics=f"{names},matches_xfeat", frames=9, gap=2)
+  found = runner.evaluate(asked)
+  for name in names.split(","):
+    less, more = values(found, name)
+    assert 0 < less < more, name
+  for row in found.rows:
+    assert row.results["little"].count == COUNT and row.weights
+  assert min(values(found, "matches_xfeat")) > 0
+
+
 def test_more_blur_is_worse(sets, tmp_path):
   for path in (sets / "true").iterdir():
     for name, level in (("little", 0.5), ("much", 2.0)):
