@@ -41,10 +41,7 @@ def main(argv: list[str]) -> None:
     key = marking.key(_WATERMARK.value)
     scene.check_output(output)
     if output.resolve() == pathlib.Path(_SCENE.value).resolve():
-      raise ValueError(
-        f"--output={output} is the scene itself, which may be better than what comes of it; name"
-        " another folder."
-      )
+      raise ValueError(f"--output={output} is the scene itself; name another folder.")
     dynamic, metadata = scene.read_scene(_SCENE.value)
     views = fitting.video_views(read_video(_VIDEO.value), metadata)
     compilation.cache()

@@ -83,7 +83,7 @@ def metadata(
 def _write_scene(
   folder: pathlib.Path,
   pipeline: Pipeline,
-  latents: Float[Array, "f h w c"],
+  latents: Float[Array, "f a b c"],
   photo: Float[np.ndarray, "h w 3"],
   metadata: SceneMetadata,
   fps: float,
@@ -98,7 +98,7 @@ def _write_scene(
 def _write_video(
   folder: pathlib.Path,
   pipeline: Pipeline,
-  latents: Float[Array, "f h w c"],
+  latents: Float[Array, "f a b c"],
   photo: Float[np.ndarray, "h w 3"],
   metadata: SceneMetadata,
   fps: float,
