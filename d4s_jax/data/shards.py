@@ -142,11 +142,10 @@ def to_json(entry: Entry) -> dict[str, Any]:
 def split(entries: Sequence[Entry], wanted: str) -> list[Entry]:
   """The entries of a split, "train" or "heldout"; of several groups, one is always held out.
 
-  Of one group alone, such as one film, single clips are, which look like the others. Splits of the
-  datasets count where they hold something out, not where only a part for training was fetched.
+  Of one group alone, such as one film, single clips are, which look like the others.
   """
+  undecided = [x for x in entries if not x.split]
   told = any(x.split == "heldout" for x in entries)
-  undecided = [x for x in entries if not (told and x.split)]
   key = "group" if told or len({x.group for x in undecided}) > 1 else "name"
   numbers = {getattr(x, key): _number(getattr(x, key)) for x in undecided}
   heldout = {name for name, number in numbers.items() if number % _HELD_OUT == 0}
@@ -154,8 +153,11 @@ def split(entries: Sequence[Entry], wanted: str) -> list[Entry]:
     heldout = set()
   elif not heldout and not told:
     heldout = {min(numbers, key=lambda name: numbers[name])}
-  own = {x.name: "heldout" if getattr(x, key) in heldout else "train" for x in undecided}
-  return [x for x in entries if own.get(x.name, x.split) == wanted]
+  return [
+    x
+    for x in entries
+    if (x.split or ("heldout" if getattr(x, key) in heldout else "train")) == wanted
+  ]
 
 
 def _number(group: str) -> int:
