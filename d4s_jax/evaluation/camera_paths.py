@@ -48,11 +48,13 @@ def path_error(
   E_i = (Q_i^-1 Q_i+d)^-1 (P_i^-1 P_i+d), as evo defines them; the estimate is aligned with scale.
 
   Raises:
-    ValueError: paths not longer than `delta`.
+    ValueError: paths of different lengths, or not longer than `delta`.
   """
   estimate, truth = np.asarray(estimate, np.float64), np.asarray(truth, np.float64)
-  if len(truth) <= delta:
-    raise ValueError(f"Paths of {len(truth)} poses; expected more than {delta}.")
+  if estimate.shape != truth.shape or len(truth) <= delta:
+    raise ValueError(
+      f"Paths of {len(estimate)} and {len(truth)} poses; expected equally many, more than {delta}."
+    )
   scale, rotation, translation = align(estimate[:, :3, 3], truth[:, :3, 3])
   aligned = estimate.copy()
   aligned[:, :3, :3] = rotation @ estimate[:, :3, :3]

@@ -12,7 +12,7 @@ def frechet(x: Float[np.ndarray, "n d"], y: Float[np.ndarray, "m d"]) -> float:
   singular values of S_x^(1/2) S_y^(1/2), which is defined for covariances of any rank.
 
   Raises:
-    ValueError: fewer than two features in a set, or values that are not finite.
+    ValueError: fewer than two features in a set, another width, or values that are not finite.
   """
   x, y = _checked(x, y)
   difference = x.mean(axis=0) - y.mean(axis=0)
@@ -58,6 +58,8 @@ def kernel(
 
 def _checked(x, y):
   x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+  if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1]:
+    raise ValueError(f"Features of shapes {x.shape} and {y.shape}; expected [n, d] and [m, d].")
   if min(len(x), len(y)) < 2:
     raise ValueError(f"{len(x)} and {len(y)} features; expected at least 2 in each set.")
   if not (np.isfinite(x).all() and np.isfinite(y).all()):

@@ -59,8 +59,10 @@ def test_reflections_are_not_taken_for_rotations():
   np.testing.assert_allclose(np.linalg.det(rotation), 1)
 
 
-def test_a_path_without_steps_is_refused():
-  with pytest.raises(ValueError, match="1 poses; expected more than 1"):
+def test_paths_that_cannot_be_compared_are_refused():
+  with pytest.raises(ValueError, match="20 and 10 poses"):
+    path_error(spiral(20), spiral(10))
+  with pytest.raises(ValueError, match="more than 1"):
     path_error(spiral(2)[:1], spiral(2)[:1])
 
 

@@ -64,6 +64,7 @@ def test_a_set_is_at_no_distance_from_itself_even_without_full_rank():
   "x, y, message",
   [
     (np.zeros((1, 3)), np.zeros((5, 3)), "1 and 5 features; expected at least 2"),
+    (np.zeros((5, 2)), np.zeros((5, 3)), r"shapes \(5, 2\) and \(5, 3\)"),
     (np.full((5, 2), np.nan), np.zeros((5, 2)), "not finite"),
   ],
 )
