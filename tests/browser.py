@@ -81,6 +81,20 @@ class Tab:
     return usage["usedSize"] + usage.get("backingStorageSize", 0)
 
 
+def resident(folder: pathlib.Path) -> dict[str, float]:
+  """Bytes that the processes of `open_tab(..., folder)` have in memory, by what they are."""
+  found: dict[str, float] = {}
+  for place in pathlib.Path("/proc").iterdir():
+    with contextlib.suppress(OSError, ValueError, StopIteration):
+      command = (place / "cmdline").read_text().replace("\0", " ")
+      if str(folder / "profile") not in command:
+        continue
+      kind = command.partition("--type=")[2].partition(" ")[0] or "browser"
+      line = next(x for x in (place / "status").read_text().splitlines() if x.startswith("VmRSS"))
+      found[kind] = found.get(kind, 0) + 1024 * int(line.split()[1])
+  return found
+
+
 @contextlib.contextmanager
 def open_tab(address: str, folder: pathlib.Path, width: int = 900, height: int = 600):
   """A tab that shows an address; downloads go to the folder."""

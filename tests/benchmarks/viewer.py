@@ -26,7 +26,7 @@ from d4s_jax.viewer import frames, server  # noqa: E402
 from d4s_jax.watermark import frames as marks  # noqa: E402
 from d4s_jax.watermark import keys  # noqa: E402
 from tests.benchmarks.export import scene  # noqa: E402
-from tests.browser import open_tab  # noqa: E402
+from tests.browser import open_tab, resident  # noqa: E402
 
 MEGABYTE = 1e6
 OPENINGS = 5
@@ -69,20 +69,6 @@ def rate(tab, seconds=10.0):
   tab.run(PLAY)
   shown = (found["frames"] - before) / passed
   return f"{shown:.1f} a second, {size[0]} columns of a picture of {size[1]} x {size[2]}"
-
-
-def resident(profile):
-  """Bytes that the browser's processes have in memory, by what they are."""
-  found = {}
-  for place in pathlib.Path("/proc").iterdir():
-    with contextlib.suppress(OSError, ValueError, StopIteration):
-      command = (place / "cmdline").read_text().replace("\0", " ")
-      if str(profile) not in command:
-        continue
-      kind = command.partition("--type=")[2].partition(" ")[0] or "browser"
-      line = next(x for x in (place / "status").read_text().splitlines() if x.startswith("VmRSS"))
-      found[kind] = found.get(kind, 0) + 1024 * int(line.split()[1])
-  return found
 
 
 def play(tab, minutes, folder):

@@ -14,21 +14,27 @@ from d4s_jax.formats import page, trajectories
 from d4s_jax.geometry import poses
 from d4s_jax.pipeline import shot
 from d4s_jax.watermark import frames as marks
-from tests.browser import needs_browser, open_tab
+from tests.browser import needs_browser, open_tab, resident
 from tests.formats.test_page import make
 
 KEY = "a key"
+PAINTERS = {"plain": "Plotter", "webgl": "Painter"}
 
 pytestmark = needs_browser
+# WebGL2 without a GPU takes its time: what is its own is driven by default, the rest in slow tests.
+both = pytest.mark.parametrize("tab", ["plain", "webgl"], indirect=True)
 
 
-@pytest.fixture(scope="module")
-def tab(tmp_path_factory):
+@pytest.fixture(scope="module", params=["plain", pytest.param("webgl", marks=pytest.mark.slow)])
+def tab(request, tmp_path_factory):
   folder = tmp_path_factory.mktemp("viewer")
   dynamic, metadata = make()
   page.write_page(folder / "scene.html", dynamic, metadata, marks.levels(KEY))
-  with open_tab((folder / "scene.html").as_uri(), folder) as found:
+  address = f"{(folder / 'scene.html').as_uri()}#{request.param}"
+  size = (900, 600) if request.param == "plain" else (500, 400)
+  with open_tab(address, folder, *size) as found:
     found.wait("window.ready && window.first")
+    assert found.run("painter.constructor.name") == PAINTERS[request.param]
     found.folder = folder
     yield found
 
@@ -153,6 +159,7 @@ def test_fingers_go_around_and_pinch(tab):
   assert looked(tab)[0][2] > 0.2
 
 
+@both
 def test_on_a_telephone_everything_is_there_and_large_enough_for_fingers(tab):
   tab.call("Emulation.setTouchEmulationEnabled", enabled=True)
   tab.call(
@@ -279,6 +286,7 @@ def test_key_frames_are_saved_and_render_scene_goes_the_same_way(tab):
     '[[1],[1],[1],[1]]}]}'); } catch (error) { return error.message; } })()""")
 
 
+@both
 def test_pictures_and_videos_are_saved(tab):
   looked(tab)
   tab.wait("probe().share === 1")
@@ -306,6 +314,7 @@ def test_pictures_and_videos_are_saved(tab):
   assert 0.5 < change < 1.4
 
 
+@both
 def test_a_slow_machine_draws_what_moves_smaller_and_what_rests_whole(tab):
   width = "document.getElementById('canvas').width"
   whole = tab.wait(f"probe().share === 1 && {width}")
@@ -334,9 +343,27 @@ def grown(tab, seconds: float) -> float:
   return after - before
 
 
+@both
 def test_memory_stays_flat(tab):
   grown(tab, 1)
   assert grown(tab, 3) < 300_000
+
+
+@pytest.mark.parametrize("tab", ["webgl"], indirect=True)
+def test_a_window_that_changes_its_size_leaves_no_textures(tab):
+  """They lie in another process, which the script's memory says nothing of."""
+
+  def resize(times):
+    try:
+      for width in [400, 402] * (times // 2):
+        tab.run(f"fixed = true; painter.draw(0, path[0], {width}, 400, 0); painter.gl.finish()")
+    finally:
+      tab.run("fixed = null; dirty = true")
+    return resident(tab.folder)["gpu-process"]
+
+  before = resize(20)
+  # A texture of one size is 1.3 MB.
+  assert resize(60) - before < 20e6
 
 
 @pytest.mark.slow
