@@ -230,6 +230,11 @@ def _dataset(name: str, root: str) -> Any:
   return registry.open_dataset(name, root)
 
 
+@functools.lru_cache(maxsize=4)
+def _splits(name: str, root: str) -> dict[str, str]:
+  return _dataset(name, root).splits()
+
+
 @functools.lru_cache(maxsize=2)
 def _scene(unit: Unit) -> Any:
   return _dataset(unit.dataset, unit.root).open(unit.scene)
@@ -266,7 +271,7 @@ def open_span(span: Span) -> Opened:
       views.append(view)
       frames.append(here)
   group = f"{span.unit.dataset}/{dataset.group(span.unit.scene)}"
-  split = dataset.official(span.unit.scene) or ""
+  split = _splits(span.unit.dataset, span.unit.root)[span.unit.scene]
   return Opened(tuple(views), tuple(frames), scene.metric, scene.dynamic, group, split)
 
 

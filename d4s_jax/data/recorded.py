@@ -1,7 +1,6 @@
 """Clips of shards that curation wrote: frames, window and unit chosen anew at each reading."""
 
 import os
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -56,14 +55,7 @@ class Recorded:
     wanted = Wanted(split=split, kind=kind, **sizes)
     self._cut = Cut(wanted, posed, distance, **({"augment": augment} if augment else {}))
     self._shards = Shards(path)
-    entries = read_manifest(path)
-    if split == "heldout" and len({x.group for x in entries}) == 1:
-      warnings.warn(
-        f"All clips of {path} are of {entries[0].group}: those that are held out look like those"
-        " that are trained on, and scores flatter. Curate more films or scenes.",
-        stacklevel=1,
-      )
-    self._entries = _chosen(entries, split, kind, posed, posed and not distance)
+    self._entries = _chosen(read_manifest(path), split, kind, posed, posed and not distance)
     shapes = shapes or [wanted.shape]
     self._entries = [x for x in self._entries if _bucket(x, shapes) == wanted.shape]
     if not self._entries and len(shapes) == 1:

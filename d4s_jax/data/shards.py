@@ -17,12 +17,11 @@ from array_record.python import array_record_module  # pyright: ignore[reportAtt
 
 from d4s_jax.data.identity import digest
 from d4s_jax.data.record import CorruptRecord, Record, decode
+from d4s_jax.data.splits import of_split
 from d4s_jax.formats import atomic
 from d4s_jax.formats.checked import fields, integer, parse, text, within
 
 MANIFEST = "manifest.jsonl"
-# Of groups that no dataset assigns, one of so many is held out.
-_HELD_OUT = 32
 # Bytes of a line of a manifest.
 MOST_LINE = 1_000_000
 # Files open at once, of which there are limits.
@@ -38,7 +37,7 @@ class Entry:
     row: of the record in it.
     name: of the clip.
     group: clips of one group show the same place and are held out together.
-    split: "train", "heldout", or "" to decide by the group's name.
+    split: "train", "heldout", or "" to decide by the group.
     frames: of the longest view.
     height: of the pictures.
     width: of the pictures.
@@ -140,28 +139,9 @@ def to_json(entry: Entry) -> dict[str, Any]:
 
 
 def split(entries: Sequence[Entry], wanted: str) -> list[Entry]:
-  """The entries of a split, "train" or "heldout"; of several groups, one is always held out.
-
-  Of one group alone, such as one film, single clips are, which look like the others.
-  """
-  undecided = [x for x in entries if not x.split]
-  told = any(x.split == "heldout" for x in entries)
-  key = "group" if told or len({x.group for x in undecided}) > 1 else "name"
-  numbers = {getattr(x, key): _number(getattr(x, key)) for x in undecided}
-  heldout = {name for name, number in numbers.items() if number % _HELD_OUT == 0}
-  if len(numbers) < 2:
-    heldout = set()
-  elif not heldout and not told:
-    heldout = {min(numbers, key=lambda name: numbers[name])}
-  return [
-    x
-    for x in entries
-    if (x.split or ("heldout" if getattr(x, key) in heldout else "train")) == wanted
-  ]
-
-
-def _number(group: str) -> int:
-  return int.from_bytes(hashlib.sha256(group.encode()).digest()[:8])
+  """The entries of a split, "train" or "heldout"; see `splits.of_split`."""
+  names = set(of_split({x.name: (x.split, x.group) for x in entries}, wanted))
+  return [x for x in entries if x.name in names]
 
 
 class Shards:

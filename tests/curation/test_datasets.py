@@ -1,6 +1,5 @@
 """All nine datasets through `curate --output`: clips of the shards are those of the readers."""
 
-import json
 import re
 
 import numpy as np
@@ -11,8 +10,7 @@ from d4s_jax.curation import stages
 from d4s_jax.data.datasets.registry import DATASETS
 from d4s_jax.data.datasets.windows import Windows
 from d4s_jax.data.recorded import Recorded
-from d4s_jax.data.shards import MANIFEST, line, read_manifest
-from d4s_jax.data.wanted import SPLITS
+from d4s_jax.data.shards import read_manifest
 from d4s_jax.training import loop
 from d4s_jax.training.log import read_metrics
 from tests.curation import local
@@ -48,10 +46,11 @@ def test_clips_of_shards_are_those_of_the_reader(name, tmp_path, monkeypatch, ca
   about = DATASETS[name]
   assert entries and all(x.metric == about.metric for x in entries)
   assert all(x.dynamic == about.dynamic for x in entries)
-  split = entries[0].split or "train"
+  # Parts for training alone, or without splits: what is held out is decided when they are read.
+  assert {x.split for x in entries} == {""}
   how = {"distance": 0.0 if about.metric else 1.0, **SIZE}
-  kept = Recorded(tmp_path / "out", split, **how)
-  read = Windows(name, written.root, split, **how)
+  kept = Recorded(tmp_path / "out", **how)
+  read = Windows(name, written.root, **how)
   for index, one in enumerate(kept._entries[:2]):
     scene = one.name.removeprefix(f"{name}/").rpartition("/")[0]
     assert scene in read._names
@@ -70,18 +69,14 @@ def test_clips_of_shards_are_those_of_the_reader(name, tmp_path, monkeypatch, ca
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(DATASETS))
 def test_a_dataset_is_curated_on_ray_and_trained_on(name, tmp_path, capsys):
-  """Two steps of the joint stage of `tiny`, from shards that were written by workers of Ray."""
+  """Two steps of the joint stage of `tiny`, from shards that were written by workers of Ray.
+
+  Of two clips of one place the second is held out.
+  """
   written = WRITERS[name].write(tmp_path / "päckchen", **LONG[name])
   arguments = [f"--dataset={name}", f"--source={written.root}", f"--output={tmp_path}/shards"]
   run_command("curate", *arguments, "--set=frames=9", "--set=shortest=9", *ALL)
   assert "2 of 2 clips of 1 scenes or files were kept, 0 quarantined" in capsys.readouterr().out
-  # Of two clips of one place the second is declared to be held out.
-  path = tmp_path / "shards" / MANIFEST
-  lines = [json.loads(one) for one in path.read_text().splitlines()]
-  kept = [one["record"] for one in lines if one.get("record")]
-  for one, split in zip(kept, SPLITS):
-    one["split"] = split
-  path.write_bytes(b"".join(line(one) for one in lines))
   config = joint.get_config("tiny")
   config.steps, config.heldout.batches, config.optimizer.warmup = 2, 1, 1
   config.batch_size, config.data.source = 2, f"shards:{tmp_path}/shards"

@@ -214,6 +214,12 @@ def test_groups_are_held_out_whole():
   one, others = split(entries[:4], "heldout"), split(entries[:4], "train")
   assert len(one) == 1 and len(others) == 3
   assert not split(entries[:1], "heldout")
+  # Of many, a group stays on its side among others.
+  fewer = {x.name for x in split(entries[400:], "heldout")}
+  assert fewer == {x.name for x in heldout} & {x.name for x in entries[400:]} != set()
+  # What a dataset holds out is all that is.
+  entries[3] = dataclasses.replace(entries[3], split="heldout")
+  assert split(entries, "heldout") == [entries[3]]
 
 
 def test_a_single_film_is_trained_on_with_a_warning(tmp_path):

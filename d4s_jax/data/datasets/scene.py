@@ -138,6 +138,14 @@ class Dataset(abc.ABC):
     del name
     return None
 
+  def splits(self) -> dict[str, str]:
+    """The dataset's own split of each scene, "" where it has none.
+
+    "" of all where it holds none of them out: only a part for training was fetched.
+    """
+    own = {name: self.official(name) or "" for name in self.names}
+    return own if "heldout" in own.values() else dict.fromkeys(own, "")
+
 
 def same_size(
   values: np.ndarray, cameras: Cameras, path: str | os.PathLike, what: str

@@ -1,7 +1,6 @@
 """A dataset as a source of clips: windows of frames of its scenes, cut as `data.cutting` does."""
 
 import os
-import warnings
 from typing import Any
 
 import jax
@@ -15,12 +14,11 @@ from d4s_jax.data.datasets.scene import Dataset, Scene
 from d4s_jax.data.identity import digest
 from d4s_jax.data.record import CorruptRecord
 from d4s_jax.data.sampling import Augmentation, NoLength
+from d4s_jax.data.splits import of_split
 from d4s_jax.data.transforms import in_floats
-from d4s_jax.data.wanted import SPLITS, Wanted
+from d4s_jax.data.wanted import Wanted
 from d4s_jax.types import Clip, Tracks
 
-# Of this many groups of scenes, one is held out where the dataset has no splits of its own.
-_HELD_OUT = 10
 # Scenes that are tried for one that is long enough.
 _TRIES = 50
 
@@ -190,30 +188,13 @@ def _seen(dataset: Dataset, name: str) -> Any:
 
 
 def split_names(dataset: Dataset, split: str) -> list[str]:
-  """Scenes of a split: the dataset's own where it has splits, else every tenth group is held out.
-
-  Of fewer than ten groups the last is held out, of one alone its last scene. The dataset's own
-  splits count where they hold something out, not where only a part for training was fetched.
+  """Scenes of a split; see `splits.of_split`.
 
   Raises:
     ValueError: the split is empty.
   """
-  own = {name: dataset.official(name) for name in dataset.names}
-  told = "heldout" in own.values()
-  undecided = [name for name in dataset.names if not (told and own[name])]
-  group = {name: dataset.group(name) for name in undecided}
-  if not told and len(set(group.values())) == 1:
-    group = {name: name for name in undecided}
-    if split == "heldout" and len(group) > 1:
-      warnings.warn(
-        f"All scenes of {dataset.root} are of one place: the one that is held out looks like those"
-        " that are trained on, and scores flatter. Fetch more of the dataset.",
-        stacklevel=1,
-      )
-  groups = sorted(set(group.values()))
-  held = set(groups[_HELD_OUT - 1 :: _HELD_OUT] or groups[1:][-1:])
-  own |= {name: SPLITS[group[name] in held] for name in undecided}
-  names = [name for name in dataset.names if own[name] == split]
+  own = dataset.splits()
+  names = of_split({name: (own[name], dataset.group(name)) for name in dataset.names}, split)
   if not names:
     raise ValueError(
       f"{dataset.root} has no scenes of the split {split!r} among {len(dataset.names)}; expected"

@@ -160,7 +160,7 @@ def test_splits_are_the_datasets_own_or_every_tenth_place(kitti, tmp_path):
   places.names = places.names[:6]
   assert split_names(places, "heldout") == ["02/a", "02/b"]
   places.names = places.names[:2]
-  with pytest.warns(UserWarning, match="are of one place: the one that is held out looks like"):
+  with pytest.warns(UserWarning, match="are of 00: those that are held out look like"):
     assert split_names(places, "heldout") == ["00/b"]
   assert split_names(places, "train") == ["00/a"]
   places.names = places.names[:1]
