@@ -3,7 +3,8 @@
 Poses come first: those of a dataset that are metres already; else by a baseline, by lengths, by
 metric depth maps or by the height of the camera, the first that is not refused. Depth that is
 relative is then anchored to points in the metric world, or, before all else, to matches of a stereo
-pair.
+pair; so is a network's metric depth beside poses whose metres are not from it, as both can't be
+right.
 """
 
 import dataclasses
@@ -66,22 +67,24 @@ def find_scale(record: Record, row: Row, settings: Settings) -> Found:
   estimated = bool(row.get("metric_depth") or row.get("relative_depth") and not relative)
   if record.metric:
     found.metres = "dataset"
-    if depth is not None and not relative:
-      _checked(found, row, cameras, depth)
   else:
     maps = depth if estimated else None
     cameras = _scaled_poses(found, row, cameras, maps, settings)
+  if row.get("metric_depth") and found.metres not in (UNKNOWN, "depth maps"):
+    relative = "relative"
   if relative:
     depth = _by_points(found, depth, relative, cameras, row)
   elif estimated and found.metres == UNKNOWN:
     # Poses and depth of two units would contradict each other.
     found.notes.append("depth is left out: its unit is not that of the poses")
     depth = None
+  elif depth is not None and record.metric:
+    _checked(found, row, cameras, depth)
   elif depth is not None and not estimated:
     depth = depth * found.factor
   if depth is None:
     found.record = dataclasses.replace(found.record, depth=None)
-  elif row.get("relative_depth") or found.factor != 1 and not estimated:
+  elif relative or row.get("relative_depth") or found.factor != 1 and not estimated:
     found.record = dataclasses.replace(found.record, depth=[records.to_depth_png(x) for x in depth])
   pixels = row.get("pixels")
   if pixels is not None and depth is not None and found.metres != UNKNOWN:
@@ -230,14 +233,14 @@ def _applied(estimate: Scale, depth: Any, relative: str) -> Float[np.ndarray, "f
 
 
 def _checked(found: Found, row: Row, cameras: Cameras, depth: Any) -> None:
-  """Whether points and depth of a dataset are in one unit: a scale of 1, and as consistent."""
+  """Whether depth is in the metres of a dataset's poses: a scale of about 1, and as consistent."""
   try:
     points, visible = _points(found.record, row, cameras)
     estimate = anchors.from_depth_maps(points, visible, cameras, depth).estimate()
   except Refused as error:
     found.notes.append(f"scale not checked: {error}")
     return
-  found.figures |= _figures("scale", estimate)
+  found.figures |= _figures("own_scale", estimate)
 
 
 def _figures(name: str, found: Scale) -> dict[str, float]:

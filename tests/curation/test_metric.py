@@ -1,6 +1,7 @@
 """Scales of clips through the pipeline: by height, baseline, lengths, depth maps and matches."""
 
 import dataclasses
+import re
 
 import numpy as np
 import pytest
@@ -41,7 +42,8 @@ def write(folder, **arrays):
 
 def decided(folder, record, kinds, **more):
   """The manifest's line and the record of a clip."""
-  settings = Settings(plugins={kind: f"files:{folder}" for kind in kinds}, limits=OPEN, **more)
+  chosen = {kind: f"files:{folder}" for kind in kinds}
+  settings = Settings(plugins=chosen, **{"limits": OPEN, **more})
   (made,) = estimators(settings)([row(record)]) if kinds else [row(record)]
   assert not made["failed"], made["failed"]
   done = assess(made, settings)
@@ -201,17 +203,75 @@ def test_depth_of_a_dataset_stays_its_own_beside_matches(tmp_path, truth):
 
 
 def test_depth_of_a_dataset_is_held_against_its_own_tracks(truth):
-  """A dataset whose depth is in other units than its poses is seen, and its scatter rejected."""
-  told, _ = decided(None, truth, [])
-  assert told["metres"] == "dataset" and abs(told["figures"]["scale"] - 1) < 0.02
+  """A dataset whose depth is in other units than its poses is rejected, and so is its scatter."""
+  own = {name: ends for name, ends in OPEN.items() if name != "own_scale"}
+  told, found = decided(None, truth, [], limits=own)
+  assert told["metres"] == "dataset" and abs(told["figures"]["own_scale"] - 1) < 0.02
+  assert found is not None and found.depth is not None
   depth = [records.read_depth(x, (truth.height, truth.width)) for x in truth.depth]
-  double = dataclasses.replace(truth, depth=[records.to_depth_png(2 * x) for x in depth])
-  told, _ = decided(None, double, [])
-  assert abs(told["figures"]["scale"] - 2) < 0.04
+  for factor, side in ((1.4, "above 1.25"), (0.7, "below 0.8")):
+    files = [records.to_depth_png(factor * x) for x in depth]
+    other = dataclasses.replace(truth, depth=files)
+    told, found = decided(None, other, [], limits=own)
+    assert abs(told["figures"]["own_scale"] / factor - 1) < 0.02
+    assert found is None and re.fullmatch(f"own_scale .* is {side}", told["reason"])
+    # As with all limits, a user may think otherwise.
+    told, found = decided(None, other, [], limits={**own, "own_scale": "0.6:1.5"})
+    assert told["kept"] and found.depth is not None
   factors = np.exp(np.random.default_rng(0).normal(0, 0.15, FRAMES))
   scattered = [records.to_depth_png(x * factor) for x, factor in zip(depth, factors)]
   told, found = decided(None, dataclasses.replace(truth, depth=scattered), [])
-  assert found is None and told["reason"].startswith("scale_variation")
+  assert found is None and told["reason"].startswith("own_scale_variation")
+
+
+@pytest.mark.parametrize("points", ["tracks of the dataset", "a tracker", "none"])
+def test_a_networks_metric_depth_is_scaled_to_poses_that_are_metres(tmp_path, truth, points):
+  """Depth that is 1.5 times off, beside true poses: as MultiCamVideo's and Stereo4D's."""
+  pixels, visible, depth = tracked(truth)
+  write(tmp_path, depth=1.5 * depth, pixels=pixels, visible=visible)
+  tracks = truth.tracks if points == "tracks of the dataset" else None
+  kinds = ["depth", "tracks"] if points == "a tracker" else ["depth"]
+  told, found = decided(tmp_path, dataclasses.replace(truth, tracks=tracks, depth=None), kinds)
+  assert told["metres"] == "dataset" and found.metric and "own_scale" not in told["figures"]
+  np.testing.assert_array_equal(found.world_from_camera, truth.world_from_camera)
+  if points == "none":
+    assert found.depth is None and told["notes"] == [
+      "depth is left out: no points of structure from motion and no tracks; expected one of them."
+    ]
+    return
+  assert abs(1.5 * told["figures"]["depth_scale"] - 1) < 0.02
+  assert told["figures"]["depth_scale_variation"] < 0.05
+  for index in (0, FRAMES - 1):
+    back, there = records.read_depth(found.depth[index], depth[0].shape), depth[index]
+    known = (there > 0) & (back > 0)
+    assert known.mean() > 0.5
+    assert np.median(np.abs(back[known] / there[known] - 1)) < 0.02
+  # How far off a network may be is for the user to say.
+  told, found = decided(
+    tmp_path,
+    dataclasses.replace(truth, tracks=tracks, depth=None),
+    kinds,
+    limits={**OPEN, "depth_scale": "0.8:1.25"},
+  )
+  assert found is None and re.fullmatch("depth_scale .* is below 0.8", told["reason"])
+
+
+def test_metric_depth_yields_to_a_better_scale_of_poses(tmp_path, truth):
+  """Lengths come before depth maps: the poses' metres are theirs, and depth follows."""
+  pixels, visible, depth = tracked(truth)
+  metres = np.random.default_rng(0).uniform(0.3, 2, 60)
+  ends = np.stack([np.zeros((60, 3)), np.array([1.0, 0, 0]) * metres[:, None] / UNIT], 1)
+  write(
+    tmp_path,
+    **{"depth": 1.5 * depth, "pixels": pixels, "visible": visible},
+    **{"ends": ends, "metres": metres, "objects": np.arange(60)},
+  )
+  told, found = decided(tmp_path, relative(truth), ["depth", "tracks", "lengths"])
+  check_poses(told, found, truth)
+  assert told["metres"] == "lengths" and abs(1.5 * told["figures"]["depth_scale"] - 1) < 0.02
+  back, there = records.read_depth(found.depth[0], depth[0].shape), depth[0]
+  known = (there > 0) & (back > 0)
+  assert np.median(np.abs(back[known] / there[known] - 1)) < 0.02
 
 
 def test_lengths_that_cannot_be_are_refused():

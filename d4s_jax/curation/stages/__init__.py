@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Mapping
 
 from d4s_jax.curation.sample import Sample
+from d4s_jax.curation.scale import CONSISTENT
 from d4s_jax.curation.stages import (
   camera,
   cuts,
@@ -59,7 +60,17 @@ STAGES = {
   # Measured elsewhere: by `curation.metric`.
   "scale": Stage(
     lambda sample: {},
-    {"scale_variation": (None, 0.05), "depth_scale_variation": (None, 0.05), "scale": (1e-3, 1e3)},
+    {
+      "scale": (1e-3, 1e3),
+      "scale_variation": (None, CONSISTENT),
+      # Depth in a dataset's metres over those of its poses: 1 but for noise, of some percent; units
+      # that were mistaken are further off. Within 1.25 is how metric depth is mostly called right.
+      "own_scale": (0.8, 1.25),
+      "own_scale_variation": (None, CONSISTENT),
+      # In any unit; of a network's metric depth it says how far off that was.
+      "depth_scale": (None, None),
+      "depth_scale_variation": (None, CONSISTENT),
+    },
   ),
 }
 

@@ -36,6 +36,7 @@ class Entry(NamedTuple):
     tracks: whether it has point tracks.
     instances: whether it tells things, or foreground, from the background.
     metric: whether lengths are metres.
+    about: whether they are so by an assumption that holds about (Stereo4D's baseline of 63 mm).
     dynamic: whether things move.
   """
 
@@ -50,6 +51,7 @@ class Entry(NamedTuple):
   tracks: bool = False
   instances: bool = False
   metric: bool = False
+  about: bool = False
   dynamic: bool = False
 
   @property
@@ -58,7 +60,7 @@ class Entry(NamedTuple):
     words = [
       "1 camera" if self.cameras == 1 else f"{self.cameras} cameras",
       *(word for word in ("depth", "tracks", "instances") if getattr(self, word)),
-      "metric" if self.metric else "of unknown scale",
+      "about " * self.about + "metric" if self.metric else "of unknown scale",
       "dynamic" if self.dynamic else "static",
     ]
     return ", ".join(words)
@@ -167,6 +169,7 @@ DATASETS = {
     cameras=2,
     tracks=True,
     metric=True,
+    about=True,
     dynamic=True,
     span=85,
     licence="CC BY 4.0 (annotations; the videos are their owners')",

@@ -19,12 +19,16 @@ def test_every_line_is_told_where_people_look(name):
   for part in (name, line.title, line.offers, line.licence, line.page, line.size, line.layout):
     assert part in text
   assert f"[`{name}`](datasets/{name}.py) ([page]({line.page}))" in README
-  assert any(f"`{name}`" in row and f" {line.size} |" in row for row in README.splitlines())
+  (row,) = [x for x in README.splitlines() if f"[`{name}`]" in x]
+  assert f" {line.size} |" in row
+  for word in ("depth", "tracks", "about metric", "static", "dynamic"):
+    assert (f"{word}," in row or f"{word} |" in row) == (word in line.offers)
 
 
 def test_offers_in_words():
   assert DATASETS["tartanair"].offers == "2 cameras, depth, metric, static"
   assert DATASETS["realestate10k"].offers == "1 camera, of unknown scale, static"
+  assert DATASETS["stereo4d"].offers == "2 cameras, tracks, about metric, dynamic"
 
 
 def test_unknown_names_and_empty_folders(tmp_path):
