@@ -60,6 +60,14 @@ class MultiCamVideo(Dataset):
     videos = files.numbered(folder / "videos", r"cam(\d+)\.mp4")
     if not videos:
       raise ValueError(f"{folder / 'videos'} has no cam01.mp4. Fetch it again.")
+    named = {
+      camera for cameras in frames.values() if isinstance(cameras, dict) for camera in cameras
+    }
+    for camera in sorted(named - {f"cam{number:02d}" for number in videos}):
+      problems.add(
+        "videos that are missing",
+        f"{folder / 'videos'} has no {camera:.20}.mp4; the camera is left out. Fetch it again.",
+      )
     cameras = [
       functools.partial(_view, video, f"cam{number:02d}", focal, frames, stated, problems)
       for number, video in videos.items()

@@ -364,6 +364,17 @@ def test_multicamvideo(tmp_path):
     last.image(11)
 
 
+def test_multicamvideo_without_its_first_camera(tmp_path):
+  written = multicamvideo.write(tmp_path, frames=2)
+  only(tmp_path, "cam01.mp4").unlink()
+  found = Found("multicamvideo", written)
+  found.says("videos has no cam01.mp4; the camera is left out. Fetch it again")
+  assert [view.name for view in found.scene.views] == ["cam02", "cam03"]
+  shutil.rmtree(tmp_path / written.scene / "videos")
+  with pytest.raises(ValueError, match="videos has no cam01.mp4. Fetch it again"):
+    Found("multicamvideo", written)
+
+
 def test_multicamvideo_cut_to_another_shape_has_no_known_lens(tmp_path):
   written = multicamvideo.write(tmp_path, cameras=2, frames=2)
   frames = [np.zeros((64, 96, 3))] * 2
@@ -395,6 +406,27 @@ def test_stereo4d(tmp_path):
   np.savez(path, **stored | {"camera2world": np.zeros((20, 3, 4)), "timestamps": np.arange(20)})
   with pytest.raises(ValueError, match="has 6 frames and .*npz 20 cameras; expected as many"):
     Found("stereo4d", written)
+
+
+def test_stereo4d_truncated(tmp_path):
+  """A video ends early, the other one at once, and so do the cameras of another clip."""
+  written = stereo4d.write(tmp_path)
+  path = only(tmp_path, "*.npz")
+  other = path.with_name("other_7.npz")
+  shutil.copy(path, other)
+  video = only(tmp_path, "*left_rectified.mp4")
+  shutil.copy(video, video.with_name("other_7-left_rectified.mp4"))
+  cut(other)
+  cut(video, 0.7)
+  cut(only(tmp_path, "*-right_rectified.mp4"), 0.05)
+  found = Found("stereo4d", written)
+  assert [view.name for view in found.scene.views] == ["left"]
+  found.says("right_rectified.mp4 .*")
+  found.view.image(0)
+  with pytest.raises(ValueError, match="left_rectified.mp4 (ends after|is damaged at frame).*again"):
+    found.view.image(5)
+  with pytest.raises(ValueError, match="other_7.npz is no .npz archive, or truncated"):
+    found.dataset.open("other_7")
 
 
 def test_matrixcity(tmp_path):

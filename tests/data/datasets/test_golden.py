@@ -3,7 +3,9 @@
 import gzip
 import json
 
+import h5py
 import numpy as np
+import OpenEXR
 import pytest
 from PIL import Image
 
@@ -43,6 +45,18 @@ def test_tartanair_turned_by_30_degrees(tmp_path):
   assert view.depth(0)[5, 7] == view.depth(0)[6, 7] == 0
 
 
+def test_tartanair_depth_is_stored_in_metres_of_any_float(tmp_path):
+  written = tartanair.write(tmp_path, frames=2)
+  folder = tmp_path / written.scene / "depth_left"
+  for number, kind in enumerate((np.float32, np.float16)):
+    depth = np.full((480, 640), 3, kind)
+    # All exact in half precision: 7.25 = 29 / 4, and 10000, which is the sky.
+    depth[479, :4] = 7.25, 0.125, 999.5, 10000
+    np.save(folder / f"{number:06d}_left_depth.npy", depth)
+    read = first("tartanair", written).depth(number)
+    assert read[479, :4].tolist() == [7.25, 0.125, 999.5, 0] and read[0, 0] == 3
+
+
 def test_matrixcity_of_its_documents(tmp_path):
   written = matrixcity.write(tmp_path)
   path = tmp_path / matrixcity.BLOCK / "transforms.json"
@@ -60,6 +74,43 @@ def test_matrixcity_of_its_documents(tmp_path):
   np.testing.assert_allclose(view.cameras.intrinsics[0, 0, 0] * 19.2, 2317.645, rtol=1e-5)
   # 65504, where half precision ends.
   assert view.depth(0)[0, 0] == 0
+
+
+def test_matrixcity_poses_of_its_papers_splits_are_in_100_metres(tmp_path):
+  written = matrixcity.write(tmp_path, poses=True)
+  path = next(tmp_path.rglob("transforms_train.json"))
+  stored = json.loads(path.read_text())
+  # The camera of the documents, whose rotation is whole here. Right is -y of the world; up, the
+  # second column, becomes down; back becomes ahead. 0.1, -0.2 and 0.03 are 10, -20 and 3 metres;
+  # each frame is half a metre further along x. The last number need not be 1.
+  whole = [[0, 0.70710678, -0.70710678], [-1, 0, 0], [0, 0.70710678, 0.70710678]]
+  # Frames are in the order of their numbers, whatever that of the list is.
+  stored["frames"].sort(key=lambda frame: int(frame["file_path"].split("/")[-1][:-4]))
+  for number, frame in enumerate(stored["frames"]):
+    place = (0.1 + 0.005 * number, -0.2, 0.03)
+    frame["transform_matrix"] = [[*row, x] for row, x in zip(whole, place)] + [[0, 0, 0, 0.01]]
+  stored["frames"].reverse()
+  path.write_text(json.dumps(stored))
+  poses = first("matrixcity", written).cameras.world_from_camera
+  np.testing.assert_allclose(
+    poses[:, :3, :3], [[[0, -0.7071, 0.7071], [-1, 0, 0], [0, -0.7071, -0.7071]]] * 5, atol=1e-4
+  )
+  np.testing.assert_allclose(poses[:, 0, 3], [10, 10.5, 11, 11.5, 12])
+  np.testing.assert_allclose(poses[:, 1:, 3], [[-20, 3, 1]] * 5)
+
+
+@pytest.mark.parametrize("half", [True, False])
+def test_matrixcity_depth_in_centimetres(tmp_path, half):
+  written = matrixcity.write(tmp_path, half=half)
+  path = next(tmp_path.rglob("0007.exr"))
+  stored = np.full((100, 100), 500, np.float16 if half else np.float32)
+  # Exact in half precision: 1234 cm, 2.5 cm, 40000 cm.
+  stored[0, :3] = 1234, 2.5, 40000
+  header = {"compression": OpenEXR.ZIP_COMPRESSION, "type": OpenEXR.scanlineimage}
+  with OpenEXR.File(header, {"RGB": np.stack([stored] * 3, -1)}) as file:
+    file.write(str(path))
+  depth = first("matrixcity", written).depth(0)
+  np.testing.assert_allclose(depth[0, :4], [12.34, 0.025, 400, 5], rtol=1e-6)
 
 
 @pytest.mark.parametrize("half", [True, False])
@@ -123,6 +174,40 @@ def test_pointodyssey_depth_and_flags(tmp_path):
   assert not tracks.points[4, 0].any()
 
 
+def test_pointodyssey_pose(tmp_path):
+  written = pointodyssey.write(tmp_path)
+  path = tmp_path / written.scene / "anno.npz"
+  stored = dict(np.load(path))
+  # World to camera: x stays, y of the camera is -z of the world, its z is y of the world; then
+  # moved by (1, 2, 3). The camera stands where that is zero: x + 1 = -z + 2 = y + 3 = 0, so at
+  # (-1, -3, 2); right is x, down is -z, ahead is y.
+  stored["extrinsics"][1] = [[1, 0, 0, 1], [0, 0, -1, 2], [0, 1, 0, 3], [0, 0, 0, 1]]
+  np.savez(path, **stored)
+  poses = first("pointodyssey", written).cameras.world_from_camera
+  expected = [[1, 0, 0, -1], [0, 0, 1, -3], [0, -1, 0, 2], [0, 0, 0, 1]]
+  np.testing.assert_allclose(poses[1], expected, atol=1e-9)
+  # The middle of 192 x 108 pixels stays where it is.
+  lens = first("pointodyssey", written).cameras.intrinsics[0]
+  np.testing.assert_allclose(lens, [[150, 0, 96], [0, 150, 54], [0, 0, 1]])
+
+
+def test_dynamicreplica_pose(tmp_path):
+  written = dynamicreplica.write(tmp_path, frames=1)
+  path = tmp_path / "train" / "frame_annotations_train.jgz"
+  with gzip.open(path, "rt") as file:
+    entries = json.load(file)
+  # A row (a, b, c) of the world times R, plus T: (1 - c, b + 2, a + 3) along left, up and ahead. So
+  # (c - 1, -b - 2, a + 3) along right, down and ahead: the camera stands at (-3, -2, 1), right is
+  # z, down is -y, ahead is x.
+  for entry in entries:
+    entry["viewpoint"] |= {"R": [[0, 0, 1], [0, 1, 0], [-1, 0, 0]], "T": [1, 2, 3]}
+  with gzip.open(path, "wt") as file:
+    json.dump(entries, file)
+  pose = first("dynamicreplica", written).cameras.world_from_camera[0]
+  expected = [[0, 0, 1, -3], [0, -1, 0, -2], [1, 0, 0, 1], [0, 0, 0, 1]]
+  np.testing.assert_allclose(pose, expected, atol=1e-9)
+
+
 def test_dynamicreplica_bits_of_half_precision(tmp_path):
   written = dynamicreplica.write(tmp_path)
   path = next(tmp_path.rglob("*left_0000.geometric.png"))
@@ -169,6 +254,33 @@ def test_spring_in_either_counting_of_pixels(tmp_path, centers):
   depth = view.depth(0)
   # Disparities 0, infinite, no number; and two columns of sky.
   assert not depth[0, :3].any() and not depth[:2, -2:].any() and depth[2:, 3:].all()
+
+
+def test_spring_poses_and_depth(tmp_path):
+  written = spring.write(tmp_path)
+  folder = tmp_path / written.scene
+  path = folder / "cam_data" / "extrinsics.txt"
+  # World to camera: x of the camera is -y of the world, its y is x; then moved by (1, 2, 3). The
+  # camera stands where -y + 1 = x + 2 = z + 3 = 0, at (-2, 1, -3); right is -y, down is x. The
+  # right one is 65 mm further along -y.
+  lines = path.read_text().splitlines()
+  lines[0] = "0 -1 0 1 1 0 0 2 0 0 1 3 0 0 0 1"
+  path.write_text("\n".join(lines) + "\n")
+  for number in (1, 2):
+    disparity = np.full((108, 192), 3.0, np.float32)
+    # Pixels have every other row and column.
+    disparity[100, 60:66:2], disparity[100, 61:66:2] = (10, 0.5, 195), 1000
+    name = f"disp1_left_{number:04d}.dsp5"
+    with h5py.File(folder / "disp1_left" / name, "w") as file:
+      file["disparity"] = disparity
+  left, right = open_dataset("spring", tmp_path).open(written.scene).views
+  expected = [[0, 1, 0, -2], [-1, 0, 0, 1], [0, 0, 1, -3], [0, 0, 0, 1]]
+  np.testing.assert_allclose(left.cameras.world_from_camera[0], expected, atol=1e-9)
+  np.testing.assert_allclose(right.cameras.world_from_camera[0, :3, 3], [-2, 0.935, -3], atol=1e-9)
+  # 1560 pixels times 0.065 m are 101.4, of which a tenth, twice, and a 195th; in frame 2, of 1620
+  # pixels, 105.3. Both count in pixels of 1920 columns, though the pictures here have 96.
+  np.testing.assert_allclose(left.depth(0)[50, 30:33], [10.14, 202.8, 0.52], rtol=1e-6)
+  np.testing.assert_allclose(left.depth(1)[50, 30:33], [10.53, 210.6, 0.54], rtol=1e-6)
 
 
 def test_virtual_kitti_counts_pixel_centres_as_whole_numbers(tmp_path):
@@ -236,6 +348,23 @@ def test_multicamvideo_relative_motion_of_a_camera_that_goes_ahead_and_tilts_up(
   relative = np.linalg.inv(start) @ end
   np.testing.assert_allclose(relative[:3, 3], [0, 0, 1.988], atol=1e-9)
   np.testing.assert_allclose(relative[:3, 2], [0, -0.173648, 0.984808], atol=1e-6)
+
+
+def test_stereo4d_poses(tmp_path):
+  written = stereo4d.write(tmp_path)
+  path = next(tmp_path.rglob("*.npz"))
+  stored = dict(np.load(path))
+  # Camera to world: the camera stands at (1, 2, 3); right is -z, down is y, ahead is x. The right
+  # one is 63 mm further along -z.
+  stored["camera2world"][2] = [[0, 0, 1, 1], [0, 1, 0, 2], [-1, 0, 0, 3]]
+  np.savez(path, **stored)
+  left, right = open_dataset("stereo4d", tmp_path).open(written.scene).views
+  expected = [[0, 0, 1, 1], [0, 1, 0, 2], [-1, 0, 0, 3], [0, 0, 0, 1]]
+  np.testing.assert_allclose(left.cameras.world_from_camera[2], expected, atol=1e-9)
+  expected = [[0, 0, 1, 1], [0, 1, 0, 2], [-1, 0, 0, 2.937], [0, 0, 0, 1]]
+  np.testing.assert_allclose(right.cameras.world_from_camera[2], expected, atol=1e-9)
+  # Microseconds of the source video.
+  np.testing.assert_allclose(left.times[:2], [130.03003, 130.063397], atol=1e-9)
 
 
 def test_stereo4d_lens_and_gaps(tmp_path):
