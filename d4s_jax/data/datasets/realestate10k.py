@@ -3,7 +3,8 @@
 A text file for each clip: world-to-camera matrices of OpenCV axes and intrinsics divided by the
 picture's size (formats/cameras.py). Lengths have a factor of their own in each clip. Frames are
 made by the user, as `ID/TIMESTAMP.png` beside the text files or in a folder of the same splits;
-that some are missing is usual, since videos disappear.
+that some are missing is usual, since videos disappear. The chunks of pixelSplat, which have both,
+are read too (chunks.py).
 """
 
 import pathlib
@@ -11,7 +12,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from d4s_jax.data.datasets import files
+from d4s_jax.data.datasets import chunks, files
 from d4s_jax.data.datasets.assembly import Problems, Shot, assemble
 from d4s_jax.data.datasets.scene import Dataset, Scene, invert
 from d4s_jax.formats import checked
@@ -26,15 +27,18 @@ class RealEstate10K(Dataset):
   def _find(self) -> Iterable[str]:
     bases = [self.root, *sorted(path for path in self.root.iterdir() if path.is_dir())]
     stated: dict[str, pathlib.Path] = {}
-    self._places: dict[str, tuple[pathlib.Path, pathlib.Path]] = {}
+    # Cameras, and the folder of frames; None for a chunk that has both.
+    self._places: dict[str, tuple[pathlib.Path, pathlib.Path | None]] = {}
     for base in bases:
       for split in _SPLITS:
         for path in sorted((base / split).glob("*.txt")):
           stated.setdefault(f"{split}/{path.stem}", path)
-    if not stated:
+        for key, path in chunks.index(base / split).items():
+          self._places.setdefault(f"{split}/{key}", (path, None))
+    if not stated and not self._places:
       raise ValueError(
-        f"{self.root} holds no train/ID.txt or test/ID.txt; expected the camera files of"
-        " RealEstate10K."
+        f"{self.root} holds no train/ID.txt, test/ID.txt, train/index.json or test/index.json;"
+        " expected the camera files of RealEstate10K, or the chunks of pixelSplat."
       )
     for name, path in stated.items():
       frames = next((base / name for base in bases if (base / name).is_dir()), None)
@@ -59,11 +63,18 @@ class RealEstate10K(Dataset):
     """A clip."""
     path, folder = self._places[name]
     problems = Problems()
-    pictures = files.numbered(folder, r"(\d+)\.(?:png|jpg|jpeg)")
-    height, width = files.picture_size(list(pictures.values()), folder, problems)
+    pictures, pixels = {}, None
+    if folder is None:
+      key = name.partition("/")[2]
+      words, (height, width), pixels = chunks.read(path, key)
+      rows = [(f"{path}, {key}, frame {number}", row) for number, row in enumerate(words)]
+    else:
+      pictures = files.numbered(folder, r"(\d+)\.(?:png|jpg|jpeg)")
+      height, width = files.picture_size(list(pictures.values()), folder, problems)
+      text = checked.read_bytes(path, files.MOST_TEXT, "cameras")
+      rows = [(f"{path}, line {line}", row) for line, row in frame_lines(text, str(path))]
     shots, latest = [], -np.inf
-    for line, words in frame_lines(checked.read_bytes(path, files.MOST_TEXT, "cameras"), str(path)):
-      where = f"{path}, line {line}"
+    for where, words in rows:
       try:
         row = realestate_row(words, where)
       except ValueError as error:
@@ -83,11 +94,11 @@ class RealEstate10K(Dataset):
           time=row.timestamp / 1e6,
           world_from_camera=invert(row.camera_from_world),
           intrinsics=np.array([[width], [height], [1]]) * row.intrinsics,
-          image=pictures.get(number, folder / f"{number}.png"),
+          image=folder and pictures.get(number, folder / f"{number}.png"),
           where=where,
         )
       )
-    view = assemble("video", shots, height, width, problems)
+    view = assemble("video", shots, height, width, problems, pixels)
     return Scene(
       name=name,
       views=(view,),

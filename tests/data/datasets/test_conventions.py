@@ -1,6 +1,7 @@
 """The nine readers against fixtures of independent code: cameras, depth and pixels agree."""
 
 import pickle
+import types
 
 import numpy as np
 import pytest
@@ -30,13 +31,18 @@ WRITERS = {
   "tartanair": tartanair,
   "virtual_kitti": virtual_kitti,
 }
+# And one that is also packed in another way.
+CASES = {
+  **WRITERS,
+  "realestate10k in chunks": types.SimpleNamespace(write=realestate10k.write_chunk),
+}
 
 
-@pytest.fixture(scope="module", params=sorted(WRITERS))
+@pytest.fixture(scope="module", params=sorted(CASES))
 def case(request, tmp_path_factory):
   """A dataset's line in the registry, the dataset, its scene, and the truth."""
-  name = request.param
-  written = WRITERS[name].write(tmp_path_factory.mktemp(name) / "päckchen 數據")
+  name = request.param.split()[0]
+  written = CASES[request.param].write(tmp_path_factory.mktemp(name) / "päckchen 數據")
   # As it comes to a worker process.
   dataset = pickle.loads(pickle.dumps(open_dataset(name, written.root)))
   return DATASETS[name], dataset, dataset.open(written.scene), written

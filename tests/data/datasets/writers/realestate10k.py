@@ -1,8 +1,13 @@
 """RealEstate10K: 19 columns, intrinsics over the picture's sides, timestamps as file names."""
 
-import numpy as np
+import io
+import json
 
-from tests.data.datasets.world import eye, turn
+import numpy as np
+import torch
+from PIL import Image
+
+from tests.data.datasets.world import eye, to_bytes, turn
 from tests.data.datasets.writers.written import Written, picture
 
 HEIGHT, WIDTH = 90, 160
@@ -34,4 +39,30 @@ def write(root, clip="0c4c5d5f751aabf5", stamps=STAMPS):
   folder = root / "RealEstate10K" / "train"
   folder.mkdir(parents=True, exist_ok=True)
   (folder / f"{clip}.txt").write_text("\n".join(lines) + "\n")
+  return written
+
+
+def write_chunk(root, clip="0c4c5d5f751aabf5"):
+  """The same as pixelSplat packs it: a list of clips in a file, after one of another house."""
+  written = write(root / "apart", clip)
+  written.root = root / "packed"
+  lines = (root / "apart" / "RealEstate10K" / "train" / f"{clip}.txt").read_text().splitlines()
+  table = np.array([[float(word) for word in line.split()] for line in lines[1:]])
+  pictures = []
+  for stamp in STAMPS:
+    packed = io.BytesIO()
+    shown = Image.fromarray(to_bytes(written.seen("video", stamp)[0]))
+    shown.save(packed, "JPEG", quality=98, subsampling=0)
+    pictures.append(torch.tensor(list(packed.getvalue()), dtype=torch.uint8))
+  ours = {
+    "url": lines[0],
+    "timestamps": torch.tensor(STAMPS, dtype=torch.int64),
+    "cameras": torch.tensor(table[:, 1:], dtype=torch.float32),
+    "images": pictures,
+    "key": clip,
+  }
+  folder = root / "packed" / "train"
+  folder.mkdir(parents=True)
+  torch.save([{**ours, "key": "ffff"}, ours], folder / "000000.torch")
+  (folder / "index.json").write_text(json.dumps({clip: "000000.torch"}))
   return written
