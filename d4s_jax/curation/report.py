@@ -1,5 +1,6 @@
 """The report of a run: what was kept and why not, histograms of figures, sample sheets."""
 
+import array
 import base64
 import io
 import pathlib
@@ -23,7 +24,8 @@ _COLUMNS = 4
 def write_report(folder: pathlib.Path, settings: Settings, problems: list[str]) -> str:
   """Writes report.md, histograms.png and samples.png into the folder; returns a summary."""
   reasons: Counter[str] = Counter()
-  figures: dict[str, list[tuple[float, bool]]] = {}
+  # Values of each figure, and whether their clips were kept: 9 bytes each, of any number of clips.
+  figures: dict[str, tuple[array.array, bytearray]] = {}
   quarantined: list[tuple[str, str]] = []
   shown: dict[str, list[tuple[str, str]]] = {}
   metres: Counter[str] = Counter()
@@ -42,12 +44,14 @@ def write_report(folder: pathlib.Path, settings: Settings, problems: list[str]) 
     if "metres" in told:
       metres[told["metres"]] += 1
     for name, value in told.get("figures", {}).items():
-      figures.setdefault(name, []).append((value, told["kept"]))
+      values, kept = figures.setdefault(name, (array.array("d"), bytearray()))
+      values.append(value)
+      kept.append(told["kept"])
     if told.get("thumbnail"):
       shown.setdefault(why, []).append((told["clip"], told["thumbnail"]))
-  kept = reasons["kept"]
   summary = (
-    f"{kept} of {clips} clips of {units} scenes or files were kept, {len(quarantined)} quarantined."
+    f"{reasons['kept']} of {clips} clips of {units} scenes or files were kept,"
+    f" {len(quarantined)} quarantined."
   )
   limits = stages.limits(settings.limits)
   lines = ["# Curation", "", summary, "", "| decision | clips |", "|---|---|"]
@@ -55,8 +59,8 @@ def write_report(folder: pathlib.Path, settings: Settings, problems: list[str]) 
   lines += ["", "| metres are from | clips |", "|---|---|"]
   lines += [f"| {where} | {count} |" for where, count in metres.most_common()]
   lines += ["", "| figure | clips | 5% | median | 95% | limits |", "|---|---|---|---|---|---|"]
-  for name, values in sorted(figures.items()):
-    low, middle, high = np.percentile([value for value, _ in values], [5, 50, 95])
+  for name, (values, _) in sorted(figures.items()):
+    low, middle, high = np.percentile(values, [5, 50, 95])
     least, most = limits.get(name, (None, None))
     ends = ["" if x is None else f"{x:g}" for x in (least, most)]
     bound = " to ".join(ends).strip() if any(ends) else ""
@@ -97,8 +101,7 @@ def _histograms(path: pathlib.Path, figures, limits) -> None:
     figure = Figure(figsize=(3 * _COLUMNS, 2 * rows), layout="constrained")
     for number, name in enumerate(names):
       axes = figure.add_subplot(rows, _COLUMNS, number + 1)
-      value = np.array([x for x, _ in figures[name]])
-      kept = np.array([x for _, x in figures[name]])
+      value, kept = (np.frombuffer(x, kind) for x, kind in zip(figures[name], (float, bool)))
       low, high = np.percentile(value, [0.5, 99.5])
       bounds = [x for x in limits.get(name, ()) if x is not None and low - 1 < x < 3 * high + 1]
       edges = np.linspace(min([low, *bounds]), max([high, *bounds]) + 1e-9, 30)

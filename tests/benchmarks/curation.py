@@ -4,8 +4,9 @@
 
 Times are of this process, all of its threads, so that other work on the machine counts little:
 finding shots (a frame of the film), reading and encoding (a kept frame), measuring and writing (a
-clip), and drawing training clips of 49 + 8 pictures of 512 x 512 from the records (a picture),
-without and with depth. Depth is made up of the pictures' blurred brightness.
+clip), what the driver alone does (a clip: duplicates, shard, manifest), and drawing training clips
+of 49 + 8 pictures of 512 x 512 from the records (a picture), without and with depth. Depth is made
+up of the pictures' blurred brightness.
 """
 
 import dataclasses
@@ -22,6 +23,7 @@ from PIL import Image, ImageFilter
 
 from d4s_jax.curation import units, work
 from d4s_jax.curation.guard import Guard
+from d4s_jax.curation.ledger import Ledger
 from d4s_jax.curation.settings import Settings
 from d4s_jax.data import record as records
 from d4s_jax.data.recorded import Recorded
@@ -50,19 +52,32 @@ def main(argv):
   print(f"shots: {1e3 * seconds / frames:.2f} ms a frame of {frames} in {len(spans)} clips")
   whole = [span for span in spans if len(span.stamps) == settings.frames]
   chosen = [whole[i] for i in np.linspace(0, len(whole) - 1, _CLIPS.value).round().astype(int)]
-  kept, reading, judging = [], [], []
+  kept, decisions, reading, judging = [], [], [], []
   with tempfile.TemporaryDirectory() as name:
     guard = Guard(pathlib.Path(name), 600)
     for span in chosen:
       row, seconds = timed(work.read, span, settings, guard)
       reading.append(seconds / settings.frames)
-      judging.append(timed(work.assess, row, settings, guard)[1])
+      decision, seconds = timed(work.assess, row, settings, guard)
+      decisions.append(decision)
+      judging.append(seconds)
       kept.append(records.decode(row["record"]))
     size = sum(len(x) for one in kept for x in one.images) / sum(len(x.images) for x in kept)
     print(f"reading and encoding: {1e3 * statistics.median(reading):.1f} ms a frame")
     print(f"measuring and writing: {statistics.median(judging):.2f} s a clip of {settings.frames}")
     print(f"record: {size / 1e3:.0f} KB a picture of {kept[0].width} x {kept[0].height}")
+    written = sum(bool(decision["record"]) for decision in decisions)
+    _, seconds = timed(commit, pathlib.Path(name) / "out", settings, decisions)
+    print(f"driver: {1e3 * seconds / max(written, 1):.1f} ms a clip, of {written} that are kept")
     loading(pathlib.Path(name), kept)
+
+
+def commit(folder, settings, decisions):
+  """Writes decisions and records as the driver does, but for taking them out of Ray's store."""
+  ledger = Ledger(folder, settings.to_json())
+  for decision in decisions:
+    ledger.add(decision["told"], decision["record"])
+  ledger.commit()
 
 
 def loading(folder, kept):

@@ -304,3 +304,37 @@ def test_a_clip_that_hangs_is_quarantined(tmp_path):
   told = finish(start(tmp_path / "films", tmp_path / "out", *arguments, PYTHONPATH=path))
   assert "1 of 2 clips of 2 scenes or files were kept, 1 quarantined" in told
   assert "it does not end within 20 s" in (tmp_path / "out" / "report.md").read_text()
+
+
+@pytest.mark.slow
+def test_a_cluster_of_two_nodes_does_the_same(tmp_path, monkeypatch):
+  """Both nodes work, each with a core of its own; results are those of this machine alone."""
+  cluster_utils = pytest.importorskip("ray.cluster_utils")
+  write_films(tmp_path / "films", 4, 2)
+  finish(start(tmp_path / "films", tmp_path / "alone"))
+  (tmp_path / "nodes").mkdir()
+  (tmp_path / "sitecustomize.py").write_text(
+    "import pathlib\n"
+    "from d4s_jax.formats.footage import Footage\n"
+    "whole = Footage.read\n"
+    "def read(self, number):\n"
+    "  import ray\n"
+    "  node = ray.get_runtime_context().get_node_id()\n"
+    f"  pathlib.Path({str(tmp_path / 'nodes')!r}, node).touch()\n"
+    "  return whole(self, number)\n"
+    "Footage.read = read\n"
+  )
+  # Of the nodes, whose workers have it from them.
+  monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(ROOT)]))
+  monkeypatch.setenv("RAY_worker_niceness", "0")
+  node = {"num_cpus": 1, "object_store_memory": 200 << 20}
+  cluster = cluster_utils.Cluster(
+    initialize_head=True, head_node_args={**node, "include_dashboard": False}
+  )
+  try:
+    cluster.add_node(**node)
+    finish(start(tmp_path / "films", tmp_path / "out", RAY_ADDRESS=cluster.address))
+  finally:
+    cluster.shutdown()
+  assert len(list((tmp_path / "nodes").iterdir())) == 2
+  assert results(tmp_path / "out") == results(tmp_path / "alone")

@@ -1,5 +1,8 @@
 """The report of a run: figures with their limits."""
 
+import tracemalloc
+
+from d4s_jax.curation import report
 from d4s_jax.curation.report import write_report
 from d4s_jax.curation.settings import Settings
 from d4s_jax.data.shards import MANIFEST, line
@@ -17,3 +20,25 @@ def test_figures_stand_beside_their_limits_or_none(tmp_path):
   assert bounds["cut"] == "to 0.12" and bounds["flow"] == "0.001 to 0.25"
   assert bounds["sharpness"] == "0.01 to" and bounds["parallax_2d"] == ""
   assert "| dark above 0.6 | 1 |" in rows
+
+
+def test_figures_of_many_clips_take_little_memory(tmp_path, monkeypatch):
+  """Of ten million clips there are some hundred million."""
+  shown = {}
+  monkeypatch.setattr(report, "_histograms", lambda path, figures, limits: shown.update(figures))
+  names = [f"figure{number}" for number in range(15)]
+  told = {"unit": "videos/a.mp4", "reason": "flow 0.3 is above 0.25"}
+  with (tmp_path / MANIFEST).open("wb") as file:
+    for number in range(4001):
+      figures = {name: float(number) for name in names}
+      file.write(line({**told, "clip": f"{number}", "kept": number % 4 > 0, "figures": figures}))
+  tracemalloc.start()
+  write_report(tmp_path, Settings(), [])
+  _, most = tracemalloc.get_traced_memory()
+  tracemalloc.stop()
+  # A number and a pair of Python take some 90 bytes, so that these would take 5.4 MB.
+  assert most < 1.5e6, most
+  values, kept = shown["figure3"]
+  assert list(values[:2]) == [0, 1] and list(kept[:5]) == [0, 1, 1, 1, 0]
+  rows = (tmp_path / "report.md").read_text().splitlines()
+  assert "| figure3 | 4001 | 200 | 2000 | 3800 |  |" in rows
