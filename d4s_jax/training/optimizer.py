@@ -12,7 +12,10 @@ from d4s_jax.training.stages import split_by_path
 def learning_rate(peak: float, warmup: int, steps: int) -> optax.Schedule:
   """Linear warm-up to `peak`, then a cosine to 1% of it at `steps`."""
   if not 0 <= warmup < steps:
-    raise ValueError(f"optimizer.warmup is {warmup}; expected at least 0 and less than {steps=}.")
+    raise ValueError(
+      f"optimizer.warmup is {warmup}; expected at least 0 and less than {steps=}. For a short run,"
+      f" set for example --config.optimizer.warmup={max(steps, 0) // 4}."
+    )
   return optax.warmup_cosine_decay_schedule(0.0, peak, warmup, steps, end_value=0.01 * peak)
 
 
