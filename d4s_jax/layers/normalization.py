@@ -34,6 +34,8 @@ def over_tokens(
 ) -> Float[Array, "b _ d"]:
   """The row of each token, for k runs of tokens; a single row is returned, and broadcasts.
 
+  As many rows as tokens are one for each, and returned as they are.
+
   They are chosen and not repeated: a choice is computed where it is read, but repeated rows, as
   large as the tokens, went through memory on TPUs.
 
@@ -45,10 +47,12 @@ def over_tokens(
   Raises:
     ValueError: there are not as many rows as runs.
   """
+  if rows.shape[1] == tokens:
+    return rows
   if rows.shape[1] != len(ends) + 1:
     raise ValueError(
-      f"{rows.shape[1]} modulations for tokens in {len(ends) + 1} runs; expected one for each run,"
-      f" of which all but the last end: at {ends}."
+      f"{rows.shape[1]} modulations for {tokens} tokens in {len(ends) + 1} runs; expected one for"
+      f" each token or each run, of which all but the last end: at {ends}."
     )
   place = jnp.arange(tokens)[None, :, None]
   chosen = rows[:, -1:]
@@ -58,14 +62,23 @@ def over_tokens(
 
 
 def timestep_runs(
-  timestep: Float[Array, "b"], clean_tokens: int
+  timestep: Float[Array, "b *n"], clean_tokens: int
 ) -> tuple[Float[Array, "b k"], tuple[int, ...]]:
   """Timesteps of the runs of tokens, and their ends as `over_tokens` takes them.
 
   Args:
-    timestep: of each sample.
+    timestep: of each sample, or of each of its tokens.
     clean_tokens: how many tokens, the first ones, are at timestep 0 instead.
+
+  Raises:
+    ValueError: there are clean tokens beside a timestep for each.
   """
+  if timestep.ndim == 2:
+    if clean_tokens:
+      raise ValueError(
+        f"{clean_tokens} clean tokens beside a timestep for each token; give them timestep 0 there."
+      )
+    return timestep, ()
   if not clean_tokens:
     return timestep[:, None], ()
   return jnp.stack([jnp.zeros_like(timestep), timestep], axis=1), (clean_tokens,)

@@ -38,7 +38,7 @@ def test_modulate_gives_each_run_of_tokens_its_own_row():
   np.testing.assert_array_equal(y[0], [[2, 3], [4, 5], [4, 5], [6, 7]])
   y = modulate(x, shift[:, 1:2], jnp.ones((1, 1, 2)))
   np.testing.assert_array_equal(y[0], [[4, 5]] * 4)
-  with pytest.raises(ValueError, match="3 modulations for tokens in 2 runs"):
+  with pytest.raises(ValueError, match="3 modulations for 4 tokens in 2 runs"):
     modulate(x, shift, shift, ends=(1,))
 
 
@@ -57,3 +57,5 @@ def test_clean_tokens_are_at_timestep_zero():
   assert ends == (3,)
   rows, ends = timestep_runs(jnp.array([5.0, 7.0]), 0)
   assert rows.shape == (2, 1) and ends == ()
+  with pytest.raises(ValueError, match="3 clean tokens beside a timestep for each"):
+    timestep_runs(jnp.ones((2, 4)), 3)

@@ -55,7 +55,7 @@ def _backbone(transformer, snr_shift):
   )
 
 
-def _pipeline(backbone, snr_shift):
+def _pipeline(backbone, snr_shift, scheduler="CogVideoXDDIMScheduler"):
   """Theirs, with random weights."""
   torch = pytest.importorskip("torch")
   diffusers = pytest.importorskip("diffusers")
@@ -73,7 +73,7 @@ def _pipeline(backbone, snr_shift):
   # No variance: they sample the latents of the image, and we take the mean.
   last = vae.encoder.conv_out.conv
   last.weight.data[4:], last.bias.data[4:] = 0.0, -100.0
-  scheduler = diffusers.CogVideoXDDIMScheduler(
+  scheduler = getattr(diffusers, scheduler)(
     prediction_type="v_prediction",
     rescale_betas_zero_snr=True,
     timestep_spacing="trailing",
@@ -113,12 +113,22 @@ def _arrays(model):
   return {name: value.numpy() for name, value in model.state_dict().items()}
 
 
+def _adding(monkeypatch, scheduler, noises):
+  """Has their solver add this noise, one a step, which it would draw."""
+  module = "diffusers.schedulers.scheduling_dpm_cogvideox.randn_tensor"
+  monkeypatch.setattr(module, lambda shape, generator, **_: generator)
+  step, noises = scheduler.step, iter(noises)
+  scheduler.step = lambda *args, **named: step(*args, generator=next(noises), **named)
+
+
 @pytest.mark.parity
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_sampling_with_guidance_equals_the_pipeline_of_diffusers(variant):
+@pytest.mark.parametrize(
+  ("variant", "solver"), [*((name, "ddim") for name in VARIANTS), ("5b", "dpm")]
+)
+def test_sampling_with_guidance_equals_the_pipeline_of_diffusers(variant, solver, monkeypatch):
   transformer, snr_shift, frames = VARIANTS[variant]
   backbone = _backbone(transformer, snr_shift)
-  torch, pipeline, params = _pipeline(backbone, snr_shift)
+  torch, pipeline, params = _pipeline(backbone, snr_shift, f"CogVideoX{solver.upper()}Scheduler")
   count = 1 + (frames - 1) // 4
   padding = backbone.padding(count)
   assert padding == variant.endswith("padded")
@@ -126,6 +136,12 @@ def test_sampling_with_guidance_equals_the_pipeline_of_diffusers(variant):
   prompt, empty = torch.randn(2, 1, LENGTH, WIDTH)
   image = torch.rand(1, 3, 32, 48)
   given = {"image": image} if backbone.transformer.takes_image else {}
+  key = jax.random.key(3)
+  if solver == "dpm":
+    keys = (jax.random.fold_in(key, i) for i in range(STEPS))
+    drawn = (jax.random.normal(x, channel_last(noise).shape) for x in keys)
+    added = [torch.from_numpy(np.array(x)).movedim(-1, 2) for x in drawn]
+    _adding(monkeypatch, pipeline.scheduler, added)
   latents = []
   video = _made(
     *(pipeline, prompt, empty, noise, frames),
@@ -145,7 +161,8 @@ def test_sampling_with_guidance_equals_the_pipeline_of_diffusers(variant):
       return lambda latents, sigma: denoise(params, latents, sigma, text, None, known)
 
     weights = guidance("constant", STEPS, SCALE)
-    return sample(apart(velocity(prompt), velocity(empty)), noise, backbone.schedule, weights)
+    passes = apart(velocity(prompt), velocity(empty))
+    return sample(passes, noise, backbone.schedule, weights, solver=solver, key=key)
 
   inputs = channel_last(noise), channel_last(image, 1), prompt.numpy(), empty.numpy()
   got = ours(*(jnp.asarray(x) for x in inputs))

@@ -87,7 +87,7 @@ def test_every_shape_equals_diffusers(variant, batch, grid, length):
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize("variant", ["2b", "1.5-5b-i2v"])
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_bfloat16_is_as_near_to_float32_as_that_of_diffusers(variant):
   grid = (2, 2, 3)
   config, model, _ = _models(variant, grid)

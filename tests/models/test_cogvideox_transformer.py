@@ -163,7 +163,7 @@ def _trained(variant):
   return params, jnp.asarray(latents), time, jnp.asarray(text), jnp.asarray(maps)
 
 
-@pytest.mark.parametrize("variant", ["2b", "1.5-5b"])
+@pytest.mark.parametrize("variant", ["2b", "5b-i2v", "1.5-5b", "1.5-5b-i2v"])
 def test_cameras_change_no_bit_untrained_and_the_output_trained(variant):
   params, latents, time, text, maps = _trained(variant)
   forward = _forward(variant)

@@ -108,12 +108,13 @@ def _named(model, part):
   return {f"{prefix}{name}": value.numpy() for name, value in model.state_dict().items()}
 
 
-def _both(mode, dtype, batch=1):
+def _both(mode, dtype, batch=1, solver="ddim"):
   """Latents of theirs in float32 and of ours in `dtype`, from the same noise."""
   torch = pytest.importorskip("torch")
   image_module = pytest.importorskip("PIL.Image")
-  backbone = _backbone(mode, dtype)
-  pipeline, params = _pipeline(backbone, mode, torch)
+  spacing, scheduler = {"ddim": ("even", _euler), "unipc": ("unipc", _unipc)}[solver]
+  backbone = _backbone(mode, dtype, spacing=spacing)
+  pipeline, params = _pipeline(backbone, mode, torch, scheduler)
   noise = torch.randn(batch, 4, 1 + (FRAMES - 1) // 4, HEIGHT // 8, WIDE // 8)
   prompt, empty = torch.randn(2, batch, LENGTH, WIDTH)
   pixels = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDE, 3), np.uint8)
@@ -132,7 +133,8 @@ def _both(mode, dtype, batch=1):
       return lambda latents, sigma: denoise(params, latents, sigma, text, None, condition)
 
     weights = guidance("constant", STEPS, SCALE)
-    latents = sample(apart(velocity(prompt), velocity(empty)), noise, backbone.schedule, weights)
+    passes = apart(velocity(prompt), velocity(empty))
+    latents = sample(passes, noise, backbone.schedule, weights, solver=solver)
     if mode != "ti2v":
       return latents
     return jnp.concatenate([condition.first, latents[:, 1:]], axis=1)
@@ -167,10 +169,10 @@ def _channel_last(x):
 
 @pytest.mark.parity
 @pytest.mark.parametrize(
-  "mode, batch", [("i2v", 2), ("ti2v", 2), pytest.param("t2v", 1, marks=pytest.mark.slow)]
+  "mode, batch, solver", [("i2v", 2, "ddim"), ("ti2v", 2, "ddim"), ("t2v", 1, "unipc")]
 )
-def test_sampling_with_guidance_equals_the_pipeline_of_diffusers(mode, batch):
-  got, want = _both(mode, jnp.float32, batch)
+def test_sampling_with_guidance_equals_the_pipeline_of_diffusers(mode, batch, solver):
+  got, want = _both(mode, jnp.float32, batch, solver)
   # 1e-4 of the largest: ten float32 passes, their differences enlarged by guidance.
   np.testing.assert_allclose(got, want, atol=1e-4 * np.abs(want).max())
 

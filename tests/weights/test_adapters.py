@@ -17,8 +17,9 @@ from d4s_jax.models.backbone import Text
 from d4s_jax.models.system import System
 from d4s_jax.weights import merging
 from d4s_jax.weights.components import COMPONENTS
+from tests.models.cogvideox_oracle import rotary
 from tests.published_pipelines import wan_transformer
-from tests.support import lora_config, random_params, run_command, write_run
+from tests.support import lora_config, random_params, run_command, small_cogvideox, write_run
 
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
@@ -28,6 +29,7 @@ peft = pytest.importorskip("peft")
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 RANK, ALPHA = 3, 6
 ENDS = ["to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2"]
+ENDS_OF_COGVIDEOX = [name.replace("ffn", "ff") for name in ENDS]
 COGVIDEOX = "CogVideoXTransformer3DModel"
 HEADER = "lora_adapter_metadata"
 
@@ -56,7 +58,7 @@ def cogvideox():
 
 def adapt(model, dtype=torch.float32):
   """Gives a model a random adapter."""
-  ends = [x.replace("ffn", "ff") for x in ENDS] if model.__class__.__name__ == COGVIDEOX else ENDS
+  ends = ENDS_OF_COGVIDEOX if model.__class__.__name__ == COGVIDEOX else ENDS
   config = peft.LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=ends)
   model.add_adapter(config)
   for name, parameter in model.named_parameters():
@@ -91,6 +93,15 @@ def in_peft_layout(folder):
   (folder / "README.md").unlink()
 
 
+def in_layout_of_cogvideox(folder):
+  config = {"r": RANK, "lora_alpha": ALPHA, "target_modules": ENDS_OF_COGVIDEOX}
+  diffusers.CogVideoXPipeline.save_lora_weights(
+    folder,
+    transformer_lora_layers=matrices(adapt(cogvideox())),
+    transformer_lora_adapter_metadata=config,
+  )
+
+
 def with_alphas(folder):
   rename = {"lora_A": "lora_down", "lora_B": "lora_up"}
   values = {
@@ -113,6 +124,7 @@ LAYOUTS = {
   "pipeline": (in_pipeline_layout, 2.0),
   "model": (in_model_layout, 2.0),
   "peft": (in_peft_layout, 2.0),
+  "cogvideox": (in_layout_of_cogvideox, 2.0),
   "alphas": (with_alphas, 2.0),
   "no scale": (without_scale, 1.0),
 }
@@ -204,6 +216,40 @@ def test_the_adapter_of_a_run_loads_in_diffusers_and_computes_what_ours_does(exp
   merged = velocity(load(folder / "merged" / "transformer").eval())
   torch.testing.assert_close(merged, want, rtol=0, atol=1e-4 * float(scale))
   assert not (folder / "merged" / "adapter").exists()
+
+
+@pytest.mark.parity
+def test_the_adapter_of_a_run_of_cogvideox_loads_in_diffusers(tmp_path):
+  config = small_cogvideox()
+  with config.ignore_type():
+    config.model.lora.update(rank=2, scale=0.5)
+  system = System.build(config.model.to_dict())
+  params = random_params(system, seed=4)
+  write_run(tmp_path / "run", config, params)
+  convert(tmp_path / "run", tmp_path / "out", "torch")
+  model = getattr(diffusers, COGVIDEOX).from_pretrained(tmp_path / "out" / "transformer").eval()
+
+  def theirs():
+    torch.manual_seed(2)
+    latents, text = torch.randn(1, 3, 4, 4, 4), torch.randn(1, 24, 16)
+    turned = rotary(dict(head_dim=16), 3, 2, 2)
+    with torch.no_grad():
+      return model(latents, text, torch.tensor([499.0]), image_rotary_emb=turned).sample
+
+  alone = theirs()
+  weights, metadata = diffusers.CogVideoXPipeline.lora_state_dict(
+    tmp_path / "out" / "adapter", return_lora_metadata=True
+  )
+  diffusers.CogVideoXPipeline.load_lora_into_transformer(weights, model, metadata=metadata)
+  got = theirs().movedim(2, -1)
+  torch.manual_seed(2)
+  latents, text = torch.randn(1, 3, 4, 4, 4), torch.randn(1, 24, 16)
+  words = Text(jnp.asarray(text.numpy()), jnp.ones((1, 24), bool))
+  inputs = jnp.asarray(latents.movedim(2, -1).numpy()), jnp.array([0.5]), words
+  want = torch.from_numpy(np.array(jit(system.backbone.denoise)(params, *inputs)))
+  # 1e-4: float32 sums in another order, through two blocks.
+  torch.testing.assert_close(got, want, rtol=0, atol=1e-4 * float(want.abs().max()))
+  assert (got - alone.movedim(2, -1)).abs().max() > 0.05 * want.abs().max()
 
 
 def _ours(system, params):

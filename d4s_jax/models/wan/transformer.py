@@ -64,7 +64,7 @@ class WanTransformer(nn.Module):
   def __call__(
     self,
     latents: Float[Array, "b f h w c"],
-    timestep: Float[Array, "b"],
+    timestep: Float[Array, "b *n"],
     text: Float[Array, "b l t"],
     camera_maps: Float[Array, "b F H W m"] | None = None,
     image: Float[Array, "b p i"] | None = None,
@@ -74,11 +74,13 @@ class WanTransformer(nn.Module):
 
     Args:
       latents: noisy latents; with `takes_image`, a mask and the image's beside them.
-      timestep: 1000 times the noise level of each sample.
+      timestep: 1000 times the noise level of each sample, or of each of its tokens (frames, rows,
+        columns), whose modulations then take as much memory as 6 times the tokens.
       text: embeddings of the prompt, zero beyond its end.
       camera_maps: Plücker or flat maps of every frame; None for no camera.
       image: embeddings of the image; only with `takes_image`.
-      clean: how many of the first frames of tokens are at timestep 0 (Wan2.2-TI2V: 1).
+      clean: how many of the first frames of tokens are at timestep 0 (Wan2.2-TI2V: 1); costs
+        nothing, and is for a timestep of each sample.
 
     Returns:
       The velocity in float32.
