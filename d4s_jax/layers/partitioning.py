@@ -75,16 +75,13 @@ def dividing(name: str, size: int, *, strict: bool = False) -> tuple[str, ...]:
   Raises:
     ValueError: they don't.
   """
-  mesh = jax.sharding.get_abstract_mesh()
-  (found,) = nn.spmd.logical_to_mesh_axes((name,)) or (None,)
-  found = (found,) if isinstance(found, str) else found or ()
+  devices = _devices(name)
   taken: tuple[str, ...] = ()
-  for axis in () if mesh.empty else found:
-    devices = mesh.shape[axis]
-    if devices > 1 and size % (math.prod(mesh.shape[x] for x in taken) * devices) == 0:
+  for axis, count in devices.items():
+    if size % (math.prod(devices[x] for x in taken) * count) == 0:
       taken = (*taken, axis)
-    elif devices > 1 and strict:
-      sizes = " x ".join(f"{x} {mesh.shape[x]}" for x in found if mesh.shape[x] > 1)
+    elif strict:
+      sizes = " x ".join(f"{axis} {count}" for axis, count in devices.items())
       raise ValueError(
         f"{size} {name} can't be cut over mesh axes {sizes}; expected a multiple of their product:"
         " change these axes, or the size of the clip or of the model."
@@ -94,11 +91,15 @@ def dividing(name: str, size: int, *, strict: bool = False) -> tuple[str, ...]:
 
 def divides(name: str, size: int) -> bool:
   """Whether all devices of a logical axis divide an array's axis of that size."""
-  try:
-    dividing(name, size, strict=True)
-  except ValueError:
-    return False
-  return True
+  return size % math.prod(_devices(name).values()) == 0
+
+
+def _devices(name: str) -> dict[str, int]:
+  """The axes of the mesh in use that a logical axis is cut along, and their devices, above 1."""
+  mesh = jax.sharding.get_abstract_mesh()
+  (found,) = nn.spmd.logical_to_mesh_axes((name,)) or (None,)
+  found = (found,) if isinstance(found, str) else found or ()
+  return {} if mesh.empty else {axis: mesh.shape[axis] for axis in found if mesh.shape[axis] > 1}
 
 
 def per_device(function: Callable[..., Any], *trees: Any, axis: str = "batch") -> Any:

@@ -1,13 +1,17 @@
 import copy
 import functools
+import math
+import re
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.ad_checkpoint import print_saved_residuals
 
 from d4s_jax.config import PRESETS
+from d4s_jax.layers import embeddings, linear
 from d4s_jax.models.condition import Condition
 from d4s_jax.models.wan.transformer import WanTransformer
 from d4s_jax.weights.wan import TRANSFORMER
@@ -132,6 +136,37 @@ def test_bfloat16_is_as_near_to_float32_as_that_of_diffusers(case, clean):
   error, allowed = np.std(ours - want), np.std(theirs - want)
   # Twice theirs: both round at other places.
   assert 0 < error < 2 * allowed and error < 0.05 * np.std(want)
+
+
+def test_the_forms_for_tpus_have_the_same_gradient_and_keep_the_same_products(
+  case, capsys, monkeypatch
+):
+  """Products with an axis of heads, and turns by a product, which is computed again."""
+  _, _, params, latents, text, time = case
+  latents, time, text = (jnp.asarray(x) for x in (_channel_last(latents), time, text))
+
+  def loss(params):
+    velocity = WanTransformer(**SMALL).apply({"params": params}, latents, time, text)
+    return jnp.sum(jnp.sin(velocity))
+
+  def kept():
+    """Sizes of what the blocks keep for the gradient."""
+    print_saved_residuals(loss, params)
+    shapes = re.findall(r"f32\[(.*)\] output of scan", capsys.readouterr().out)
+    return sorted(math.prod(map(int, shape.split(","))) for shape in shapes)
+
+  gradients, sizes = [], []
+  for platform in ("cpu", "tpu"):
+    for module in (linear, embeddings):
+      monkeypatch.setattr(module, "platform", functools.partial(str, platform))
+    gradients.append(jit(jax.grad(loss))(params))
+    sizes.append(kept())
+  for (path, a), b in zip(
+    jax.tree_util.tree_leaves_with_path(gradients[1]), jax.tree.leaves(gradients[0]), strict=True
+  ):
+    # 1e-4 of the largest entry: sums over all tokens.
+    np.testing.assert_allclose(a, b, atol=1e-4 * max(np.abs(b).max(), 1e-2), err_msg=str(path))
+  assert sizes[0] and sizes[0] == sizes[1]
 
 
 def test_the_cameras_alone_are_ours():
