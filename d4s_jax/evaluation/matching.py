@@ -6,6 +6,7 @@ on the size of the pictures, on the gap and on the threshold; all are in the pro
 
 import functools
 import importlib
+import pathlib
 from collections.abc import Callable
 from typing import Any
 
@@ -98,14 +99,33 @@ def plug_in(place: str) -> Matcher:
   Raises:
     ValueError: there is none.
   """
-  module, _, name = place.partition(":")
+  _, found = _found(place)
+  return lambda a, b: checked_matches(found(a, b))
+
+
+def source(place: str) -> bytes:
+  """Contents of the file of a plug-in's module: whose numbers they are depends on it.
+
+  Raises:
+    ValueError: there is none.
+  """
+  module, _ = _found(place)
+  file = getattr(module, "__file__", None)
+  if file is None:
+    raise ValueError(f"config.matcher is {place!r}; expected a module that is a file.")
+  return pathlib.Path(file).read_bytes()
+
+
+def _found(place: str) -> tuple[Any, Any]:
+  """The module and the function."""
+  name, _, function = place.partition(":")
   try:
-    found = getattr(importlib.import_module(module), name)
+    module = importlib.import_module(name)
+    return module, getattr(module, function)
   except (ImportError, AttributeError, ValueError) as error:
     raise ValueError(
       f"config.matcher is {place!r}; expected PACKAGE.MODULE:FUNCTION to be there ({error})."
     ) from error
-  return lambda a, b: checked_matches(found(a, b))
 
 
 def checked_matches(matches: ArrayLike) -> Matches:

@@ -117,6 +117,7 @@ class Metric:
       the mean over samples.
     paper: what Diff4Splat reports for itself, on its own data and protocol; None if it doesn't.
     absent: why a sample that was measured has no such number.
+    formula: of `of_sets`, as it stands before the family's protocol.
   """
 
   family: Family
@@ -127,6 +128,11 @@ class Metric:
   of_sets: Callable[[np.ndarray, np.ndarray], float] | None = None
   paper: float | None = None
   absent: str = "it has no such stage"
+  formula: str = ""
+
+  def protocol(self, settings: Settings) -> str:
+    """How the number is made, completely."""
+    return "/".join(filter(None, (self.formula, self.family.protocol(settings))))
 
 
 def one_by_one(measure: Callable[[Case, Context], Measured]):

@@ -6,7 +6,7 @@ are told in part; they stand in a column of their own and are not to be compared
 
 from d4s_jax.evaluation import families as of
 from d4s_jax.evaluation import fit_curve, seen, timing
-from d4s_jax.evaluation.distances import frechet, kernel
+from d4s_jax.evaluation.distances import FRECHET, KERNEL, frechet, kernel
 from d4s_jax.evaluation.metric import Metric
 
 _NO_PATH = "its camera path was not found"
@@ -27,8 +27,8 @@ def _stage(name: str, key: str, unit: str) -> Metric:
 
 
 METRICS: dict[str, Metric] = {
-  "fvd": Metric(of.VIDEO, "features", "FVD", "lower", 1, frechet, 210.153),
-  "kvd": Metric(of.VIDEO, "features", "KVD", "lower", 3, kernel, 2.316),
+  "fvd": Metric(*(of.VIDEO, "features", "FVD", "lower", 1, frechet, 210.153), formula=FRECHET),
+  "kvd": Metric(*(of.VIDEO, "features", "KVD", "lower", 3, kernel, 2.316), formula=KERNEL),
   "clip_score": Metric(seen.CLIP_SCORE, "score", "CLIP-Score", "higher", 2, None, 23.123),
   "clip_aesthetic": Metric(
     seen.CLIP_AESTHETIC, "score", "CLIP-Aesthetic", "higher", 3, None, 5.231

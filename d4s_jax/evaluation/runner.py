@@ -101,7 +101,7 @@ def evaluate(settings: Settings) -> Report:
   rows = []
   for name, metric in metrics.items():
     family = metric.family
-    told, missing = family.protocol(settings), gone[family.name]
+    told, missing = metric.protocol(settings), gone[family.name]
     weights = "" if missing else _identities(family, settings)
     results = {
       key: summary.reduce(metric, each[family.name], true.get(family.name, {}))

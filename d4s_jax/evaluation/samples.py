@@ -218,11 +218,15 @@ class SourceClip(Sample):
   @functools.cached_property
   def digest(self) -> str:
     """See the base class."""
-    found = hashlib.sha256()
+    found = hashlib.sha256(self.text.encode())
+    arrays = []
     for views in (self.clip.source, self.clip.target):
-      for array in (views.images, views.depth, views.times, views.cameras.world_from_camera):
-        found.update(np.ascontiguousarray(array).tobytes())
-    found.update(np.ascontiguousarray(self.clip.tracks.points).tobytes())
+      cameras = views.cameras
+      arrays += [views.images, views.depth, views.times]
+      arrays += [cameras.world_from_camera, cameras.intrinsics]
+    tracks = self.clip.tracks
+    for array in (*arrays, tracks.points, tracks.visible, tracks.valid):
+      found.update(np.ascontiguousarray(array).tobytes())
     return found.hexdigest()
 
   def frames(self, side: int | None = None, shown: bool = False) -> Float[np.ndarray, "f h w 3"]:

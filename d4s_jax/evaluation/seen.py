@@ -11,6 +11,9 @@ from d4s_jax.weights.encoders import CLIP, Encoder
 _FPS = 8.0
 # A pixel is the subject's where the mask is brighter.
 _WHITE = 0.5
+# How CLIP is shown a picture, and which CLIP likes it.
+_SQUARE = "centre-square-224-bicubic-antialiased"
+_CLIP_L14 = f"clip-vit-l14-projected/{_SQUARE}"
 
 
 @one_by_one
@@ -21,7 +24,7 @@ def _clip_score(case: Case, context: Context) -> Measured:
 
 CLIP_SCORE = Family(
   "clip_score",
-  lambda settings: "max(100-cos,0)/mean-of-frames/centre-square-224-bicubic/77-tokens",
+  lambda settings: f"{_CLIP_L14}/max(100-cos,0)/mean-of-frames/77-tokens",
   _clip_score,
   needs=frozenset(("text",)),
   tools=("clip",),
@@ -36,7 +39,7 @@ def _clip_aesthetic(case: Case, context: Context) -> Measured:
 
 CLIP_AESTHETIC = Family(
   "clip_aesthetic",
-  lambda settings: "laion-improved-v2/about-1-to-10/mean-of-frames/centre-square-224-bicubic",
+  lambda settings: f"{_CLIP_L14}/laion-improved-v2/about-1-to-10/mean-of-frames",
   _clip_aesthetic,
   tools=("clip", "aesthetic"),
 )
@@ -106,7 +109,7 @@ def kept(video: np.ndarray, mask: np.ndarray, part: str) -> np.ndarray:
 
 
 _DINO = "dino-vitb16-class-token/stretched-224-bilinear"
-_CLIP = "clip-vit-b32-projected/centre-square-224-bicubic-antialiased"
+_CLIP = f"clip-vit-b32-projected/{_SQUARE}"
 SUBJECT = _consistency("subject", "dino", _DINO, "")
 SUBJECT_SEGMENTED = _consistency("subject_segmented", "dino", _DINO, "subject")
 BACKGROUND = _consistency("background", "clip_b32", _CLIP, "")

@@ -112,14 +112,14 @@ TOOLS: dict[str, Tool] = {
       if settings.qa_url and settings.qa_model
       else "a served vision-language model: config.qa_url and config.qa_model"
     ),
-    lambda settings: f"served {settings.qa_model}",
+    lambda settings: f"served {settings.qa_model} at {settings.qa_url}",
     lambda settings: captioning.Endpoint(settings.qa_url),
   ),
   "matcher": Tool(
     lambda settings: (
       "" if settings.matcher else "a matcher: config.matcher=PACKAGE.MODULE:FUNCTION"
     ),
-    lambda settings: settings.matcher,
+    lambda settings: f"{settings.matcher} {fingerprint(matching.source(settings.matcher))}",
     lambda settings: matching.plug_in(settings.matcher),
   ),
 }

@@ -2,11 +2,12 @@
 
 import dataclasses
 import json
+import sys
 
 import numpy as np
 import pytest
 
-from d4s_jax.evaluation import cost, families, maker, runner, sample_sets
+from d4s_jax.evaluation import cost, families, maker, matching, runner, sample_sets
 from d4s_jax.evaluation.metric import Case, Context, Failure
 from d4s_jax.evaluation.settings import Settings, Weights
 from d4s_jax.formats.cameras import write_trajectory
@@ -97,6 +98,21 @@ def test_wrong_tools_are_told_before_anything_is_measured(
   with pytest.raises((FileNotFoundError, ValueError), match=message):
     runner.evaluate(asked)
   assert not measured
+
+
+def test_a_matcher_whose_file_changed_is_asked_again(place, monkeypatch):
+  monkeypatch.syspath_prepend(str(place))
+  text = "import numpy as np\n\n\ndef match(a, b):\n  return np.zeros(({}, 4))\n"
+  asked, told = [], []
+  monkeypatch.setattr(matching, "inliers", lambda x: asked.append(len(x)) or len(x))
+  for count in (10, 10, 200):
+    (place / "mine_of_the_test.py").write_text(text.format(count))
+    monkeypatch.delitem(sys.modules, "mine_of_the_test", raising=False)
+    options = dict(metrics="matches_plug_in", matcher="mine_of_the_test:match")
+    (row,) = runner.evaluate(settings(place, **options)).rows
+    told.append((row.results["a"].value, row.weights))
+  assert asked == [10, 200] and told[0] == told[1]
+  assert [x for x, _ in told] == [10, 10, 200] and told[0][1] != told[2][1]
 
 
 def test_of_a_set_without_a_readable_sample_no_sizes_are_told(place):

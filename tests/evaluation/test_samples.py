@@ -1,8 +1,12 @@
 """Samples one by one: how a scene becomes pictures, for metrics and for people."""
 
+import dataclasses
+import types
+
 import numpy as np
 import pytest
 
+from d4s_jax.data.synthetic import SyntheticScenes
 from d4s_jax.evaluation import families, page, samples
 from d4s_jax.evaluation.settings import Settings
 from d4s_jax.formats.scene import SceneMetadata, write_scene
@@ -58,3 +62,27 @@ def test_protocols_tell_how_sharp_and_how_large_scenes_are_drawn():
   settings = Settings(pose_side=300)
   for family in (families.POSES, families.MATCHES_SIFT, families.MATCHES_XFEAT):
     assert "scenes-drawn-sharp-at-300-px" in family.protocol(settings), family.name
+
+
+def test_all_that_metrics_read_of_a_clip_is_in_its_hash(tmp_path):
+  whole = SyntheticScenes(split="heldout", kind="dynamic", views=1, height=16, width=16).read(0)
+
+  def digest(clip) -> str:
+    return samples.SourceClip("a", tmp_path, types.SimpleNamespace(read=lambda _: clip), 0).digest
+
+  views, tracks, lens = whole.target, whole.tracks, whole.target.cameras.intrinsics
+  others = [
+    {"text": f"{whole.text} "},
+    {"target": dataclasses.replace(views, depth=2 * views.depth)},
+    {"target": dataclasses.replace(views, times=views.times / 2)},
+    {
+      "target": dataclasses.replace(
+        views, cameras=dataclasses.replace(views.cameras, intrinsics=2 * lens)
+      )
+    },
+    {"tracks": dataclasses.replace(tracks, valid=~tracks.valid)},
+    {"tracks": dataclasses.replace(tracks, visible=~tracks.visible)},
+    {"tracks": dataclasses.replace(tracks, points=tracks.points + 1)},
+  ]
+  found = [digest(whole), *(digest(dataclasses.replace(whole, **change)) for change in others)]
+  assert len(set(found)) == len(found) and digest(whole) == found[0]

@@ -271,6 +271,9 @@ def test_all_of_them_in_one_evaluation(clip, video, server, tmp_path, monkeypatc
     result = found[name].results["samples"]
     assert result.count == 1 and np.isfinite(result.value), name
     assert found[name].weights
+  assert server[2] in found["qa_quality"].weights
+  for name in ("clip_score", "clip_aesthetic"):
+    assert found[name].protocol.startswith("clip-vit-l14-projected/")
   whole, part = (
     found[f"background_consistency{x}"].results["samples"].value for x in ("", "_segmented")
   )
