@@ -15,6 +15,7 @@ from jaxtyping import Float
 from numpy.typing import ArrayLike
 
 from d4s_jax.evaluation import xfeat
+from d4s_jax.evaluation.metric import foreign
 
 Matches = Float[np.ndarray, "n 4"]
 Matcher = Callable[[np.ndarray, np.ndarray], Matches]
@@ -50,7 +51,8 @@ def inliers(matches: Matches) -> int:
   options = colmap.RANSACOptions()
   options.max_error, options.random_seed = REACH, 0
   options.num_threads = 1
-  found = colmap.estimate_fundamental_matrix(matches[:, :2], matches[:, 2:], options)
+  with foreign("pycolmap"):
+    found = colmap.estimate_fundamental_matrix(matches[:, :2], matches[:, 2:], options)
   return 0 if found is None else int(np.sum(found["inlier_mask"]))
 
 
@@ -71,7 +73,8 @@ def average(video: Float[np.ndarray, "f h w 3"], gap: int, features: Callable, m
 def sift_features(image: Float[np.ndarray, "h w 3"]) -> xfeat.Keypoints:
   """Places and descriptors that COLMAP's SIFT finds in the mean of the colours."""
   grey = np.ascontiguousarray(image.mean(axis=-1), np.float32)
-  places, descriptors = _sift().extract_from_float32_array(grey)
+  with foreign("pycolmap"):
+    places, descriptors = _sift().extract_from_float32_array(grey)
   found = np.array([(place.x, place.y) for place in places], np.float64).reshape(-1, 2)
   described = np.asarray(descriptors.data, np.float32)
   norm = np.linalg.norm(described, axis=1, keepdims=True)
@@ -94,13 +97,20 @@ def sift_match(first: xfeat.Keypoints, second: xfeat.Keypoints) -> Matches:
 def plug_in(place: str) -> Matcher:
   """A matcher of the user's own, from PACKAGE.MODULE:FUNCTION.
 
-  The function takes two pictures [h w 3] in [0, 1] and returns matches [n 4] in pixels.
+  The function takes two pictures [h w 3] in [0, 1] and returns matches [n 4] in pixels; whatever
+  it raises is a ValueError of the matcher.
 
   Raises:
     ValueError: there is none.
   """
   _, found = _found(place)
-  return lambda a, b: checked_matches(found(a, b))
+
+  def match(first: Float[np.ndarray, "h w 3"], second: Float[np.ndarray, "h w 3"]) -> Matches:
+    with foreign(f"config.matcher={place}"):
+      matches = found(first, second)
+    return checked_matches(matches)
+
+  return match
 
 
 def source(place: str) -> bytes:

@@ -1,7 +1,8 @@
 """What a metric is: measured sample by sample, kept, and then reduced to one number."""
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -150,6 +151,17 @@ def guarded(measure: Callable[[], Measured]) -> Values | Failure:
     return {name: np.asarray(x) for name, x in measure().items()}
   except (ValueError, FileNotFoundError) as error:
     return Failure(" ".join(str(error).split()))
+
+
+@contextlib.contextmanager
+def foreign(name: str) -> Iterator[None]:
+  """Errors of others' code, whatever their type, are ValueErrors that name it: of one sample."""
+  try:
+    yield
+  except MemoryError:
+    raise
+  except Exception as error:
+    raise ValueError(f"{name} failed ({type(error).__name__}: {error})") from error
 
 
 def frames_in_chunks(count: int, size: int) -> list[np.ndarray]:

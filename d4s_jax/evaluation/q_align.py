@@ -7,6 +7,7 @@ log-probabilities will do; which model answered is part of the protocol.
 """
 
 import base64
+import contextlib
 import hashlib
 import io
 import math
@@ -52,9 +53,25 @@ def quality(video: Float[np.ndarray, "f h w 3"], fps: float, url: str, model: st
     ValueError: it refuses, or its answer has no probabilities of the words.
   """
   step = max(1, round(fps))
-  chosen = video[::step][:_MOST_FRAMES]
+  return score(_first_token(_answer(video[::step][:_MOST_FRAMES], url, model)))
+
+
+def check(url: str, model: str) -> None:
+  """Asks about a grey picture: what is wrong with the model's name or the key is told at once.
+
+  A server that isn't there is not: where all answers were kept it is not needed.
+
+  Raises:
+    ValueError: the address is none of HTTP, the server refuses, or gives no log-probabilities.
+  """
+  grey = np.full((1, 32, 32, 3), 0.5, np.float32)
+  with contextlib.suppress(ConnectionError):
+    _first_token(_answer(grey, url, model))
+
+
+def _answer(frames: Float[np.ndarray, "f h w 3"], url: str, model: str) -> Any:
   content: list[dict[str, Any]] = [{"type": "text", "text": PROMPT}]
-  for frame in chosen:
+  for frame in frames:
     address = f"data:image/png;base64,{base64.b64encode(_png(frame)).decode()}"
     content.append({"type": "image_url", "image_url": {"url": address}})
   asked = {
@@ -66,7 +83,7 @@ def quality(video: Float[np.ndarray, "f h w 3"], fps: float, url: str, model: st
     "top_logprobs": _ALTERNATIVES,
   }
   address = f"{url.rstrip('/')}/chat/completions"
-  return score(_first_token(ask(address, asked, os.environ.get(KEY, ""), _SECONDS)))
+  return ask(address, asked, os.environ.get(KEY, ""), _SECONDS)
 
 
 def score(logarithms: Mapping[str, float]) -> float:

@@ -262,7 +262,7 @@ def _notes(found: SampleSet, facts: Found) -> list[str]:
   if known:
     notes += [f"{what}: {told}" for what, told in _differences(known)]
   if found.ignored:
-    notes.append(f"not scored, being neither videos nor scenes: {', '.join(found.ignored)}")
+    notes.append(f"not scored, being no samples of this set: {', '.join(found.ignored)}")
   notes += [f"{name}: {x.reason}" for name, x in facts.items() if isinstance(x, Failure)]
   return notes
 

@@ -12,6 +12,7 @@ that sample.
 
 import dataclasses
 import pathlib
+from collections.abc import Sequence
 
 from d4s_jax.data.source import open_source
 from d4s_jax.evaluation.samples import Sample, Scene, SourceClip, Video
@@ -31,7 +32,7 @@ class SampleSet:
   Attributes:
     name: of the set.
     samples: by name, in alphabetical order.
-    ignored: names of what lies there and is no sample.
+    ignored: names of what lies there and is no sample, as videos beside a source.json.
   """
 
   name: str
@@ -49,15 +50,19 @@ def open_set(folder: pathlib.Path, name: str = "") -> SampleSet:
   folder = pathlib.Path(folder)
   if not folder.is_dir():
     raise FileNotFoundError(f"No folder {folder}; expected scenes or videos in it.")
-  if (folder / SOURCE).is_file():
-    return SampleSet(name or folder.name, _clips(folder / SOURCE))
+  entries = [x for x in sorted(folder.iterdir()) if not x.name.startswith(".")]
+  place = folder / SOURCE
+  samples = _clips(place) if place.is_file() else _files(folder, entries)
+  taken = {sample.path for sample in samples.values()}
+  ignored = [x.name for x in entries if x not in taken and x.suffix not in _BESIDE]
+  return SampleSet(name or folder.resolve().name, samples, tuple(ignored))
+
+
+def _files(folder: pathlib.Path, entries: Sequence[pathlib.Path]) -> dict[str, Sample]:
   samples: dict[str, Sample] = {}
-  ignored = []
-  for entry in sorted(folder.iterdir()):
+  for entry in entries:
     kind = _kind(entry)
     if kind is None:
-      if not entry.name.startswith(".") and entry.suffix not in _BESIDE:
-        ignored.append(entry.name)
       continue
     key = entry.name if kind is Scene else entry.stem
     if key in samples:
@@ -67,13 +72,13 @@ def open_set(folder: pathlib.Path, name: str = "") -> SampleSet:
     raise ValueError(
       f"{folder} has no samples; expected scene folders or videos ({', '.join(VIDEOS)})."
     )
-  return SampleSet(name or folder.resolve().name, samples, tuple(ignored))
+  return samples
 
 
 def _kind(entry: pathlib.Path) -> type[Sample] | None:
   if entry.is_dir():
     return Scene if (entry / scene.DESCRIPTION).is_file() else None
-  return Video if entry.suffix.lower() in VIDEOS and not entry.name.startswith(".") else None
+  return Video if entry.suffix.lower() in VIDEOS else None
 
 
 def _clips(path: pathlib.Path) -> dict[str, Sample]:

@@ -19,7 +19,10 @@ _CLIP_L14 = f"clip-vit-l14-projected/{_SQUARE}"
 @one_by_one
 def _clip_score(case: Case, context: Context) -> Measured:
   clip, sample = context.tools["clip"], case.sample
-  return {"score": semantics.clip_score(clip, sample.video, sample.text)}
+  text = sample.text
+  if not text.strip():
+    raise ValueError("its prompt is empty; CLIP-Score needs words")
+  return {"score": semantics.clip_score(clip, sample.video, text)}
 
 
 CLIP_SCORE = Family(

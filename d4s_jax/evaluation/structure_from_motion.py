@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from d4s_jax.evaluation.metric import foreign
 from d4s_jax.formats import images
 from d4s_jax.types import Cameras
 
@@ -31,7 +32,7 @@ def find_path(
       poses are not.
 
   Raises:
-    ValueError: too few frames, or intrinsics that change.
+    ValueError: too few frames, intrinsics that change, or pycolmap fails.
     ImportError: pycolmap isn't installed.
   """
   if len(video) < _LEAST_FRAMES:
@@ -55,19 +56,20 @@ def find_path(
     options = colmap.IncrementalPipelineOptions()
     extraction.num_threads = matching.num_threads = options.num_threads = 1
     extraction.use_gpu = matching.use_gpu = False
-    colmap.set_random_seed(0)
-    colmap.extract_features(
-      database,
-      folder / "frames",
-      camera_mode=colmap.CameraMode.SINGLE,
-      reader_options=reader,
-      extraction_options=extraction,
-    )
-    colmap.match_exhaustive(database, matching_options=matching)
     options.ba_refine_focal_length = options.ba_refine_extra_params = False
     options.min_model_size = _LEAST_FRAMES
     options.random_seed = 0
-    models = colmap.incremental_mapping(database, folder / "frames", folder / "sparse", options)
+    with foreign("pycolmap"):
+      colmap.set_random_seed(0)
+      colmap.extract_features(
+        database,
+        folder / "frames",
+        camera_mode=colmap.CameraMode.SINGLE,
+        reader_options=reader,
+        extraction_options=extraction,
+      )
+      colmap.match_exhaustive(database, matching_options=matching)
+      models = colmap.incremental_mapping(database, folder / "frames", folder / "sparse", options)
     whole = [model for model in models.values() if model.num_reg_images() == len(video)]
     if not whole:
       return None

@@ -8,8 +8,7 @@ from collections.abc import Callable
 from importlib import metadata
 from typing import Any
 
-from d4s_jax import captioning
-from d4s_jax.evaluation import i3d, matching, semantics, xfeat
+from d4s_jax.evaluation import i3d, matching, q_align, semantics, xfeat
 from d4s_jax.evaluation.settings import Settings
 from d4s_jax.losses import lpips
 from d4s_jax.weights import encoders
@@ -113,7 +112,7 @@ TOOLS: dict[str, Tool] = {
       else "a served vision-language model: config.qa_url and config.qa_model"
     ),
     lambda settings: f"served {settings.qa_model} at {settings.qa_url}",
-    lambda settings: captioning.Endpoint(settings.qa_url),
+    lambda settings: q_align.check(settings.qa_url, settings.qa_model),
   ),
   "matcher": Tool(
     lambda settings: (

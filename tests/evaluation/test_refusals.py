@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from d4s_jax.evaluation import cost, families, maker, matching, runner, sample_sets
+from d4s_jax.evaluation import cost, families, maker, matching, runner, sample_sets, seen
 from d4s_jax.evaluation.metric import Case, Context, Failure
 from d4s_jax.evaluation.settings import Settings, Weights
 from d4s_jax.formats.cameras import write_trajectory
@@ -86,7 +86,7 @@ def test_places_that_are_no_folders_and_weights_that_are_no_file_are_named(place
   [
     ("subject_consistency", {"weights": Weights(dino="gone")}, "No configuration at gone/config"),
     ("matches_plug_in", {"matcher": "nothing:at_all"}, "config.matcher is 'nothing:at_all'; exp"),
-    ("qa_quality", {"qa_url": "127.0.0.1:9", "qa_model": "a"}, "'127.0.0.1:9'; expected http://"),
+    ("qa_quality", {"qa_url": "127.0.0.1:9", "qa_model": "a"}, "'127.0.0.1:9.*; expected http://"),
   ],
 )
 def test_wrong_tools_are_told_before_anything_is_measured(
@@ -113,6 +113,20 @@ def test_a_matcher_whose_file_changed_is_asked_again(place, monkeypatch):
     told.append((row.results["a"].value, row.weights))
   assert asked == [10, 200] and told[0] == told[1]
   assert [x for x, _ in told] == [10, 10, 200] and told[0][1] != told[2][1]
+
+
+def test_a_matcher_that_fails_is_told_of_its_sample(place, monkeypatch):
+  (place / "failing_of_the_test.py").write_text("def match(a):\n  return a\n")
+  monkeypatch.syspath_prepend(str(place))
+  told = why(place, "matches_plug_in", matcher="failing_of_the_test:match")
+  assert "config.matcher=failing_of_the_test:match failed (TypeError: match() takes 1 " in told
+
+
+def test_an_empty_prompt_has_no_clip_score(place):
+  (place / "a" / "clip.txt").write_text(" \n")
+  (sample,) = sample_sets.open_set(place / "a").samples.values()
+  (found,) = seen.CLIP_SCORE.measure([Case(sample)], Context(Settings(), {"clip": None}))
+  assert found == Failure("its prompt is empty; CLIP-Score needs words")
 
 
 def test_of_a_set_without_a_readable_sample_no_sizes_are_told(place):

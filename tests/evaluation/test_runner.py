@@ -312,6 +312,10 @@ def test_a_source_of_clips_is_opened_and_checked(tmp_path):
   (clip,) = sample_sets.open_set(tmp_path).samples.values()
   assert clip.has == {"video", "text", "cameras", "clip"} and clip.video.shape == (9, 64, 64, 3)
   assert len(clip.digest) == 64
+  # What else lies there is listed.
+  np.save(tmp_path / "b.npy", clip.video)
+  (tmp_path / "b.txt").write_text("a caption")
+  assert sample_sets.open_set(tmp_path).ignored == ("b.npy",)
   for change, message in [
     ({"options": {"colour": 1}}, "options that the source doesn't know"),
     ({"clips": {}}, "has no clips"),

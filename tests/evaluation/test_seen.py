@@ -191,13 +191,16 @@ def server():
 
   class Handler(http.server.BaseHTTPRequestHandler):
     asked: list = []
-    broken = False
+    broken = refusing = False
 
     def do_POST(self):
       body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
       self.asked.append((self.path, body, self.headers.get("Authorization")))
       good = 0.9 if len(body["messages"][0]["content"]) > 2 else 0.2
       top = [{"token": t, "logprob": math.log(p)} for t, p in (("good", good), ("bad", 1 - good))]
+      if self.refusing:
+        self.send_error(401, "no such key")
+        return
       content = [] if self.broken else [{"top_logprobs": top}]
       answer = json.dumps({"choices": [{"logprobs": {"content": content}}]}).encode()
       self.send_response(200)
@@ -237,6 +240,34 @@ def test_a_server_that_is_not_there_ends_the_evaluation(video, monkeypatch):
     q_align.quality(video, 8.0, "http://127.0.0.1:9/v1", "a-model")
   with pytest.raises(ValueError, match="expected http:// or https://"):
     q_align.quality(video, 8.0, "file:///etc", "a-model")
+
+
+def test_a_wrong_key_is_told_once_before_anything_is_measured(server, video, tmp_path):
+  _, handler, url = server
+  (tmp_path / "set").mkdir()
+  for name in ("a", "b"):
+    np.save(tmp_path / "set" / f"{name}.npy", video)
+  options = dict(samples=str(tmp_path / "set"), metrics="qa_quality", qa_url=url, qa_model="a")
+  settings = Settings(output=str(tmp_path / "out"), **options)
+  handler.refusing, before = True, len(handler.asked)
+  with pytest.raises(ValueError, match="refused: HTTP 401"):
+    runner.evaluate(settings)
+  assert len(handler.asked) == before + 1
+  handler.refusing = False
+  assert runner.evaluate(settings).rows[0].results["set"].count == 2
+
+
+def test_what_was_kept_needs_no_server(server, video, tmp_path, monkeypatch):
+  found, _, url = server
+  monkeypatch.setattr(captioning, "_PAUSE", 0)
+  (tmp_path / "set").mkdir()
+  np.save(tmp_path / "set" / "a.npy", video)
+  options = dict(samples=str(tmp_path / "set"), metrics="qa_quality", qa_url=url, qa_model="a")
+  settings = Settings(output=str(tmp_path / "out"), **options)
+  first = runner.evaluate(settings).rows[0].results["set"]
+  found.shutdown()
+  found.server_close()
+  assert runner.evaluate(settings).rows[0].results["set"] == first
 
 
 def test_all_of_them_in_one_evaluation(clip, video, server, tmp_path, monkeypatch):

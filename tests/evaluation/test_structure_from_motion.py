@@ -1,6 +1,7 @@
 """Camera paths of videos whose path is known."""
 
 import numpy as np
+import pycolmap
 import pytest
 
 from d4s_jax.data.source import open_source
@@ -40,6 +41,15 @@ def test_two_runs_agree_bit_for_bit(clip):
 def test_noise_has_no_path(clip):
   noise = np.random.default_rng(0).random((FRAMES, SIDE, SIDE, 3), np.float32)
   assert find_path(noise, clip.source.cameras) is None
+
+
+def test_whatever_colmap_raises_is_told_as_its_failure(clip, monkeypatch):
+  def fail(*_):
+    raise RuntimeError("no more GPUs")
+
+  monkeypatch.setattr(pycolmap, "incremental_mapping", fail)
+  with pytest.raises(ValueError, match=r"pycolmap failed \(RuntimeError: no more GPUs\)"):
+    find_path(np.asarray(clip.source.images)[:3], clip.source.cameras[:3])
 
 
 def test_unusable_videos_are_refused(clip):
