@@ -21,6 +21,7 @@ from PIL import Image
 
 from d4s_jax.captioning import ask
 from d4s_jax.formats import images
+from d4s_jax.models.clip import MEAN
 
 LEVELS = {"excellent": 1.0, "good": 0.75, "fair": 0.5, "poor": 0.25, "bad": 0.0}
 PROMPT = (
@@ -110,10 +111,10 @@ def score(logarithms: Mapping[str, float]) -> float:
 
 
 def _png(frame: np.ndarray) -> bytes:
-  """The frame in the middle of a square of its mean colour."""
+  """The frame in the middle of a square of CLIP's mean colour in 8 bits, as Q-Align pads."""
   height, width, _ = frame.shape
   side = max(height, width)
-  square = np.broadcast_to(frame.mean(axis=(0, 1)), (side, side, 3)).copy()
+  square = np.broadcast_to(np.floor(255 * MEAN) / 255, (side, side, 3)).copy()
   top, left = (side - height) // 2, (side - width) // 2
   square[top : top + height, left : left + width] = frame
   out = io.BytesIO()

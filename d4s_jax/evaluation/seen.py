@@ -59,7 +59,7 @@ QUALITY = Family(
   "quality",
   lambda settings: (
     f"{settings.qa_model}/5-levels-1-.75-.5-.25-0-times-5/1-frame-a-second-at-most-16/"
-    f"padded-square/no-rate-means-{_FPS:g}-fps/prompt-{q_align.PROMPT_HASH}"
+    f"padded-square-of-clip-mean/no-rate-means-{_FPS:g}-fps/prompt-{q_align.PROMPT_HASH}"
   ),
   _quality,
   tools=("qa",),
@@ -111,7 +111,7 @@ def kept(video: np.ndarray, mask: np.ndarray, part: str) -> np.ndarray:
   return np.where(chosen, video, MEAN)
 
 
-_DINO = "dino-vitb16-class-token/stretched-224-bilinear"
+_DINO = "dino-vitb16-class-token/shorter-side-224-bilinear/positions-bicubic"
 _CLIP = f"clip-vit-b32-projected/{_SQUARE}"
 SUBJECT = _consistency("subject", "dino", _DINO, "")
 SUBJECT_SEGMENTED = _consistency("subject_segmented", "dino", _DINO, "subject")

@@ -38,23 +38,38 @@ def _package(name: str, install: str) -> Callable[[Settings], str]:
   )
 
 
-# Width, depth, patch and picture of the networks that the published metrics look with.
-SIZES = {
-  "clip": {"dim": 1024, "depth": 24, "patch": 14, "size": 224},
-  "clip_b32": {"dim": 768, "depth": 12, "patch": 32, "size": 224},
-  "dino": {"dim": 768, "depth": 12, "patch": 16, "size": 224},
+def _sizes(dim: int, **others: Any) -> dict[str, Any]:
+  """Of a transformer whose heads are 64 wide and whose inner layers 4 times as wide as it."""
+  return {"dim": dim, "ffn_dim": 4 * dim, "heads": dim // 64, **others}
+
+
+# Fields of the networks that the published metrics look with, by part of what is opened. OpenAI's
+# CLIPs have another activation than those trained again.
+_OPENAI = {"activation": "quick_gelu"}
+_TEXTS = {"depth": 12, "length": 77, "vocabulary": 49_408, **_OPENAI}
+PUBLISHED = {
+  "clip": {
+    "vision": _sizes(1024, depth=24, patch=14, size=224, projection_dim=768, **_OPENAI),
+    "text": _sizes(768, projection_dim=768, **_TEXTS),
+  },
+  "clip_b32": {
+    "vision": _sizes(768, depth=12, patch=32, size=224, projection_dim=512, **_OPENAI),
+    "text": _sizes(512, projection_dim=512, **_TEXTS),
+  },
+  "dino": {"": _sizes(768, depth=12, patch=16, size=224)},
 }
 
 
 def _published(key: str, published: str, place: pathlib.Path, encoder: Any) -> Any:
-  """The encoder, if it is of the size of the published one; weights are told by their hash."""
-  module = getattr(encoder, "vision", encoder).module
-  for name, value in SIZES[key].items():
-    if getattr(module, name) != value:
-      raise ValueError(
-        f"config.weights.{key}={place} is of {name} {getattr(module, name)}; {published} is of"
-        f" {value}, and another network's numbers are none of the same metric."
-      )
+  """The encoder, if it is like the published one; weights are told by their hash."""
+  for part, fields in PUBLISHED[key].items():
+    module = (getattr(encoder, part) if part else encoder).module
+    for name, value in fields.items():
+      if getattr(module, name) != value:
+        raise ValueError(
+          f"config.weights.{key}={place} is of {part or 'vision'} {name} {getattr(module, name)};"
+          f" {published} is of {value}, and another network's numbers are none of the same metric."
+        )
   return encoder
 
 

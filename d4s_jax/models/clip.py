@@ -16,7 +16,7 @@ from d4s_jax.layers.partitioning import constrain, partitioned
 from d4s_jax.layers.transformer import scan_blocks
 
 # Of the pixels that CLIP was trained on.
-_MEAN = np.array((0.48145466, 0.4578275, 0.40821073), np.float32)
+MEAN = np.array((0.48145466, 0.4578275, 0.40821073), np.float32)
 _STD = np.array((0.26862954, 0.26130258, 0.27577711), np.float32)
 _EPSILON = 1e-5
 ACTIVATIONS = {
@@ -39,7 +39,7 @@ def preprocess(image: Float[Array, "b h w 3"], size: int) -> Float[Array, "b {si
   image = jax.image.resize(image, (len(image), height, width, 3), "cubic").clip(0.0, 1.0)
   top, left = (height - size) // 2, (width - size) // 2
   image = image[:, top : top + size, left : left + size]
-  return (image - _MEAN.reshape(1, 1, 1, 3)) / _STD.reshape(1, 1, 1, 3)
+  return (image - MEAN.reshape(1, 1, 1, 3)) / _STD.reshape(1, 1, 1, 3)
 
 
 class CLIPVision(nn.Module):

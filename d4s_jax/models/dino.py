@@ -16,6 +16,8 @@ from d4s_jax.models.clip import CLIPBlock
 # Of ImageNet's pixels.
 MEAN = np.array((0.485, 0.456, 0.406), np.float32)
 _STD = np.array((0.229, 0.224, 0.225), np.float32)
+# PyTorch's bicubic interpolation.
+_CUBIC = -0.75
 
 
 class DINO(nn.Module):
@@ -26,7 +28,7 @@ class DINO(nn.Module):
     ffn_dim: inner width of the feed-forward networks.
     heads: attention heads.
     depth: number of blocks.
-    size: pixels a side of the square it looks at.
+    size: pixels of the shorter side of what it looks at; the side of what it was trained on.
     patch: pixels a side of a patch.
     epsilon: of the normalisations.
   """
@@ -41,10 +43,18 @@ class DINO(nn.Module):
 
   @nn.compact
   def __call__(self, image: Float[Array, "b h w 3"]) -> Float[Array, "b {self.dim}"]:
-    """Embeds images in [0, 1], stretched to the square it looks at."""
-    shape = (len(image), self.size, self.size, 3)
-    # Bilinear without antialiasing, as VBench does it for frames that are square.
+    """Embeds images in [0, 1], resized by their shorter side; the aspect is kept.
+
+    What is left beside whole patches on the right and below isn't seen. As VBench does it, but for
+    its rounding to 8 bits after resizing.
+    """
+    height, width = image.shape[1:3]
+    short = min(height, width)
+    size = height * self.size // short, width * self.size // short
+    rows, columns = (side // self.patch for side in size)
+    shape = (len(image), *size, 3)
     pixels = jax.image.resize(image.astype(jnp.float32), shape, "linear", antialias=False)
+    pixels = pixels[:, : rows * self.patch, : columns * self.patch]
     pixels = (pixels - MEAN.reshape(1, 1, 1, 3)) / _STD.reshape(1, 1, 1, 3)
     patches = PatchConv3d(self.dim, (1, self.patch, self.patch), name="patch_embedding")
     x = rearrange(patches(pixels[:, None]), "b 1 h w d -> b (h w) d")
@@ -52,9 +62,26 @@ class DINO(nn.Module):
     first = self.param("class_embedding", partitioned(init, "embed"), (self.dim,))
     first = jnp.broadcast_to(first.reshape(1, 1, -1), (len(x), 1, self.dim))
     x = jnp.concatenate([first, x], axis=1)
-    positions = self.param("positions", partitioned(init, None, "embed"), x.shape[1:])
-    x = x + positions[None]
+    side = self.size // self.patch
+    positions = self.param("positions", partitioned(init, None, "embed"), (1 + side**2, self.dim))
+    grid = rearrange(positions[1:], "(i j) d -> i j d", i=side)
+    grid = jnp.einsum("ijd,ai,bj->abd", grid, _resize(side, rows), _resize(side, columns))
+    x = x + jnp.concatenate([positions[:1], grid.reshape(-1, self.dim)])[None]
     stack = scan_blocks(CLIPBlock, self.depth, inputs=0, remat="products")
     stack = stack(self.heads, self.ffn_dim, jnp.float32, epsilon=self.epsilon, name="blocks")
     (_, x), _ = stack((x, x))
     return LayerNorm(epsilon=self.epsilon, name="norm")(x[:, 0])
+
+
+def _resize(old: int, new: int) -> Float[np.ndarray, "{new} {old}"]:
+  """The matrix of PyTorch's bicubic interpolation of `old` numbers; those at the ends repeat."""
+  places = (np.arange(new) + 0.5) * old / new - 0.5
+  start = np.floor(places).astype(int)
+  matrix = np.zeros((new, old), np.float32)
+  for step in (-1, 0, 1, 2):
+    far = np.abs(places - start - step)
+    near = (_CUBIC + 2) * far**3 - (_CUBIC + 3) * far**2 + 1
+    away = _CUBIC * (far**3 - 5 * far**2 + 8 * far - 4)
+    column = (start + step).clip(0, old - 1)
+    np.add.at(matrix, (np.arange(new), column), np.where(far <= 1, near, away))
+  return matrix

@@ -164,7 +164,7 @@ def test_consistency_of_the_subject_and_of_the_whole(tmp_path, monkeypatch):
     **dict(image_size=32, patch_size=8),
   )
   transformers.ViTModel(config, add_pooling_layer=False).save_pretrained(tmp_path / "dino")
-  monkeypatch.setattr(tools, "SIZES", {"dino": {}})
+  monkeypatch.setattr(tools, "PUBLISHED", {"dino": {}})
   rng = np.random.default_rng(0)
   video = np.repeat(rng.random((1, 32, 32, 3), np.float32), 4, axis=0)
   mask = np.zeros_like(video)

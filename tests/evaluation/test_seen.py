@@ -1,6 +1,7 @@
 """CLIP-Score, aesthetics, consistency and served quality: oracles and behaviour."""
 
 import http.server
+import io
 import json
 import math
 import threading
@@ -9,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 from safetensors.numpy import save_file
 
 from d4s_jax import captioning
@@ -234,6 +236,14 @@ def test_a_served_model_is_asked_about_one_frame_a_second(server, video, monkeyp
     q_align.quality(video, 8.0, url, "a-model")
 
 
+def test_frames_are_shown_in_the_middle_of_a_square_of_clips_mean_colour():
+  frame = np.full((4, 6, 3), 0.2, np.float32)
+  shown = np.asarray(Image.open(io.BytesIO(q_align._png(frame))))
+  assert shown.shape == (6, 6, 3)
+  np.testing.assert_array_equal(shown[[0, 5]], np.tile([122, 116, 104], (2, 6, 1)))
+  np.testing.assert_array_equal(shown[1:5], 51)
+
+
 def test_a_server_that_is_not_there_ends_the_evaluation(video, monkeypatch):
   monkeypatch.setattr(captioning, "_PAUSE", 0)
   with pytest.raises(ConnectionError, match="can't be reached"):
@@ -292,10 +302,10 @@ def test_all_of_them_in_one_evaluation(clip, video, server, tmp_path, monkeypatc
     qa_url=server[2],
     qa_model="a-model",
   )
-  with pytest.raises(ValueError, match=r"clip.* is of dim \d+; openai/clip-vit-.* is of"):
+  with pytest.raises(ValueError, match=r"clip.* is of vision dim \d+; openai/clip-vit-.* is of"):
     runner.evaluate(settings)
   # The small ones of this test stand for the published ones.
-  monkeypatch.setattr(tools, "SIZES", {"clip": {}, "clip_b32": {}, "dino": {}})
+  monkeypatch.setattr(tools, "PUBLISHED", {"clip": {}, "clip_b32": {}, "dino": {}})
   found = {row.name: row for row in runner.evaluate(settings).rows}
   assert found["subject_consistency"].missing == "facebook/dino-vitb16: config.weights.dino=FOLDER"
   for name in names.split(",")[:-1]:

@@ -8,6 +8,7 @@ import pytest
 
 from d4s_jax.evaluation import tools
 from d4s_jax.evaluation.settings import Settings
+from d4s_jax.weights import encoders
 
 SETUP = pathlib.Path(__file__).parents[2] / "setup.cfg"
 
@@ -32,3 +33,29 @@ def test_what_is_missing_is_named_and_comes_with_one_extra(monkeypatch, extra):
   assert {"tokenizers", *found.values()} <= packages(extra)
   # The rest says what to give instead.
   assert all(told.values()) and "config.weights.dino=FOLDER" in told["dino"]
+
+
+@pytest.mark.parity
+def test_networks_that_are_not_like_the_published_ones_are_refused():
+  transformers = pytest.importorskip("transformers")
+  place = pathlib.Path("weights")
+
+  def clip(**changes):
+    # What transformers takes where nothing is said is openai/clip-vit-base-patch32.
+    config = transformers.CLIPConfig().to_dict()
+    for section, values in changes.items():
+      config[section] |= values
+    vision, text, _ = encoders._clip_modules(place, config)
+    return encoders.CLIP(encoders.Encoder(vision, {}), encoders.Encoder(text, {}), None, 77)
+
+  tools._published("clip_b32", "the published one", place, clip())
+  for changes, message in [
+    ({"vision_config": {"hidden_act": "gelu"}}, "vision activation gelu; the published one is of"),
+    ({"text_config": {"hidden_act": "gelu"}}, "text activation gelu; the published one is of"),
+    ({"text_config": {"max_position_embeddings": 64}}, "text length 64; .* is of 77"),
+    ({"vision_config": {"patch_size": 16}}, "vision patch 16; .* is of 32"),
+  ]:
+    with pytest.raises(ValueError, match=f"config.weights.clip_b32=weights is of {message}"):
+      tools._published("clip_b32", "the published one", place, clip(**changes))
+  with pytest.raises(ValueError, match="is of vision dim 768; the published one is of 1024"):
+    tools._published("clip", "the published one", place, clip())

@@ -87,6 +87,22 @@ def test_dino_embeds_pictures_as_transformers_does(dino):
   np.testing.assert_allclose(semantics.embed(encoders.read_dino(folder), images), want, atol=1e-5)
 
 
+@pytest.mark.parity
+@pytest.mark.parametrize("size", [(40, 56), (72, 24), (32, 64)])
+def test_dino_keeps_the_aspect_and_interpolates_positions_as_transformers_does(dino, size):
+  folder, model = dino
+  images = np.random.default_rng(1).random((2, *size, 3), np.float32)
+  resized = tuple(SIDE * side // min(size) for side in size)
+  mean, std = (
+    torch.tensor(x).reshape(3, 1, 1) for x in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+  )
+  with torch.no_grad():
+    pixels = torch.nn.functional.interpolate(planes(images), resized, mode="bilinear")
+    want = model((pixels - mean) / std, interpolate_pos_encoding=True).last_hidden_state[:, 0]
+  found = semantics.embed(encoders.read_dino(folder), images)
+  np.testing.assert_allclose(found, want, atol=1e-5)
+
+
 def damaged(folder, tmp_path, change):
   config = json.loads((folder / "config.json").read_text())
   tensors = load_file(folder / "model.safetensors")
