@@ -164,10 +164,11 @@ def foreign(name: str) -> Iterator[None]:
     raise ValueError(f"{name} failed ({type(error).__name__}: {error})") from error
 
 
-def frames_in_chunks(count: int, size: int) -> list[np.ndarray]:
-  """Indices 0 to count - 1 in rows of equal length; the last row repeats its last index.
+def frames_in_chunks(count: int, most: int) -> list[np.ndarray]:
+  """Indices 0 to count - 1 in the fewest rows of equal length, at most `most`.
 
-  So that a network is compiled for one size, whatever the length of a video.
+  So that a network is compiled for one size of a video, and hardly a frame is looked at twice: the
+  last row repeats its last index.
   """
-  size = min(size, count)
+  size = -(-count // -(-count // most))
   return [np.minimum(np.arange(start, start + size), count - 1) for start in range(0, count, size)]

@@ -11,7 +11,7 @@ import scipy.ndimage
 
 from d4s_jax.data.synthetic import SyntheticScenes
 from d4s_jax.evaluation import families, page, report, runner, sample_sets, samples, summary
-from d4s_jax.evaluation.metric import Case, Context, Failure
+from d4s_jax.evaluation.metric import Case, Context, Failure, frames_in_chunks
 from d4s_jax.evaluation.metrics import METRICS
 from d4s_jax.evaluation.settings import Settings
 from d4s_jax.evaluation.tools import TOOLS
@@ -252,6 +252,17 @@ def test_all_frames_and_the_later_ones_are_compared_once(sets, tmp_path, monkeyp
   for name in ("psnr", "lpips"):
     later = found[f"later_{name}"].samples["clip0"]
     assert abs(later - alone[name].mean()) < 1e-5 < abs(later - found[name].samples["clip0"])
+
+
+@pytest.mark.parametrize(
+  "count, rows", [(1, [1]), (8, [8]), (9, [5, 5]), (17, [6] * 3), (49, [7] * 7)]
+)
+def test_frames_are_seen_in_the_fewest_parts_of_one_length(count, rows):
+  found = frames_in_chunks(count, 8)
+  assert [len(row) for row in found] == rows
+  seen = np.concatenate(found)
+  np.testing.assert_array_equal(seen[:count], np.arange(count))
+  assert (seen[count:] == count - 1).all()
 
 
 def test_references_and_masks_without_a_sample_are_told(sets, tmp_path):
