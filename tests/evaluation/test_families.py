@@ -10,7 +10,7 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from d4s_jax.data.source import open_source
-from d4s_jax.evaluation import runner, sample_sets, tools
+from d4s_jax.evaluation import families, runner, sample_sets, tools
 from d4s_jax.evaluation.camera_paths import path_error
 from d4s_jax.evaluation.metrics import METRICS
 from d4s_jax.evaluation.settings import Settings, Weights
@@ -101,6 +101,18 @@ def test_views_and_depth_of_a_scene_that_is_right_and_of_one_that_is_not(tmp_pat
   assert 20 < good[0] < 50 and 0.6 < good[1] < 1 and good[2] < 0.3
   # Depths that are off by 30% on average, as several Gaussians blend them.
   assert good[3] < 0.03 and 0.06 < bad[3] < 0.3 and bad[4] < 0.95 < good[4] <= 1
+
+
+@pytest.mark.parity
+def test_the_noise_of_pictures_is_that_of_torchmetrics():
+  torch = pytest.importorskip("torch")
+  image = pytest.importorskip("torchmetrics.functional.image")
+  rng = np.random.default_rng(0)
+  truth = rng.random((3, 12, 16, 3), np.float32)
+  found = np.clip(truth + rng.normal(0, [[[[0.01]]], [[[0.1]]], [[[0.5]]]], truth.shape), 0, 1)
+  a, b = (torch.from_numpy(x.astype(np.float64)) for x in (found, truth))
+  want = image.peak_signal_noise_ratio(a, b, data_range=1.0, reduction="none", dim=(1, 2, 3))
+  np.testing.assert_allclose(families.psnr(found, truth), want, rtol=1e-6)
 
 
 @pytest.fixture(scope="module")

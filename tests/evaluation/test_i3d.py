@@ -8,7 +8,7 @@ import scipy.ndimage
 from d4s_jax import packaged
 from d4s_jax.data.synthetic import SyntheticScenes
 from d4s_jax.evaluation import i3d, i3d_network
-from d4s_jax.evaluation.distances import frechet
+from d4s_jax.evaluation.distances import frechet, kernel
 from d4s_jax.evaluation.i3d import features
 
 COUNT = 5
@@ -77,9 +77,13 @@ def frozen(video, level):
   ("worsen", "levels"),
   [(noisy, (0.05, 0.2)), (blurred, (0.5, 2.0)), (shuffled, (5, 9)), (frozen, (4, 0))],
 )
-def test_the_distance_grows_with_what_makes_videos_worse(videos, known, worsen, levels):
-  found = [frechet(known, features([worsen(x, level) for x in videos])) for level in levels]
-  assert frechet(known, known) < 1e-6 < found[0] < found[1]
+def test_the_distances_grow_with_what_makes_videos_worse(videos, known, worsen, levels):
+  worse = [features([worsen(x, level) for x in videos]) for level in levels]
+  little, much = (frechet(known, x) for x in worse)
+  assert frechet(known, known) < 1e-6 < little < much
+  # Unbiased, so that of a set from itself it is below 0.
+  little, much = (kernel(known, x) for x in worse)
+  assert kernel(known, known) < little < much
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from safetensors.numpy import save_file
 from d4s_jax import captioning
 from d4s_jax.evaluation import q_align, runner, seen, semantics, tools
 from d4s_jax.evaluation.settings import Settings, Weights
+from d4s_jax.models.clip import preprocess
 from d4s_jax.weights import encoders
 
 SIDE = 32
@@ -43,7 +44,7 @@ def clip(tmp_path_factory):
   torch.manual_seed(1)
   common = dict(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
   config = transformers.CLIPConfig(
-    text_config=common | dict(vocab_size=8, max_position_embeddings=6),
+    text_config=common | dict(vocab_size=8, max_position_embeddings=6, eos_token_id=7),
     vision_config=common | dict(image_size=SIDE, patch_size=8),
     projection_dim=16,
   )
@@ -74,6 +75,73 @@ def test_the_clip_score_is_the_mean_of_cosines_and_depends_on_the_words(clip, vi
   found = semantics.clip_score(model, video, "a red ball")
   np.testing.assert_allclose(found, 100 * np.maximum(cosines, 0).mean(), rtol=1e-5)
   assert found != semantics.clip_score(model, video, "a blue ball rolls")
+
+
+@pytest.mark.parity
+def test_the_clip_score_is_that_of_torchmetrics(clip, video):
+  torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+  theirs = pytest.importorskip("torchmetrics.functional.multimodal.clip_score")
+  ours, network = encoders.read_clip(clip), transformers.CLIPModel.from_pretrained(clip).eval()
+
+  class Model:
+    """Features as arrays, as transformers returned them when torchmetrics was written."""
+
+    config = network.config
+
+    def to(self, _):
+      return self
+
+    def get_image_features(self, pixels):
+      return network.visual_projection(network.vision_model(pixels).pooler_output)
+
+    def get_text_features(self, ids, mask):
+      return network.text_projection(network.text_model(ids, mask).pooler_output)
+
+  def processor(images=None, text=None, **_):
+    if images is not None:
+      pixels = preprocess(jnp.stack([np.moveaxis(x.numpy(), 0, -1) for x in images]), SIDE)
+      return {"pixel_values": torch.from_numpy(np.moveaxis(np.array(pixels), -1, 1).copy())}
+    ids = torch.from_numpy(np.stack([semantics.tokenize(ours, x) for x in text])).long()
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+  for text in ("a red ball", "blue", "a red ball rolls a blue ball"):
+    with torch.no_grad():
+      want = [
+        theirs.clip_score(
+          torch.from_numpy(np.moveaxis(x, -1, 0).copy()), text, lambda: (Model(), processor)
+        )
+        for x in video
+      ]
+    np.testing.assert_allclose(semantics.clip_score(ours, video, text), np.mean(want), atol=1e-3)
+
+
+@pytest.mark.parity
+def test_tokens_of_a_published_kind_of_tokenizer_are_those_of_transformers(tmp_path):
+  """Byte pairs, lower case, cut to the length of the model, its end mark last."""
+  transformers, tokenizers = (pytest.importorskip(x) for x in ("transformers", "tokenizers"))
+  letters = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+  merges = [("r", "e"), ("re", "d</w>"), ("a", "l"), ("al", "l</w>"), ("b", "all</w>")]
+  names = [*letters, *(f"{x}</w>" for x in letters), *(a + b for a, b in merges)]
+  names += ["<|startoftext|>", "<|endoftext|>"]
+  theirs = transformers.CLIPTokenizer({name: i for i, name in enumerate(names)}, merges)
+  theirs.save_pretrained(tmp_path)
+  length = 12
+  contents = (tmp_path / "tokenizer.json").read_bytes()
+  nothing = encoders.Encoder(None, {})
+  ours = encoders.CLIP(nothing, nothing, contents, length)
+  for text in (
+    "A RED   ball.",
+    "it's a na\u00efve caf\u00e9, \u4f60\u597d",
+    "",
+    "red ball " * 20,
+    "12 <|endoftext|> a",
+  ):
+    want = theirs(text, padding="max_length", max_length=length, truncation=True)["input_ids"]
+    assert semantics.tokenize(ours, text).tolist() == want, text
+  assert semantics.tokenize(ours, "Red ball").tolist()[1:3] == [
+    names.index("red</w>"),
+    names.index("ball</w>"),
+  ]
 
 
 def test_pictures_made_for_a_prompt_score_higher_with_it_than_with_a_wrong_one(clip, video):
