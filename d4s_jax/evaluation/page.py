@@ -53,7 +53,8 @@ def _table(report: Report, names: list[str]) -> str:
     ]
     paper = f"<td class=paper>{_cell(cells[-1])}</td>"
     body.append(f"<tr><td class={kind}>{_cell(label)}</td>{''.join(marked)}{paper}</tr>")
-  heads = "".join(f"<th>{_cell(cell)}</th>" for cell in header)
+  # The star stays at its word.
+  heads = "".join(f"<th>{_cell(cell).replace(' *', '&nbsp;*')}</th>" for cell in header)
   return (
     f"<div class=scroll><table><tr>{heads}</tr>{''.join(body)}</table></div><p>Means over samples,"
     " in brackets 95% by bootstrap. What is coloured is printed in the paper: other data, other"

@@ -9,8 +9,9 @@ from d4s_jax.evaluation.runner import Report, Row
 
 _COLOURS = ("#2b6cb0", "#c05621", "#2f855a", "#6b46c1", "#b83280", "#4a5568")
 _WIDTH, _ROW, _LEFT = 380, 26, 120
-# Of figures with two axes: pixels a side, of the border, and of the names at the right.
-_SIDE, _BORDER, _NAMES = 300, 34, 170
+# Of figures with two axes, three beside each other: pixels a side, of the border, and of the names
+# at the right.
+_SIDE, _BORDER, _NAMES = 226, 34, 160
 
 # A cost whose values differ by more than this factor.
 _DECADES = 20
