@@ -7,7 +7,11 @@ from typing import Any
 
 
 class StopRequest:
-  """A context in which the first SIGTERM or SIGINT only sets `requested`; a second one kills."""
+  """A context in which SIGTERM and the first SIGINT only set `requested`.
+
+  Schedulers may send SIGTERM several times, and what they want is what the first one began; a
+  second Ctrl-C is a person's, who doesn't want to wait.
+  """
 
   def __init__(self):
     self.requested = False
@@ -30,5 +34,7 @@ class StopRequest:
       signal.signal(number, handler)
 
   def _on_signal(self, number: int, frame: object) -> None:
+    del frame
     self.requested = True
-    signal.signal(number, self._previous[number])
+    if number == signal.SIGINT:
+      signal.signal(number, self._previous[number])

@@ -148,7 +148,9 @@ def test_training_changes_what_it_should(whole):
   assert rows[-1]["photometric"] < rows[0]["photometric"]
 
 
-@pytest.mark.parametrize("kill_after", [1, 3, 7])
+@pytest.mark.parametrize(
+  "kill_after", [3, *(pytest.param(step, marks=pytest.mark.slow) for step in (1, 7))]
+)
 def test_killed_run_resumes_bit_for_bit(place, whole, kill_after):
   folder = place / f"killed_{kill_after}"
   process = start(place, folder.name)

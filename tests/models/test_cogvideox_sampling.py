@@ -180,9 +180,11 @@ def test_sampling_with_guidance_equals_the_pipeline_of_diffusers(variant, solver
   "variant",
   [
     "2b",
-    "5b-i2v",
     "1.5-5b-i2v-padded",
-    *(pytest.param(x, marks=pytest.mark.slow) for x in ("5b", "1.5-5b-padded", "1.5-5b-i2v")),
+    *(
+      pytest.param(x, marks=pytest.mark.slow)
+      for x in ("5b", "5b-i2v", "1.5-5b-padded", "1.5-5b-i2v")
+    ),
   ],
 )
 def test_our_pipeline_equals_that_of_diffusers_from_photograph_to_video(variant):
