@@ -46,6 +46,8 @@ def main(argv: list[str]) -> None:
   with errors.one_line():
     source, target = pathlib.Path(_FROM.value), pathlib.Path(_TO.value)
     atomic.check_new_folder(target)
+    if source.resolve() in target.resolve().parents:
+      raise ValueError(f"--to is {target}, inside --from; expected a folder beside {source}.")
     job = _of_run(source) if checkpoint.is_run(source) else _of_weights(source)
     atomic.check_room(target, job.nbytes)
     with progress.bar("convert", job.nbytes, "B") as bar:

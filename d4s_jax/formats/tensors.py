@@ -27,6 +27,8 @@ SIZES = {
 _METADATA = "__metadata__"
 # A model of a thousand tensors has a header of 150 kB.
 _LONGEST_HEADER = 16 * 2**20
+# What a file begins with that git fetched without its contents.
+_POINTER = b"version https://git-lfs"
 _MOST_AXES = 16
 
 
@@ -142,11 +144,16 @@ def _read_header(
   with path.open("rb") as file:
     end = os.fstat(file.fileno()).st_size
     start = file.read(8)
+    if start == _POINTER[:8] and file.read(len(_POINTER) - 8) == _POINTER[8:]:
+      raise ValueError(
+        f"{path} is a pointer of git LFS, not the weights themselves; fetch these with git lfs pull"
+        " or hf download."
+      )
     length = int.from_bytes(start, "little")
     if len(start) < 8 or length > min(_LONGEST_HEADER, end - 8):
       raise ValueError(
         f"{path} is no safetensors file, or truncated: {end} bytes with a header of {length};"
-        f" expected at most {_LONGEST_HEADER} bytes of header within the file."
+        f" expected at most {_LONGEST_HEADER} bytes of header within the file. Fetch it again."
       )
     text = file.read(length)
   header = checked.parse(text, str(path))

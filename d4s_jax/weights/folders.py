@@ -77,9 +77,9 @@ def prepare(folder: pathlib.Path, format: str, merging: bool = False) -> Job:
     raise FileNotFoundError(f"No folder at {folder}; expected a pipeline or a model of diffusers.")
   _check_no_cache(folder)
   if not (folder / _INDEX).exists():
-    _check_names(folder)
     if own.is_own(folder / own.NAME):
       return _of_exported(folder, format)
+    _check_names(folder)
     code = own.files() if _is_out(folder, format) else {}
     return Job({"": _convert(folder, format, merging)}, code)
   index = checked.within(folder, _INDEX)
@@ -179,13 +179,18 @@ def _check_no_cache(folder: pathlib.Path) -> None:
 
 
 def _check_names(folder: pathlib.Path) -> None:
-  """Raises ValueError for weights without a configuration that no adapter is named like."""
+  """Raises ValueError for what is no model: no configuration, and no weights of an adapter."""
   found = sorted(x.name for x in folder.iterdir() if x.suffix in _WEIGHTS)
   if found and not (folder / parts.CONFIG).exists() and not adapters.is_adapter(folder):
     raise ValueError(
       f"{folder} has {', '.join(map(repr, found[:5]))} and no {parts.CONFIG}. An adapter (LoRA)"
       " must be named pytorch_lora_weights.safetensors or adapter_model.safetensors; rename it."
       " Other kinds of files may run code when read; save them as safetensors."
+    )
+  if not found and not (folder / parts.CONFIG).exists():
+    raise ValueError(
+      f"{folder} has neither {_INDEX} nor {parts.CONFIG}; expected a pipeline or a model of"
+      " diffusers, what this command made of one, or a run of d4s_jax.train."
     )
 
 

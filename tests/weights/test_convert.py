@@ -426,6 +426,11 @@ def _header(folder):
   path.write_bytes((2**40).to_bytes(8, "little") + path.read_bytes()[8:])
 
 
+def _pointer(folder):
+  path = next(folder.glob("*.safetensors"))
+  path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 99\n")
+
+
 def _pickle(folder):
   next(folder.glob("*.safetensors")).rename(folder / "diffusion_pytorch_model.bin")
 
@@ -458,6 +463,11 @@ HOSTILE = {
   "no object": (lambda x: (x / "config.json").write_text("[]"), "expected an object"),
   "NaN": (lambda x: (x / "config.json").write_text('{"a": NaN}'), "not valid JSON"),
   "header": (_header, "header of 1099511627776"),
+  "pointer of git": (_pointer, "is a pointer of git LFS.*fetch these with git lfs pull or hf"),
+  "no description": (
+    lambda x: [path.unlink() for path in x.iterdir()],
+    "has neither model_index.json nor config.json; expected a pipeline or a model of diffusers",
+  ),
   "pickle": (_pickle, r"diffusion_pytorch_model.bin may run code when read"),
   "absolute path": (_everywhere("{}/a.safetensors"), "no plain name in it"),
   "path upwards": (_everywhere("../outside.safetensors"), "no plain name in it"),
@@ -478,6 +488,13 @@ def test_hostile_models_are_refused_in_one_line(damage, message, transformer, tm
   line = refused(capsys, transformer, tmp_path / "new", "flax")
   assert re.search(message, line), line
   assert not [path for path in tmp_path.iterdir() if "new" in path.name]
+
+
+def test_nothing_is_written_into_what_is_read(transformer, capsys):
+  before = sorted(transformer.iterdir())
+  line = refused(capsys, transformer, transformer / "new", "flax")
+  assert f"--to is {transformer}/new, inside --from" in line
+  assert sorted(transformer.iterdir()) == before
 
 
 def test_the_halves_themselves_are_fine(transformer, tmp_path):
