@@ -45,8 +45,7 @@ def main(argv: list[str]) -> None:
     key = marking.key(_WATERMARK.value)
     if _STREAM.value:
       about = page.describe(dynamic, metadata)
-      names = ("height", "view", "focal", "aspect", "depths", "motionScale")
-      painter = frames.Painter(dynamic, *(about[name] for name in names), key=key)
+      painter = frames.Painter(dynamic, about, key)
       for line in frames.measure(painter, metadata.cameras, np.asarray(metadata.times)):
         print(line, flush=True)
       contents = page.fill(about | {"stream": True}).encode()

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from d4s_jax.formats import atomic
+from d4s_jax.formats import atomic, provenance
 from d4s_jax.formats.scene import SceneMetadata
 from d4s_jax.formats.visible import finite
 from d4s_jax.types import LOG_SCALE_RANGE, DynamicGaussians
@@ -100,6 +100,7 @@ def describe(dynamic: DynamicGaussians, metadata: SceneMetadata) -> dict[str, An
     "pivot": float(pivot),
     "motionScale": max(float(np.quantile(moved, 0.99)), 0.01),
     "seconds": max(len(times) - 1, 1) / _FPS,
+    "origin": provenance.text(provenance.facts(metadata)),
   }
 
 

@@ -3,7 +3,8 @@
 import functools
 import io
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -33,37 +34,20 @@ class Painter:
 
   Args:
     dynamic: the scene.
-    height: of the pictures that it was made for.
-    view: width of those pictures over their height. A picture of another aspect holds one of
-      theirs, as large as it can be.
-    focal: of the lens, over the height of the picture of theirs.
-    aspect: of its focal lengths, x over y.
-    depths: metres, of what is shown nearest and farthest in the mode "depth".
-    motion: metres that is shown as the brightest motion.
+    about: what `formats.page.describe` says of it. A picture of another aspect than the path's
+      holds one of the path's, as large as it can be.
     key: of the invisible mark in all pictures; None for none.
   """
 
-  def __init__(
-    self,
-    dynamic: DynamicGaussians,
-    height: int,
-    view: float,
-    focal: float,
-    aspect: float,
-    depths: Sequence[float],
-    motion: float,
-    key: str | None,
-  ):
+  def __init__(self, dynamic: DynamicGaussians, about: Mapping[str, Any], key: str | None):
     self._dynamic = jax.device_put(dynamic)
     self._start = _at(self._dynamic, jnp.asarray(np.float32(dynamic.times[0]))).means
-    self._height, self._view = height, view
-    self._focal, self._aspect, self._depths, self._motion = focal, aspect, depths, motion
-    self._key = key
+    self._about, self._key = about, key
 
   def draw(
     self, clip_time: float, pose: Float[np.ndarray, "4 4"], height: int, width: int, mode: str
   ) -> tuple[bytes, dict[str, float]]:
-    """A JPEG, and milliseconds by stage: deform, render, mark, copy (to bytes), encode.
+    """A JPEG with its origin, and milliseconds by stage: deform, render, mark, copy, encode.
 
     Args:
       clip_time: from 0 to 1.
@@ -75,13 +59,14 @@ class Painter:
     clock = _Clock()
     gaussians = _at(self._dynamic, jnp.asarray(np.float32(clip_time)))
     if mode == "motion":
-      gaussians = _colour_motion(gaussians, self._start, jnp.asarray(np.float32(self._motion)))
+      most = jnp.asarray(np.float32(self._about["motionScale"]))
+      gaussians = _colour_motion(gaussians, self._start, most)
     jax.block_until_ready(gaussians)
     clock.stage("deform")
     camera = self._camera(pose, height, width)
     # By the rounded size, since each blur is compiled once.
-    framed = min(camera.height, camera.width / self._view)
-    rendering = _render(gaussians, camera, footprint(framed, self._height))
+    framed = min(camera.height, camera.width / self._about["view"])
+    rendering = _render(gaussians, camera, footprint(framed, self._about["height"]))
     jax.block_until_ready(rendering)
     clock.stage("render")
     shown = np.clip(self._shown(rendering, mode), 0, 1)
@@ -93,7 +78,8 @@ class Painter:
     pixels = images.to_bytes(shown)
     clock.stage("copy")
     contents = io.BytesIO()
-    Image.fromarray(pixels).save(contents, "JPEG", quality=_QUALITY)
+    said = self._about["origin"]
+    Image.fromarray(pixels).save(contents, "JPEG", quality=_QUALITY, comment=said)
     clock.stage("encode")
     return contents.getvalue(), clock.stages
 
@@ -101,10 +87,10 @@ class Painter:
     """The lens of the scene on a picture of the wished aspect, in a size that is a multiple."""
     rows = min(-(-height // _STEP) * _STEP, _LARGEST)
     columns = min(-(-max(round(rows * width / height), 1) // _STEP) * _STEP, _LARGEST)
-    framed = min(height, width / self._view)
-    y = self._focal * framed * rows / height
+    framed = min(height, width / self._about["view"])
+    y = self._about["focal"] * framed * rows / height
     # Of the wished picture, so that what is stretched back by the browser is as wished.
-    x = self._focal * self._aspect * framed * columns / width
+    x = self._about["focal"] * self._about["aspect"] * framed * columns / width
     lens = np.array([[x, 0, columns / 2], [0, y, rows / 2], [0, 0, 1]], np.float32)
     return Cameras(
       world_from_camera=jnp.asarray(pose[None], jnp.float32),
@@ -119,7 +105,7 @@ class Painter:
     if mode == "depth":
       # As the page: what is hardly there is hardly seen.
       alpha = np.asarray(rendering.alpha)[0, ..., None]
-      return alpha * colorize_depth(np.asarray(rendering.depth)[0], *self._depths)
+      return alpha * colorize_depth(np.asarray(rendering.depth)[0], *self._about["depths"])
     return np.asarray(rendering.image)[0]
 
 

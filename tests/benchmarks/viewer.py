@@ -95,11 +95,7 @@ def play(tab, minutes, folder):
 def stream(dynamic, metadata, folder):
   """Prints the stages of pictures that the server draws."""
   about = page.describe(dynamic, metadata)
-  painter = frames.Painter(
-    dynamic,
-    *(about[x] for x in ("height", "view", "focal", "aspect", "depths", "motionScale")),
-    keys.PUBLIC,
-  )
+  painter = frames.Painter(dynamic, about, keys.PUBLIC)
   for line in frames.measure(painter, metadata.cameras, np.asarray(metadata.times)):
     print(f"streamed, {line}")
   contents = page.fill(about | {"stream": True}).encode()

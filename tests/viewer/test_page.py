@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from d4s_jax.formats import page, trajectories
+from d4s_jax.formats import page, provenance, trajectories
 from d4s_jax.geometry import poses
 from d4s_jax.pipeline import shot
 from d4s_jax.watermark import frames as marks
@@ -309,6 +309,9 @@ def test_pictures_and_videos_are_saved(tab):
     pictures = [np.asarray(x, np.float32) / 255 for x in pictures]
     assert pictures and marks.detect(pictures, KEY).log10_false < -6
     assert marks.detect(pictures, "another").log10_false > -3
+  # The picture says where it comes from, in a sound chunk: Pillow checks its sum.
+  _, metadata = make()
+  assert provenance.read(tab.folder / "scene.png") == provenance.facts(metadata)
   saved = np.asarray(Image.open(tab.folder / "scene.png").convert("RGB"), np.float64)
   change = np.sqrt(np.mean((saved - screen) ** 2))
   assert 0.5 < change < 1.4

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from d4s_jax.formats import page
+from d4s_jax.formats import page, provenance
 from d4s_jax.pipeline.drawing import draw
 from d4s_jax.viewer import frames, server
 from d4s_jax.watermark import frames as marks
@@ -25,8 +25,7 @@ def place():
   """A served scene: its address, the scene."""
   dynamic, metadata = make()
   about = page.describe(dynamic, metadata)
-  names = ("height", "view", "focal", "aspect", "depths", "motionScale")
-  painter = frames.Painter(dynamic, *(about[name] for name in names), None)
+  painter = frames.Painter(dynamic, about, None)
   contents = page.fill(about | {"stream": True}).encode()
   with server.serve(contents, 0, painter) as serving:
     thread = threading.Thread(target=serving.serve_forever)
@@ -47,7 +46,7 @@ def fetch(address):
     return answer.read(), answer.headers
 
 
-def test_a_picture_is_the_renderers_and_its_stages_are_timed(place):
+def test_a_picture_is_the_renderers_and_its_stages_are_timed(place, tmp_path):
   address, dynamic, metadata = place
   pose = np.asarray(metadata.cameras.world_from_camera)[4]
   contents, headers = fetch(address + question(pose))
@@ -62,6 +61,8 @@ def test_a_picture_is_the_renderers_and_its_stages_are_timed(place):
   assert found.shape == want.shape
   # JPEG's own loss.
   assert np.abs(found - want).mean() < 4
+  (tmp_path / "streamed.jpg").write_bytes(contents)
+  assert provenance.read(tmp_path / "streamed.jpg") == provenance.facts(metadata)
   stages = dict(part.split(";dur=") for part in headers["Server-Timing"].split(", "))
   assert list(stages) == ["deform", "render", "mark", "copy", "encode"]
   assert all(float(x) > 0 for name, x in stages.items() if name != "mark")
@@ -99,11 +100,10 @@ def test_windows_of_any_shape_get_a_picture_to_stretch(place, width, height):
 def test_pictures_are_marked_in_the_shape_in_which_they_are_shown(width, height):
   dynamic, metadata = make()
   about = page.describe(dynamic, metadata)
-  names = ("height", "view", "focal", "aspect", "depths", "motionScale")
   pose = np.asarray(metadata.cameras.world_from_camera)[0]
   found = []
   for key in ("a key", None):
-    painter = frames.Painter(dynamic, *(about[name] for name in names), key)
+    painter = frames.Painter(dynamic, about, key)
     picture, stages = painter.draw(0.5, pose, height, width, "colour")
     shown = Image.open(io.BytesIO(picture)).resize((width, height))
     shown = np.asarray(shown, np.float32) / 255
@@ -169,8 +169,7 @@ def test_others_are_kept_out(place):
 def test_the_stages_are_told_beside_the_papers(place):
   _, dynamic, metadata = place
   about = page.describe(dynamic, metadata)
-  names = ("height", "view", "focal", "aspect", "depths", "motionScale")
-  painter = frames.Painter(dynamic, *(about[name] for name in names), None)
+  painter = frames.Painter(dynamic, about, None)
   lines = [*frames.measure(painter, metadata.cameras, metadata.times, frames=2)]
   assert "512 x 512 pixels on cpu: deform " in lines[0] and "encode" in lines[0]
   assert "the paper reports 6.7 ms" in lines[1]
