@@ -18,6 +18,7 @@ from jaxtyping import Float
 
 from d4s_jax.formats import atomic, provenance
 from d4s_jax.formats.scene import SceneMetadata
+from d4s_jax.formats.video import DEPTH_COLORS
 from d4s_jax.formats.visible import finite
 from d4s_jax.types import LOG_SCALE_RANGE, DynamicGaussians
 
@@ -96,6 +97,7 @@ def describe(dynamic: DynamicGaussians, metadata: SceneMetadata) -> dict[str, An
     "degree": round(np.asarray(dynamic.harmonics).shape[1] ** 0.5) - 1,
     "times": times.tolist(),
     "scaleRange": LOG_SCALE_RANGE,
+    "depthColors": base64.b64encode(DEPTH_COLORS.tobytes()).decode(),
     "depths": [max(float(near), 0.01), max(float(far), 0.02)],
     "pivot": float(pivot),
     "motionScale": max(float(np.quantile(moved, 0.99)), 0.01),

@@ -20,6 +20,9 @@ from d4s_jax.formats import animation, atomic, images
 
 # Constant quality; 18 is hardly told from the original by eye.
 _QUALITY = "18"
+# Of depth, from far to near, in bytes: the viewer's page has them too. Without the map's darkest
+# tenth, so that far is not taken for unknown.
+DEPTH_COLORS = np.asarray(colormaps["inferno"](np.arange(25, 256), bytes=True), np.uint8)[:, :3]
 _ANIMATIONS = {".gif": animation.write_gif, ".webp": animation.write_webp}
 SUFFIXES = (".mp4", *_ANIMATIONS)
 
@@ -152,7 +155,5 @@ def colorize_depth(
   low = low if far is None else 1 / far
   high = high if near is None else 1 / near
   level = np.clip((inverse - low) / max(high - low, 1e-6), 0, 1)
-  palette = np.asarray(colormaps["inferno"](np.arange(256)), np.float32)[:, :3]
-  # The darkest tenth of the map is left out, so that far is not taken for unknown.
-  colors = palette[(25 + level * 230).astype(np.uint8)]
+  colors = DEPTH_COLORS.astype(np.float32)[(level * (len(DEPTH_COLORS) - 1)).astype(np.uint8)] / 255
   return np.where(known[..., None], colors, np.float32(0))

@@ -1,5 +1,6 @@
 """The page draws what the renderer draws, in a real browser."""
 
+import io
 import json
 import re
 import subprocess
@@ -7,6 +8,7 @@ import subprocess
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from d4s_jax.formats import page, provenance
 from d4s_jax.formats.scene import SceneMetadata
@@ -15,11 +17,12 @@ from d4s_jax.geometry import trajectories
 from d4s_jax.geometry.cameras import intrinsics_from_fov
 from d4s_jax.pipeline.drawing import draw
 from d4s_jax.types import Cameras, DynamicGaussians
+from d4s_jax.viewer import frames
 from tests.benchmarks.export import scene
 from tests.browser import BROWSER, FLAGS, needs_browser
 
 SIDE, COUNT, FRAMES = 96, 300, 5
-LARGE = 3 * SIDE
+LARGE, STREAMED = 3 * SIDE, 128
 COLOUR, DEPTH, OPACITY, MOTION = range(4)
 
 
@@ -99,7 +102,7 @@ def shown(request, tmp_path_factory):
   dynamic, metadata = make()
   page.write_page(folder / "scene.html", dynamic, metadata)
   shots = [(0.0, 0, COLOUR), (0.6, 4, COLOUR), (1.0, 2, COLOUR), (0.6, 4, COLOUR, LARGE)]
-  shots += [(0.6, 4, OPACITY), (0.0, 0, DEPTH), (0.0, 0, MOTION), (1.0, 0, MOTION)]
+  shots += [(0.6, 4, OPACITY), (0.0, 0, DEPTH, STREAMED), (0.0, 0, MOTION), (1.0, 0, MOTION)]
   sized = [(*shot, SIDE)[:4] for shot in shots]
   html = (folder / "scene.html").read_text()
   return dynamic, metadata, dict(zip(shots, pictures(folder, html, sized, request.param)))
@@ -145,16 +148,24 @@ def test_the_slider_moves_the_scene(shown):
 
 
 @needs_browser
-def test_opacity_and_depth_are_shown(shown):
+def test_opacity_is_shown(shown):
   dynamic, metadata, found = shown
   alpha = 255 * ours(dynamic, metadata, 0.6, 4).alpha
   np.testing.assert_allclose(found[0.6, 4, OPACITY][..., 0], alpha, atol=4)
-  rendering = ours(dynamic, metadata, 0.0, 0)
-  solid = rendering.alpha > 0.95
-  red, depth = found[0.0, 0, DEPTH][..., 0][solid], rendering.depth[solid]
-  assert solid.sum() > 100
-  # Near is bright.
-  assert np.corrcoef(red, 1 / depth)[0, 1] > 0.9
+
+
+@needs_browser
+def test_depth_has_the_colours_of_streamed_pictures(shown):
+  dynamic, metadata, found = shown
+  painter = frames.Painter(dynamic, page.describe(dynamic, metadata), None)
+  pose = np.asarray(metadata.cameras.world_from_camera)[0]
+  contents, _ = painter.draw(0.0, pose, STREAMED, STREAMED, "depth")
+  with Image.open(io.BytesIO(contents)) as image:
+    want = np.asarray(image, np.float64)
+  assert want.shape == (STREAMED, STREAMED, 3)
+  # JPEG's own loss.
+  error = np.abs(found[0.0, 0, DEPTH, STREAMED] - want)
+  assert want.mean() > 30 and error.mean() < 4
 
 
 def test_a_page_is_small_closed_and_the_same_every_time(tmp_path):
@@ -164,7 +175,7 @@ def test_a_page_is_small_closed_and_the_same_every_time(tmp_path):
   text = (tmp_path / "a.html").read_text()
   assert text == (tmp_path / "b.html").read_text()
   assert "default-src 'none'" in text
-  # Nothing is fetched, and the prompt ends no element. The kind of source has a name with https.
+  # Nothing is fetched, and the prompt ends no element; the kind of source is named by an address.
   assert not re.search(r"https?://|src=|import ", text.replace(provenance.SOURCE_TYPE, ""))
   assert "<script>window.failed" not in text
 
