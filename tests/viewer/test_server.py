@@ -179,7 +179,7 @@ def test_the_stages_are_told_beside_the_papers(place):
 def test_the_page_shows_what_the_server_draws(place, tmp_path):
   address, *_ = place
   with open_tab(address, tmp_path) as tab:
-    tab.wait("window.ready && probe().frames > 0")
+    tab.wait("window.first")
     said = tab.run("document.getElementById('about').textContent")
     for stage in ("deform", "render", "encode", "transfer", "show"):
       assert stage in said
