@@ -30,7 +30,7 @@ class Spec(NamedTuple):
 
   Attributes:
     shape: the shape.
-    dtype: a type of plain numbers, booleans or texts.
+    dtype: a type of plain numbers, booleans, texts or bytes.
     fortran: whether the first axis varies fastest.
   """
 
@@ -59,7 +59,7 @@ def check_header(file: IO[bytes] | io.BufferedIOBase, where: str, ndim: int | No
     shape, fortran, dtype = read(file)
   except (ValueError, KeyError, EOFError, SyntaxError, tokenize.TokenError, zlib.error) as error:
     raise ValueError(f"{where} is no array of NumPy, or damaged ({error}).") from error
-  if dtype.kind not in "biufU" or dtype.hasobject:
+  if dtype.kind not in "biufUS" or dtype.hasobject:
     raise ValueError(f"{where} holds {dtype}; expected numbers. Objects are not unpickled.")
   if ndim is not None and len(shape) != ndim:
     raise ValueError(f"{where} has shape {shape}; expected {ndim} axes.")

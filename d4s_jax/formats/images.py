@@ -1,5 +1,6 @@
 """Photographs in, pictures out. Images are float32 [h w 3], sRGB-encoded RGB in [0, 1]."""
 
+import io
 import os
 import pathlib
 import struct
@@ -64,10 +65,28 @@ def _opened(
   path = pathlib.Path(path)
   if not path.exists():
     raise FileNotFoundError(f"No image at {path}; check the path.")
+  return _decoded(path, str(path), most_pixels, read)
+
+
+def decode(contents: bytes, name: str) -> Float[np.ndarray, "h w 3"]:
+  """The picture that the contents of a file hold, as `read_image` reads it; `name` is for errors.
+
+  Raises:
+    ValueError: it is no readable image, or has more than MAX_PIXELS pixels.
+  """
+  return _decoded(io.BytesIO(contents), name, MAX_PIXELS, _to_rgb)
+
+
+def _decoded(
+  file: pathlib.Path | io.BytesIO,
+  path: str,
+  most_pixels: int,
+  read: Callable[[Image.Image], np.ndarray],
+) -> np.ndarray:
   try:
     # The limit is ours: Pillow would print a warning of its own before the error.
     quiet = warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning)
-    with quiet, Image.open(path, formats=FORMATS) as image:
+    with quiet, Image.open(file, formats=FORMATS) as image:
       small = image.width * image.height <= most_pixels
       if small:
         return read(ImageOps.exif_transpose(image))
@@ -99,6 +118,13 @@ def write_image(path: str | os.PathLike, image: Float[np.ndarray, "h w 3"]) -> N
   """Writes an image as PNG, JPEG or WebP, by the suffix; values beyond [0, 1] are clipped."""
   with atomic.replacing(path) as temporary:
     Image.fromarray(to_bytes(image)).save(temporary)
+
+
+def jpeg(pixels: UInt8[np.ndarray, "h w 3"], quality: int, comment: str = "") -> bytes:
+  """The contents of a JPEG."""
+  contents = io.BytesIO()
+  Image.fromarray(pixels).save(contents, "JPEG", quality=quality, comment=comment)
+  return contents.getvalue()
 
 
 def to_bytes(image: Float[np.ndarray, "*b h w 3"]) -> np.ndarray:

@@ -1,12 +1,13 @@
 """Exports that hold a whole clip: point tracks, videos along the scene's path, recordings."""
 
+import dataclasses
 import io
 import pathlib
 
 import jax
 import numpy as np
 
-from d4s_jax.formats import provenance, recording
+from d4s_jax.formats import images, provenance, recording
 from d4s_jax.formats.scene import SceneMetadata
 from d4s_jax.formats.visible import write_bytes
 from d4s_jax.geometry import cameras as pinhole
@@ -22,6 +23,8 @@ FPS = 8.0
 _SOLID = 0.5
 # What lies further behind what is seen, as a share of the depth, is hidden.
 _HIDDEN = 0.05
+# Of the pictures beside tracks.
+_QUALITY = 95
 
 
 def moments(dynamic: DynamicGaussians, times: np.ndarray):
@@ -55,22 +58,30 @@ def write_film(
 
 
 def write_tracks(
-  path: pathlib.Path, dynamic: DynamicGaussians, metadata: SceneMetadata, times: np.ndarray
+  path: pathlib.Path,
+  dynamic: DynamicGaussians,
+  metadata: SceneMetadata,
+  times: np.ndarray,
+  *,
+  key: str | None,
 ) -> None:
-  """Where the centres of opaque Gaussians go, as TAPVid-3D names it.
+  """Where the centres of opaque Gaussians go that the path sees, as a file of TAPVid-3D.
 
-  The arrays of the .npz: `tracks_XYZ` [t n 3] in the axes of the camera of that time (x right,
-  y down, z forward, metres), `visibility` [t n], `tracks_xy` [t n 2] in pixels,
-  `fx_fy_cx_cy` [t 4], `extrinsics_w2c` [t 4 4], `times` [t], `colors` [n 3] (bytes) and
-  `image_size` (height, width).
+  Its arrays: `images_jpeg_bytes` [t], marked with the key unless it is None; `fx_fy_cx_cy` [4], the
+  lens of all pictures, which is that of the first; `extrinsics_w2c` [t 4 4]; `tracks_XYZ` [t n 3]
+  in the axes of the camera of that time (x right, y down, z forward, metres); `visibility` [t n];
+  `queries_xyt` [n 3], pixel and frame where each is first seen. And ours: `tracks_xy` [t n 2] in
+  pixels, `times` [t], `colors` [n 3] (bytes).
 
   Raises:
-    ValueError: no Gaussian is opaque.
+    ValueError: no Gaussian is opaque, or none of them is ever seen.
   """
   solid = np.asarray(dynamic.opacities) > _SOLID
   if not solid.any():
     raise ValueError(f"No Gaussian has an opacity above {_SOLID}; there is nothing to track.")
   cameras = shot.along(shot.enlarged(metadata.cameras), metadata.times, times)
+  lens = cameras.intrinsics[:1]
+  cameras = dataclasses.replace(cameras, intrinsics=np.repeat(lens, len(times), axis=0))
   drawn = draw(dynamic, cameras, times, "draw what is visible", metadata.cameras)
   height, width = cameras.height, cameras.width
   tracks, places, visible = [], [], []
@@ -86,22 +97,25 @@ def write_tracks(
     visible.append(inside & (z < front * (1 + _HIDDEN)))
     places.append(pixels)
     tracks.append(centres @ inverse[index, :3, :3].T + inverse[index, :3, 3])
-  lens = cameras.intrinsics
+  ever = np.any(visible, axis=0)
+  if not ever.any():
+    raise ValueError("No opaque Gaussian is seen along the path; there is nothing to track.")
+  places, visible = np.stack(places)[:, ever], np.stack(visible)[:, ever]
+  first = visible.argmax(axis=0)
+  queries = np.column_stack([places[first, np.arange(len(first))], first])
   colours = np.clip(0.5 + harmonics.C0 * np.asarray(dynamic.harmonics)[solid, 0], 0, 1)
+  pictures = marking.pictures(np.asarray(drawn.image), key)
   arrays = {
-    "tracks_XYZ": np.stack(tracks).astype(np.float32),
-    "tracks_xy": np.stack(places).astype(np.float32),
-    "visibility": np.stack(visible),
-    "fx_fy_cx_cy": lens[:, [0, 1, 0, 1], [0, 1, 2, 2]].astype(np.float32),
+    "images_jpeg_bytes": np.array([images.jpeg(x, _QUALITY) for x in images.to_bytes(pictures)]),
+    "fx_fy_cx_cy": lens[0, [0, 1, 0, 1], [0, 1, 2, 2]].astype(np.float32),
     "extrinsics_w2c": inverse.astype(np.float32),
+    "tracks_XYZ": np.stack(tracks)[:, ever].astype(np.float32),
+    "visibility": visible,
+    "queries_xyt": queries.astype(np.float32),
+    "tracks_xy": places.astype(np.float32),
     "times": np.asarray(times, np.float32),
-    "colors": (255 * colours + 0.5).astype(np.uint8),
-    "image_size": np.array([height, width]),
+    "colors": (255 * colours[ever] + 0.5).astype(np.uint8),
   }
-  _write_npz(path, arrays)
-
-
-def _write_npz(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
   contents = io.BytesIO()
   np.savez(contents, allow_pickle=False, **arrays)
   write_bytes(path, contents.getvalue())

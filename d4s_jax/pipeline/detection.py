@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image, ImageSequence
 
-from d4s_jax.formats import images, scene, splat_colors, video
+from d4s_jax.formats import arrays, images, scene, splat_colors, video
 from d4s_jax.watermark import frames, gaussians
 from d4s_jax.watermark.evidence import Evidence
 
@@ -15,10 +15,10 @@ from d4s_jax.watermark.evidence import Evidence
 _OTHERS = {
   ".obj": "a mesh, which has no Gaussians",
   ".exr": "depth, which has no colours",
-  ".npz": "point tracks, which have no Gaussians",
 }
 # Whose mark is not read.
 _RECORDING = ".rrd"
+_TRACKS, _PICTURES = ".npz", "images_jpeg_bytes"
 _VIDEOS = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi")
 # Animations among them.
 _MOVING = (".gif", ".webp", ".png", ".apng")
@@ -30,12 +30,12 @@ def detect(path: pathlib.Path, key: str) -> Evidence:
   """Looks for the mark that a file of its kind would bear.
 
   Args:
-    path: the folder of a scene, a file of splats, a page, a video or a picture.
+    path: the folder of a scene, a file of splats, a page, a video, tracks or a picture.
     key: of the mark.
 
   Raises:
     FileNotFoundError: there is no such file.
-    NoGaussians: a file of its kind bears no mark: a mesh, depth, tracks.
+    NoGaussians: a file of its kind bears no mark: a mesh, depth.
     ValueError: it can't be read.
   """
   suffix = path.suffix.lower()
@@ -52,9 +52,20 @@ def detect(path: pathlib.Path, key: str) -> Evidence:
       f"{path} is a recording, which is not read; expected the scene's folder, a file of its"
       f" Gaussians ({' '.join(splat_colors.READERS)}), a video or a picture."
     )
+  if suffix == _TRACKS:
+    return frames.detect(_tracked(path), key)
   if suffix in _VIDEOS:
     return frames.detect(video.first_frames(path, _MOST_FRAMES), key)
   return frames.detect(_pictures(path), key)
+
+
+def _tracked(path: pathlib.Path) -> Iterator[Float[np.ndarray, "h w 3"]]:
+  """The pictures beside point tracks."""
+  archive = arrays.ArrayArchive(path)
+  count = archive.spec(_PICTURES, [None]).shape[0]
+  for index in range(min(count, _MOST_FRAMES)):
+    contents = archive.read(_PICTURES, [index]).tobytes()
+    yield images.decode(contents, f"{path}: picture {index}")
 
 
 def _pictures(path: pathlib.Path) -> Iterator[Float[np.ndarray, "h w 3"]]:

@@ -80,7 +80,7 @@ def _depth(path, view: Rendering) -> None:
 
 
 def _image(path, view: Rendering, *, key: str | None) -> None:
-  images.write_image(path, marking.picture(np.asarray(view.image), key))
+  images.write_image(path, marking.pictures(np.asarray(view.image)[None], key)[0])
 
 
 def _page(
@@ -142,8 +142,8 @@ FORMATS = {
       named=(".png", ".webp"), marked=True),
     Format("video", (*VIDEOS,), "all but the colours of the path's views", clips.write_film,
       timed=True, marked=True),
-    Format("tracks", (".npz",), "all but the centres of opaque Gaussians, and cameras",
-      clips.write_tracks, timed=True),
+    Format("tracks", (".npz",), "all but the views along the path and the centres of opaque"
+      " Gaussians in them; lenses but the first", clips.write_tracks, timed=True, marked=True),
     Format("rerun", (".rrd",), "view-dependent colour; colour and opacity below 1/255",
       clips.write_recording, timed=True),
     *(Format(name, (), f"the scene; {writer.lost}", _cameras(writer), named=(writer.suffix,))

@@ -21,9 +21,9 @@ def scene(dynamic: DynamicGaussians, key: str | None) -> DynamicGaussians:
   return dynamic if key is None else gaussians.mark(dynamic, key)
 
 
-def picture(image: Float[np.ndarray, "h w 3"], key: str | None) -> Float[np.ndarray, "h w 3"]:
-  """A generated picture, RGB in [0, 1], with its mark."""
-  return image if key is None else frames.mark(image[None], key)[0]
+def pictures(images: Float[np.ndarray, "f h w 3"], key: str | None) -> Float[np.ndarray, "f h w 3"]:
+  """Generated pictures, RGB in [0, 1], with their mark."""
+  return images if key is None else frames.mark(images, key)
 
 
 def levels(key: str | None) -> Float[np.ndarray, "t t"] | None:
@@ -33,7 +33,7 @@ def levels(key: str | None) -> Float[np.ndarray, "t t"] | None:
 
 def write_video(
   path: pathlib.Path,
-  pictures: Float[np.ndarray, "f h w 3"],
+  images: Float[np.ndarray, "f h w 3"],
   fps: float,
   metadata: SceneMetadata,
   key: str | None,
@@ -42,12 +42,11 @@ def write_video(
 
   Args:
     path: the file.
-    pictures: RGB in [0, 1].
+    images: RGB in [0, 1].
     fps: frames a second.
     metadata: of the scene that is seen, or of the generated video.
     key: of the mark; None for no mark.
   """
-  marked = pictures if key is None else frames.mark(pictures, key)
   facts = provenance.facts(metadata)
-  video.write_video(path, marked, fps, provenance.text(facts))
+  video.write_video(path, pictures(images, key), fps, provenance.text(facts))
   provenance.stamp(path, facts)

@@ -1,7 +1,6 @@
 """Pictures of a scene, one after another, drawn by any backend; each stage is timed."""
 
 import functools
-import io
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -10,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
-from PIL import Image
 
 from d4s_jax.formats import images
 from d4s_jax.formats.video import colorize_depth
@@ -77,11 +75,9 @@ class Painter:
     clock.stage("mark")
     pixels = images.to_bytes(shown)
     clock.stage("copy")
-    contents = io.BytesIO()
-    said = self._about["origin"]
-    Image.fromarray(pixels).save(contents, "JPEG", quality=_QUALITY, comment=said)
+    contents = images.jpeg(pixels, _QUALITY, self._about["origin"])
     clock.stage("encode")
-    return contents.getvalue(), clock.stages
+    return contents, clock.stages
 
   def _camera(self, pose: np.ndarray, height: int, width: int) -> Cameras:
     """The lens of the scene on a picture of the wished aspect, in a size that is a multiple."""

@@ -123,7 +123,6 @@ UNMARKED = {
   "a.glb": "mesh",
   "a.obj": "mesh",
   "a.exr": "depth",
-  "a.npz": "tracks",
 }
 
 

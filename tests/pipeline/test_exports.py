@@ -1,5 +1,7 @@
 """Exports of a small moving scene: which format a name means, and what the files show."""
 
+import dataclasses
+import io
 import pathlib
 
 import av
@@ -12,10 +14,10 @@ from PIL import Image
 
 from d4s_jax.formats import trajectories
 from d4s_jax.formats.scene import ARRAY_NAMES, write_scene
-from d4s_jax.geometry import poses
-from d4s_jax.pipeline import clips, shot
+from d4s_jax.pipeline import clips, detection, shot
 from d4s_jax.pipeline.drawing import draw
 from d4s_jax.pipeline.exports import FORMATS, Export, find
+from d4s_jax.watermark import keys
 from tests.formats.test_page import make
 from tests.support import run_command
 
@@ -149,24 +151,56 @@ def test_videos_show_the_path(scene, tmp_path, suffix):
   assert np.abs(found - want).mean() < 0.03 < np.abs(found[::-1] - want).mean()
 
 
-def test_tracks_project_to_where_the_gaussians_are_drawn(scene, tmp_path):
+def test_tracks_are_what_tapvid_3d_describes(scene, tmp_path, monkeypatch):
+  """By its own words: a lens, world to camera, the camera's axes, and where each is first seen."""
+  monkeypatch.setenv(keys.VARIABLE, "a key")
   dynamic, metadata = scene
-  Export(tmp_path / "a.npz").write(dynamic, metadata)
-  with np.load(tmp_path / "a.npz", allow_pickle=False) as found:
-    tracks = {name: found[name] for name in found}
-  solid = np.asarray(dynamic.opacities) > 0.5
-  for index, time in enumerate(np.asarray(dynamic.times)):
-    centres = clips.moment(dynamic, float(time)).means[solid]
-    world = poses.invert(tracks["extrinsics_w2c"][index])
-    local = tracks["tracks_XYZ"][index]
-    np.testing.assert_allclose(local @ world[:3, :3].T + world[:3, 3], centres, atol=1e-5)
-    fx, fy, cx, cy = tracks["fx_fy_cx_cy"][index]
-    pixels = np.stack([fx, fy]) * local[:, :2] / local[:, 2:] + [cx, cy]
-    np.testing.assert_allclose(pixels, tracks["tracks_xy"][index], atol=1e-2)
+  lenses = np.array(metadata.cameras.intrinsics)
+  lenses[:, [0, 1], [0, 1]] *= np.linspace(1, 2, len(lenses))[:, None]
+  zooming = dataclasses.replace(metadata.cameras, intrinsics=lenses)
+  Export(tmp_path / "a.npz").write(dynamic, dataclasses.replace(metadata, cameras=zooming))
+  with np.load(tmp_path / "a.npz") as file:
+    images, tracks, seen = (file[x] for x in ("images_jpeg_bytes", "tracks_XYZ", "visibility"))
+    queries, (fx, fy, cx, cy) = file["queries_xyt"], file["fx_fy_cx_cy"]
+    extrinsics, ours = file["extrinsics_w2c"], file["tracks_xy"]
+  frames, count, _ = tracks.shape
+  assert frames == len(dynamic.times) == len(images) and seen.shape == (frames, count)
+  pixels = tracks[..., :2] / tracks[..., 2:] * [fx, fy] + [cx, cy]
+  np.testing.assert_allclose(pixels, ours, atol=1e-2)
+  every = [clips.moment(dynamic, float(x)).means[np.asarray(dynamic.opacities) > 0.5]
+           for x in dynamic.times]  # fmt: skip
+  world = np.linalg.inv(extrinsics)
+  places = tracks @ world[:, :3, :3].swapaxes(1, 2) + world[:, None, :3, 3]
+  # Those that are seen, in their order.
+  apart = np.abs(places[0][:, None] - every[0]).max(axis=-1)
+  kept = apart.argmin(axis=1)
+  assert 50 < count < len(every[0]) and (np.diff(kept) > 0).all()
+  np.testing.assert_allclose(places, np.stack(every)[:, kept], atol=1e-5)
+  first = queries[:, 2].astype(int)
+  np.testing.assert_allclose(queries[:, :2], pixels[first, np.arange(count)], atol=1e-2)
+  assert (first == seen.argmax(axis=0)).all() and seen[first, np.arange(count)].all()
   # Far away is often hidden, near seldom.
-  shown, depth = tracks["visibility"], tracks["tracks_XYZ"][..., 2]
-  assert 0.2 < shown.mean() < 0.95
-  assert depth[shown].mean() < depth[~shown].mean()
+  assert 0.2 < seen.mean() < 0.99
+  assert tracks[..., 2][seen].mean() < tracks[..., 2][~seen].mean()
+  for index, contents in enumerate(images):
+    with Image.open(io.BytesIO(contents)) as image:
+      found = np.asarray(image, np.float32) / 255
+    # Through the lens of the first, whatever the scene's own does later.
+    camera = dataclasses.replace(zooming, intrinsics=np.tile(lenses[:1], (frames, 1, 1)))
+    camera = shot.enlarged(camera)[np.array([index])]
+    want = draw(dynamic, camera, dynamic.times[index : index + 1], "draw", zooming).image[0]
+    assert found.shape == want.shape == (2 * round(cy), 2 * round(cx), 3)
+    assert np.abs(found - np.clip(want, 0, 1)).mean() < 0.02
+  assert detection.detect(tmp_path / "a.npz", "a key").log10_false < -6
+  Export(tmp_path / "b.npz", watermark=False).write(dynamic, metadata)
+  assert detection.detect(tmp_path / "b.npz", "a key").log10_false > -3
+
+
+def test_tracks_of_what_is_never_seen_are_refused(scene, tmp_path):
+  dynamic, metadata = scene
+  behind = dataclasses.replace(dynamic, means=dynamic.means * np.float32([1, 1, -1]))
+  with pytest.raises(ValueError, match="No opaque Gaussian is seen along the path"):
+    Export(tmp_path / "a.npz").write(behind, metadata)
 
 
 def test_a_mesh_lies_where_the_scene_is_seen(scene, tmp_path):
