@@ -4,9 +4,12 @@ import contextlib
 import dataclasses
 import importlib
 import math
+import os
 import pathlib
+import re
 import resource
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -26,6 +29,7 @@ from d4s_jax.models.system import System
 from d4s_jax.training import checkpoint, run_folder, state
 from d4s_jax.weights.rules import Rule, pairs
 
+ROOT = pathlib.Path(__file__).parents[1]
 # Layers are so few and narrow that compiling, not computing, takes the time.
 _SMALL = {
   "clip": {"frames": 5, "height": 16, "width": 16, "targets": 2},
@@ -181,6 +185,35 @@ def run_command(name: str, *arguments: str) -> None:
     patch.setattr(sys, "argv", argv)
     command = importlib.import_module(module)
     command.main(flags.FLAGS(argv))
+
+
+@contextlib.contextmanager
+def serving(name: str, *arguments: str) -> Iterator[str]:
+  """Where `python -m d4s_jax.NAME` serves, as a user starts it; Ctrl-C is to end it in silence."""
+  command = [sys.executable, "-m", f"d4s_jax.{name}", *arguments, "--port=0"]
+  own = {"JAX_PLATFORMS": "cpu", "JAX_ENABLE_COMPILATION_CACHE": "false"}
+  # What a shell starts in the background ignores Ctrl-C, and so does what that starts.
+  ours = signal.signal(signal.SIGINT, signal.default_int_handler)
+  try:
+    process = subprocess.Popen(
+      command,
+      **{"cwd": ROOT, "env": os.environ | own, "text": True},
+      **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE},
+    )
+  finally:
+    signal.signal(signal.SIGINT, ours)
+  with process:
+    try:
+      assert process.stdout is not None and process.stderr is not None
+      said = (re.match(r"Open (http://127\.0\.0\.1:\d+)/ in", line) for line in process.stdout)
+      address = next(filter(None, said), None)
+      assert address, process.stderr.read()
+      yield address[1]
+      process.send_signal(signal.SIGINT)
+      _, late = process.communicate(timeout=30)
+      assert process.returncode == 0 and "Traceback" not in late, late
+    finally:
+      process.kill()
 
 
 @contextlib.contextmanager

@@ -2,10 +2,8 @@
 
 import dataclasses
 import os
-import pathlib
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import urllib.error
@@ -24,9 +22,15 @@ from d4s_jax.geometry.deformation import identity
 from d4s_jax.models.system import System
 from d4s_jax.pipeline import Pipeline, shot
 from d4s_jax.types import DynamicGaussians
-from tests.support import full_disk, random_params, run_command, small_config, write_run
-
-ROOT = pathlib.Path(__file__).parents[1]
+from tests.support import (
+  ROOT,
+  full_disk,
+  random_params,
+  run_command,
+  serving,
+  small_config,
+  write_run,
+)
 
 
 @pytest.fixture(scope="module")
@@ -228,33 +232,19 @@ def test_export_writes_one_moment(suffix, place, capsys):
 
 def test_export_writes_a_page_and_view_serves_it_to_this_machine_alone(place):
   run_command("export", f"--scene={place}/scene", f"--output={place}/new.html")
-  process = subprocess.Popen(
-    [sys.executable, "-m", "d4s_jax.view", f"--scene={place}/scene", "--port=0"],
-    cwd=ROOT,
-    stdout=subprocess.PIPE,
-    stderr=subprocess.PIPE,
-    text=True,
-  )
-  try:
-    assert process.stdout is not None
-    address = re.search(r"http://127\.0\.0\.1:(\d+)/", process.stdout.readline())
-    assert address
-    with urllib.request.urlopen(address.group(), timeout=10) as answer:
+  with serving("view", f"--scene={place}/scene") as address:
+    with urllib.request.urlopen(address, timeout=10) as answer:
       # A file of its own also says where it comes from.
       page = re.sub(r'<meta name="d4s_jax"[^>]*>', "", (place / "new.html").read_text())
       assert answer.read().decode() == page
     with pytest.raises(urllib.error.HTTPError, match="404"):
-      urllib.request.urlopen(address.group() + "../etc/passwd", timeout=10)
-    foreign = urllib.request.Request(address.group(), headers={"Host": "evil.example"})
+      urllib.request.urlopen(f"{address}/../etc/passwd", timeout=10)
+    foreign = urllib.request.Request(address, headers={"Host": "evil.example"})
     with pytest.raises(urllib.error.HTTPError, match="403"):
       urllib.request.urlopen(foreign, timeout=10)
     # Another server can't have the port.
-    done = start("view", f"--scene={place}/scene", f"--port={address.group(1)}")
+    done = start("view", f"--scene={place}/scene", f"--port={address.rpartition(':')[2]}")
     assert done.returncode == 1 and "is taken; name another with --port" in done.stderr
-  finally:
-    process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=30)
-  assert said.strip() == "" and process.returncode == 0
 
 
 def test_export_writes_numbered_moments(place):

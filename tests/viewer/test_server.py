@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from d4s_jax.formats import page, provenance
+from d4s_jax.formats import page, provenance, scene
 from d4s_jax.pipeline.drawing import draw
 from d4s_jax.viewer import frames, server
 from d4s_jax.watermark import frames as marks
 from tests.browser import needs_browser, open_tab
 from tests.formats.test_page import SIDE, make
+from tests.support import serving
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +111,19 @@ def test_pictures_are_marked_in_the_shape_in_which_they_are_shown(width, height)
     found.append(marks.detect(shown[None], "a key").log10_false)
     assert stages["mark"] >= 0
   assert found[0] < -6 < -3 < found[1]
+
+
+def test_the_command_streams_until_it_is_interrupted(tmp_path):
+  dynamic, metadata = make()
+  scene.write_scene(tmp_path / "scene", dynamic, metadata)
+  with serving("view", f"--scene={tmp_path / 'scene'}", "--stream") as address:
+    assert b'"stream": true' in fetch(f"{address}/")[0]
+    contents, headers = fetch(f"{address}/{question(np.eye(4))}")
+  with Image.open(io.BytesIO(contents)) as image:
+    assert image.size == (2 * SIDE, 2 * SIDE) and np.asarray(image).mean() > 20
+  assert headers["Server-Timing"].startswith("deform;dur=")
+  with pytest.raises(urllib.error.URLError):
+    fetch(address)
 
 
 def test_the_modes_differ(place):
