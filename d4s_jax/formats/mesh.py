@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped, UInt8
 
 from d4s_jax.formats import gltf
 from d4s_jax.formats.visible import byte, linear, write_bytes
@@ -61,19 +61,44 @@ def write_glb(path: str | os.PathLike, mesh: Mesh) -> None:
 
 
 def write_obj(path: str | os.PathLike, mesh: Mesh) -> None:
-  """Writes a Wavefront OBJ, six digits."""
-  numbers = np.concatenate([mesh.vertices, mesh.colours], axis=1)
-  corners = np.repeat(mesh.faces + 1, 2, axis=1)
-  text = "# d4s_jax: x right, y down, z forward\n"
-  text += _rows("v %.6g %.6g %.6g %.4f %.4f %.4f\n", numbers)
-  text += _rows("vn %.4f %.4f %.4f\n", mesh.normals)
-  text += _rows("f %d//%d %d//%d %d//%d\n", corners)
-  write_bytes(path, text.encode("ascii"))
+  """Writes a Wavefront OBJ: positions to 10 micrometres, normals and colours to 1/10,000."""
+  places, colours = _decimal(mesh.vertices, 5), _decimal(mesh.colours, 4)
+  names = _decimal(np.arange(1, len(mesh.vertices) + 1)[:, None], 0)
+  # The normal of a corner has the number of the vertex.
+  slashes = np.full((len(names), 2), ord("/"), np.uint8)
+  corners = np.concatenate([names, slashes, names[:, 1:]], axis=1)[mesh.faces]
+  text = b"# d4s_jax: x right, y down, z forward\n" + _lines(b"v", places, colours)
+  text += _lines(b"vn", _decimal(mesh.normals, 4))
+  write_bytes(path, text + _lines(b"f", corners.reshape(len(mesh.faces), -1)))
 
 
-def _rows(row: str, numbers: np.ndarray) -> str:
-  """A line for each row, in one piece: one after another takes three times as long."""
-  return row * len(numbers) % tuple(numbers.ravel().tolist())
+def _decimal(numbers: Shaped[np.ndarray, "n c"], digits: int) -> UInt8[np.ndarray, "n w"]:
+  """Numbers as text, each behind a blank, with so many digits behind the point; 0 pads.
+
+  Python's own formatting takes three times as long.
+  """
+  rest = np.rint(np.abs(numbers, dtype=np.float64) * 10.0**digits).astype(np.int64)
+  width = max(len(str(rest.max(initial=0))), digits + 1)
+  text = np.zeros((*numbers.shape, width + 3), np.uint8)
+  text[..., 0] = ord(" ")
+  text[..., 1] = np.where((numbers < 0) & (rest > 0), ord("-"), 0)
+  for place in range(width):
+    digit = rest % 10 + ord("0")
+    # No zeros ahead of the number, but for the one ahead of the point.
+    column = -1 - place if place < digits else -2 - place
+    text[..., column] = np.where((rest > 0) | (place <= digits), digit, 0)
+    rest = rest // 10
+  if digits:
+    text[..., -1 - digits] = ord(".")
+  return text.reshape(len(numbers), -1)
+
+
+def _lines(mark: bytes, *columns: UInt8[np.ndarray, "n _"]) -> bytes:
+  """A line for each row, which begins with the mark."""
+  count = len(columns[0])
+  start, end = (np.tile(np.frombuffer(x, np.uint8), (count, 1)) for x in (mark, b"\n"))
+  rows = np.concatenate([start, *columns, end], axis=1)
+  return rows.tobytes().translate(None, b"\0")
 
 
 # By suffix.

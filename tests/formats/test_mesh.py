@@ -57,3 +57,21 @@ def test_obj_read_by_trimesh(tmp_path):
   np.testing.assert_allclose(theirs.vertices, VERTICES, atol=1e-5)
   np.testing.assert_array_equal(theirs.faces, FACES)
   np.testing.assert_allclose(theirs.visual.vertex_colors[:, :3], 255 * COLOURS, atol=1)
+
+
+def test_obj_has_pythons_numbers(tmp_path):
+  numbers = np.random.default_rng(0)
+  sizes = 10.0 ** numbers.integers(-7, 5, (300, 1))
+  places = np.concatenate([[[-1e-7, 0, 99999.5]], sizes * numbers.normal(size=(300, 3))])
+  normals = numbers.normal(size=(301, 3)).astype("f4")
+  faces = numbers.integers(0, 301, (400, 3)).astype("i4")
+  whole = mesh.Mesh(places, faces, normals, np.clip(numbers.normal(size=(301, 3)), 0, 1))
+  mesh.write_obj(tmp_path / "a.obj", whole)
+  want = ["# d4s_jax: x right, y down, z forward"]
+  want += [
+    ("v" + 3 * " {:z.5f}" + 3 * " {:z.4f}").format(*row)
+    for row in np.concatenate([places, whole.colours], axis=1)
+  ]
+  want += [("vn" + 3 * " {:z.4f}").format(*row) for row in normals.astype(float)]
+  want += ["f {0}//{0} {1}//{1} {2}//{2}".format(*row) for row in faces + 1]
+  assert (tmp_path / "a.obj").read_text().splitlines() == want
