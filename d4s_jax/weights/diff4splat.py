@@ -1,10 +1,10 @@
 """Diff4Splat's own modules in PyTorch: video latents and cameras to Gaussians that move.
 
 `python -m d4s_jax.convert --format=torch` writes this file beside the weights of a training run. It
-needs nothing but torch:
+needs nothing but torch. From the folder that this file is in, or with it on sys.path:
 
   from diff4splat import at, load
-  ldrm, camera = load("folder/diff4splat")
+  ldrm, camera = load(".")
   scene = ldrm(latents, world_from_camera, intrinsics, (height, width), times, video=video)
   means, quaternions, scales = at(scene, 0)
 
@@ -244,8 +244,12 @@ class LDRM(Part):
       sigma: noise level [b] of the latents; None for clean ones.
       video: what the latents decode to [b F H W 3], 0.5 (x + 1) of the autoencoder's output, not
         clipped; needed by a model with a stem.
+
+    Raises:
+      ValueError: something is of another video than the latents.
     """
     config = self.config
+    self._check(latents, world_from_camera, intrinsics, size, video)
     if sigma is None:
       sigma = latents.new_zeros(latents.shape[0])
     near = world_from_camera.clone()
@@ -270,6 +274,24 @@ class LDRM(Part):
     ]
     chosen[4] = torch.where(chosen[4] < 0.005, 0.0, chosen[4])
     return Scene(*chosen, times=times, deformation=self._deformation(taps, kept, times, detail))
+
+  def _check(self, latents, world_from_camera, intrinsics, size, video) -> None:
+    """Raises ValueError unless all are of the video that the latents are of."""
+    batch, *grid, _ = latents.shape
+    sides = [n * stride for n, stride in zip(grid, self.config["strides"])]
+    frames, height, width = 1 + sides[0] - self.config["strides"][0], *sides[1:]
+    wanted = {"world_from_camera": (4, 4), "intrinsics": (3, 3), "video": (height, width, 3)}
+    given = dict(zip(wanted, (world_from_camera, intrinsics, video)))
+    found = {name: tuple(x.shape) for name, x in given.items() if x is not None}
+    wrong = [
+      f"{name} is {shape}, expected {(batch, frames, *wanted[name])}"
+      for name, shape in found.items()
+      if shape != (batch, frames, *wanted[name])
+    ]
+    if tuple(size) != (height, width):
+      wrong.append(f"size is {tuple(size)}, expected {(height, width)}")
+    if wrong:
+      raise ValueError(f"With latents of {tuple(latents.shape)}: {'; '.join(wrong)}.")
 
   def _trunk(
     self, latents: Tensor, maps: Tensor, sigma: Tensor, seen: Tensor | None

@@ -434,3 +434,13 @@ def test_a_run_is_not_converted_to_flax(exported, tmp_path, capsys):
       "convert", f"--from={exported[0].parent}/run", f"--to={tmp_path}/a", "--format=flax"
     )
   assert "is a training run, which is ours already" in capsys.readouterr().err
+
+
+def test_the_code_refuses_what_is_of_another_video(exported):
+  folder, system, _ = exported
+  ldrm, _ = module(folder / "diff4splat").load(str(folder / "diff4splat"))
+  latents = torch.zeros(system.backbone.latent_shape(1, 5, 32, 48))
+  poses, intrinsics = torch.eye(4).expand(1, 5, 4, 4), torch.eye(3).expand(1, 9, 3, 3)
+  message = r"intrinsics is \(1, 9, 3, 3\), expected \(1, 5, 3, 3\); size is \(48, 32\), expected"
+  with pytest.raises(ValueError, match=message):
+    ldrm(latents, poses, intrinsics, (48, 32), torch.zeros(1, 2))
