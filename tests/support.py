@@ -192,6 +192,8 @@ def serving(name: str, *arguments: str) -> Iterator[str]:
   """Where `python -m d4s_jax.NAME` serves, as a user starts it; Ctrl-C is to end it in silence."""
   command = [sys.executable, "-m", f"d4s_jax.{name}", *arguments, "--port=0"]
   own = {"JAX_PLATFORMS": "cpu", "JAX_ENABLE_COMPILATION_CACHE": "false"}
+  # What they compile runs once.
+  own["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
   # What a shell starts in the background ignores Ctrl-C, and so does what that starts.
   ours = signal.signal(signal.SIGINT, signal.default_int_handler)
   try:

@@ -1,9 +1,11 @@
 """Sweeps: rows that are checked, trained once, scored beside the paper's numbers."""
 
 import dataclasses
+import json
 import pathlib
 import shutil
 import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -191,6 +193,54 @@ def test_a_training_that_fails_is_told(quick, tmp_path, monkeypatch):
   )
   with pytest.raises(ValueError, match="row 'a' ended with status 75"):
     sweeps.run(sweep(tmp_path, a={"stages": (("configs/joint.py", ()),)}), Settings())
+
+
+SWEEP = """
+from ml_collections import ConfigDict
+
+OPTIONS = ("steps=1", "heldout.every=1", "batch_size=1", "data.clips=8")
+ROWS = {{
+  "shipped": dict(run="shipped", paper=dict(lpips=0.5), told="as it comes"),
+  "trained": dict(stages=(("configs/dynamic.py", OPTIONS),)),
+}}
+
+
+def get_config():
+  metrics = "psnr,lpips,view_psnr,depth_abs_rel,seconds,memory_added,latency"
+  config = ConfigDict(dict(count=1, workdir={workdir!r}, metrics=metrics))
+  with config.unlocked():
+    config.rows = ConfigDict(ROWS, sort_keys=False)
+  return config
+"""
+
+
+@pytest.mark.slow
+def test_a_sweep_is_trained_made_into_scenes_and_scored_by_the_command(tmp_path):
+  (tmp_path / "sweep.py").write_text(SWEEP.format(workdir=str(tmp_path / "work")))
+  command = [sys.executable, "-m", "d4s_jax.evaluate", "--config=configs/evaluate.py"]
+  command += [f"--sweep={tmp_path / 'sweep.py'}", f"--config.output={tmp_path / 'out'}"]
+  printed = []
+  for _ in range(2):
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert not done.returncode, done.stderr
+    printed.append(done.stdout)
+  # Nothing is trained, made or measured twice.
+  assert printed[0] == printed[1]
+  found = json.loads((tmp_path / "out" / "report.json").read_text())
+  values = {
+    name: {row: x["value"] for row, x in metric["results"].items()}
+    for name, metric in found["metrics"].items()
+  }
+  assert all(set(x) == {"shipped", "trained"} and None not in x.values() for x in values.values())
+  # A step from nothing makes no scene yet.
+  for name in ("psnr", "view_psnr"):
+    assert values[name]["shipped"] > values[name]["trained"] + 3, name
+  assert values["lpips"]["shipped"] < values["lpips"]["trained"]
+  assert "LPIPS: printed in the paper *" in printed[0] and "as it comes" in printed[0]
+  page = (tmp_path / "out" / "report.html").read_text()
+  # Of each row and of the truth, and quality against what it costs.
+  assert page.count("<video ") == 3 and "novel views, PSNR, dB against a scene, s" in page
+  assert "novel views, PSNR, dB against memory above what was held before, GiB" in page
 
 
 def test_the_sweep_that_comes_along_is_one():

@@ -20,16 +20,21 @@ from d4s_jax.training import inference
 from d4s_jax.watermark import keys
 from tests.formats.test_page import BROWSER, needs_browser
 from tests.serving.test_serve import ended, events, order, running
-from tests.support import random_params, run_command, small_config, write_run
+from tests.support import random_params, run_command, serving, small_config, write_run
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
+def run(tmp_path_factory):
   """A small run of random parameters."""
-  folder = tmp_path_factory.mktemp("workshop")
+  folder = tmp_path_factory.mktemp("workshop") / "run"
   config = small_config()
-  write_run(folder / "run", config, random_params(System.build(config.model.to_dict())))
-  return inference.open_checkpoint(str(folder / "run"), progress.timed)
+  write_run(folder, config, random_params(System.build(config.model.to_dict())))
+  return folder
+
+
+@pytest.fixture(scope="module")
+def trained(run):
+  return inference.open_checkpoint(str(run), progress.timed)
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +76,16 @@ def test_a_photograph_becomes_a_scene(address, picture, tmp_path):
   (tmp_path / "video.mp4").write_bytes(made["video.mp4"])
   assert detection.detect(tmp_path / "video.mp4", keys.PUBLIC).log10_false < -6
   assert b"<canvas" in made["viewer.html"]
+
+
+def test_the_command_serves_until_it_is_interrupted(run, picture):
+  with serving("serve", f"--checkpoint={run}") as address:
+    assert "run, step 7" in httpx.get(f"{address}/about").text
+    status = ended(address, order(address, picture).json()["id"])
+    assert status["state"] == "done"
+    assert b"<canvas" in httpx.get(address + status["files"]["viewer.html"]).content
+  with pytest.raises(httpx.ConnectError):
+    httpx.get(address)
 
 
 @pytest.mark.parametrize("key", [keys.PUBLIC, None])
