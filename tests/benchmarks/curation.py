@@ -47,10 +47,14 @@ def main(argv):
   del argv
   film, settings = pathlib.Path(_FILM.value).absolute(), Settings()
   unit = units.Unit(units.VIDEOS, str(film.parent), film.name)
-  (spans, _), seconds = timed(units.spans, unit, settings.frames, settings.shortest)
+  (spans, _), seconds = timed(
+    units.spans, unit, settings.frames, settings.shortest, lambda share: None
+  )
   frames = sum(len(span.stamps) for span in spans)
   print(f"shots: {1e3 * seconds / frames:.2f} ms a frame of {frames} in {len(spans)} clips")
   whole = [span for span in spans if len(span.stamps) == settings.frames]
+  if not whole:
+    raise ValueError(f"{film} has no clip of {settings.frames} frames; expected a longer film.")
   chosen = [whole[i] for i in np.linspace(0, len(whole) - 1, _CLIPS.value).round().astype(int)]
   kept, decisions, reading, judging = [], [], [], []
   with tempfile.TemporaryDirectory() as name:
