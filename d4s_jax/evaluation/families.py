@@ -223,7 +223,8 @@ POSES = Family(
   "poses",
   lambda settings: (
     f"{structure_from_motion.PROTOCOL.replace(', ', '/').replace(' ', '-')}/"
-    f"scenes-drawn-sharp-at-{settings.pose_side}-px/umeyama-sim3/evo-rpe-delta-1-frame"
+    f"scenes-drawn-sharp-at-{settings.pose_side}-px/umeyama-sim3/evo-rpe-delta-1-frame/"
+    "rms-translation/mean-rotation"
   ),
   _poses,
   needs=frozenset(("cameras",)),

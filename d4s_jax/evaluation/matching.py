@@ -132,9 +132,10 @@ def _found(place: str) -> tuple[Any, Any]:
   try:
     module = importlib.import_module(name)
     return module, getattr(module, function)
-  except (ImportError, AttributeError, ValueError) as error:
+  except Exception as error:  # whatever a module of others' raises when it is imported
     raise ValueError(
-      f"config.matcher is {place!r}; expected PACKAGE.MODULE:FUNCTION to be there ({error})."
+      f"config.matcher is {place!r}; expected PACKAGE.MODULE:FUNCTION to be there"
+      f" ({type(error).__name__}: {error})."
     ) from error
 
 

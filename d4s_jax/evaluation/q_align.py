@@ -35,7 +35,8 @@ KEY = "D4S_JAX_QA_KEY"
 # Of the answer's first token; more is more than servers give.
 _ALTERNATIVES = 20
 _MOST_FRAMES = 16
-_SECONDS = 300
+# For an answer; for the first one, about a grey picture.
+_SECONDS, _CHECKED = 300.0, 15.0
 # Probability that the five words must have together: else the model answered something else.
 _LEAST = 0.05
 
@@ -54,23 +55,24 @@ def quality(video: Float[np.ndarray, "f h w 3"], fps: float, url: str, model: st
     ValueError: it refuses, or its answer has no probabilities of the words.
   """
   step = max(1, round(fps))
-  return score(_first_token(_answer(video[::step][:_MOST_FRAMES], url, model)))
+  return score(_first_token(_answer(video[::step][:_MOST_FRAMES], url, model, _SECONDS)))
 
 
 def check(url: str, model: str) -> None:
   """Asks about a grey picture: what is wrong with the model's name or the key is told at once.
 
-  A server that isn't there is not: where all answers were kept it is not needed.
+  A server that isn't there, or says nothing within a minute, is not: where all answers were kept it
+  is not needed.
 
   Raises:
     ValueError: the address is none of HTTP, the server refuses, or gives no log-probabilities.
   """
   grey = np.full((1, 32, 32, 3), 0.5, np.float32)
   with contextlib.suppress(ConnectionError):
-    _first_token(_answer(grey, url, model))
+    _first_token(_answer(grey, url, model, _CHECKED))
 
 
-def _answer(frames: Float[np.ndarray, "f h w 3"], url: str, model: str) -> Any:
+def _answer(frames: Float[np.ndarray, "f h w 3"], url: str, model: str, seconds: float) -> Any:
   content: list[dict[str, Any]] = [{"type": "text", "text": PROMPT}]
   for frame in frames:
     address = f"data:image/png;base64,{base64.b64encode(_png(frame)).decode()}"
@@ -84,7 +86,7 @@ def _answer(frames: Float[np.ndarray, "f h w 3"], url: str, model: str) -> Any:
     "top_logprobs": _ALTERNATIVES,
   }
   address = f"{url.rstrip('/')}/chat/completions"
-  return ask(address, asked, os.environ.get(KEY, ""), _SECONDS)
+  return ask(address, asked, os.environ.get(KEY, ""), seconds)
 
 
 def score(logarithms: Mapping[str, float]) -> float:

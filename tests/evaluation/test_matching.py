@@ -48,12 +48,16 @@ def identical(first, second):
   return np.concatenate([places, places], axis=1)
 
 
-def test_a_matcher_of_the_users_own_is_taken_by_name_and_checked(monkeypatch):
+def test_a_matcher_of_the_users_own_is_taken_by_name_and_checked(monkeypatch, tmp_path):
   module = types.ModuleType("mine")
   vars(module)["identical"] = identical
   monkeypatch.setitem(sys.modules, "mine", module)
   assert matching.plug_in("mine:identical")(view(0), view(0)).shape == (2000, 4)
   with pytest.raises(ValueError, match="expected PACKAGE.MODULE:FUNCTION"):
     matching.plug_in("no_such_package:function")
+  (tmp_path / "broken_matcher.py").write_text("raise RuntimeError('no GPU')")
+  monkeypatch.syspath_prepend(tmp_path)
+  with pytest.raises(ValueError, match=r"to be there \(RuntimeError: no GPU\)"):
+    matching.plug_in("broken_matcher:function")
   with pytest.raises(ValueError, match=r"array of \(3, 2\)"):
     matching.checked_matches(np.zeros((3, 2)))

@@ -4,7 +4,9 @@ import http.server
 import io
 import json
 import math
+import socket
 import threading
+import time
 
 import jax
 import jax.numpy as jnp
@@ -318,6 +320,16 @@ def test_a_server_that_is_not_there_ends_the_evaluation(video, monkeypatch):
     q_align.quality(video, 8.0, "http://127.0.0.1:9/v1", "a-model")
   with pytest.raises(ValueError, match="expected http:// or https://"):
     q_align.quality(video, 8.0, "file:///etc", "a-model")
+
+
+def test_a_server_that_says_nothing_does_not_hold_up_what_was_kept(monkeypatch):
+  monkeypatch.setattr(captioning, "_PAUSE", 0)
+  monkeypatch.setattr(q_align, "_CHECKED", 0.05)
+  with socket.create_server(("127.0.0.1", 0)) as silent:
+    begin = time.monotonic()
+    q_align.check(f"http://127.0.0.1:{silent.getsockname()[1]}/v1", "a-model")
+  # By the time for a video it would be twenty minutes.
+  assert time.monotonic() - begin < 30
 
 
 def test_a_wrong_key_is_told_once_before_anything_is_measured(server, video, tmp_path):
