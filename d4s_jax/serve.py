@@ -49,8 +49,6 @@ def main(argv: list[str]) -> None:
         **dict(waiting=_WAITING.value, kept=_KEPT.value, keep_seconds=60 * _KEEP.value),
         **dict(most_bytes=int(_MEGABYTES.value * 1e6), token=token, local=local),
       )
-      # Whoever reads the next line may ask at once.
-      socket.listen()
       print(f"Open {address.url(socket)} in a browser; Ctrl-C ends.", flush=True)
       with contextlib.suppress(KeyboardInterrupt):
         address.serve(app.build(offer), socket)

@@ -137,6 +137,15 @@ def write(
         raise ValueError(f"{name} has {file.tell() - begin} bytes, not {specs[name].nbytes}.")
 
 
+def check_no_pointer(contents: bytes, path: pathlib.Path) -> None:
+  """Raises ValueError for what git leaves in a file's place where it knows no LFS."""
+  if contents.startswith(_POINTER):
+    raise ValueError(
+      f"{path} is a pointer of git LFS, not the file itself; fetch it with git lfs pull or hf"
+      " download."
+    )
+
+
 def _read_header(
   path: pathlib.Path,
 ) -> tuple[list[tuple[str, Spec, int, int]], dict[str, str], int, int]:
@@ -144,11 +153,8 @@ def _read_header(
   with path.open("rb") as file:
     end = os.fstat(file.fileno()).st_size
     start = file.read(8)
-    if start == _POINTER[:8] and file.read(len(_POINTER) - 8) == _POINTER[8:]:
-      raise ValueError(
-        f"{path} is a pointer of git LFS, not the weights themselves; fetch these with git lfs pull"
-        " or hf download."
-      )
+    check_no_pointer(start + file.read(len(_POINTER) - 8), path)
+    file.seek(8)
     length = int.from_bytes(start, "little")
     if len(start) < 8 or length > min(_LONGEST_HEADER, end - 8):
       raise ValueError(

@@ -74,12 +74,13 @@ def write_tracks(
   pixels, `times` [t], `colors` [n 3] (bytes).
 
   Raises:
-    ValueError: no Gaussian is opaque, or none of them is ever seen.
+    ValueError: no Gaussian is opaque, none of them is ever seen, or the video is too large.
   """
   solid = np.asarray(dynamic.opacities) > _SOLID
   if not solid.any():
     raise ValueError(f"No Gaussian has an opacity above {_SOLID}; there is nothing to track.")
   cameras = shot.along(shot.enlarged(metadata.cameras), metadata.times, times)
+  shot.check_pixels(len(times), cameras.height, cameras.width)
   lens = cameras.intrinsics[:1]
   cameras = dataclasses.replace(cameras, intrinsics=np.repeat(lens, len(times), axis=0))
   drawn = draw(dynamic, cameras, times, "draw what is visible", metadata.cameras)

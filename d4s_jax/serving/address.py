@@ -34,7 +34,7 @@ def check(host: str, token: str | None, variable: str) -> bool:
 
 
 def bind(host: str, port: int) -> socket.socket:
-  """A socket at an address, which doesn't listen yet.
+  """A socket that listens at an address: who asks waits until `serve` answers.
 
   Raises:
     OSError: the port is taken, or the address is not of this machine.
@@ -44,6 +44,8 @@ def bind(host: str, port: int) -> socket.socket:
     bound = socket.socket(family, kind)
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     bound.bind(place)
+    # Else another could bind it too, and one of both would end after its long work.
+    bound.listen()
     return bound
   except OSError as error:
     if error.errno == errno.EADDRINUSE:

@@ -5,7 +5,7 @@ import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from d4s_jax.formats import atomic, checked, parts, shards
+from d4s_jax.formats import atomic, checked, parts, shards, tensors
 from d4s_jax.weights import adapters, components, own
 from d4s_jax.weights.components import COMPONENTS
 from d4s_jax.weights.parts import Conversion, kept, to_flax, to_torch
@@ -184,8 +184,8 @@ def _check_names(folder: pathlib.Path) -> None:
   if found and not (folder / parts.CONFIG).exists() and not adapters.is_adapter(folder):
     raise ValueError(
       f"{folder} has {', '.join(map(repr, found[:5]))} and no {parts.CONFIG}. An adapter (LoRA)"
-      " must be named pytorch_lora_weights.safetensors or adapter_model.safetensors; rename it."
-      " Other kinds of files may run code when read; save them as safetensors."
+      " must be named pytorch_lora_weights.safetensors or adapter_model.safetensors. Files of other"
+      " kinds may run code when read; save them as safetensors."
     )
   if not found and not (folder / parts.CONFIG).exists():
     raise ValueError(
@@ -229,6 +229,7 @@ def _small_files(folder: pathlib.Path, kind: str, room: int) -> dict[str, bytes]
   for path in paths:
     place = checked.within(folder, path.name)
     contents = checked.read_bytes(place, min(_LARGEST_SMALL, room), what)
+    tensors.check_no_pointer(contents, place)
     room -= len(contents)
     found[f"{folder.name}/{path.name}"] = contents
   return found

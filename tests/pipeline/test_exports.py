@@ -203,6 +203,12 @@ def test_tracks_of_what_is_never_seen_are_refused(scene, tmp_path):
     Export(tmp_path / "a.npz").write(behind, metadata)
 
 
+def test_tracks_of_more_pixels_than_memory_holds_are_refused(scene, tmp_path, monkeypatch):
+  monkeypatch.setattr("d4s_jax.pipeline.shot._MOST_PIXELS", 1000)
+  with pytest.raises(ValueError, match="expected at most 1000 pixels in all"):
+    Export(tmp_path / "a.npz").write(*scene)
+
+
 def test_a_mesh_lies_where_the_scene_is_seen(scene, tmp_path):
   said = Export(tmp_path / "a.glb", time=0.5, format="mesh").write(*scene)
   assert "no vertex follows" in said

@@ -59,13 +59,20 @@ def test_a_file_is_resampled_evenly_in_its_own_time_and_starts_at_the_origin(tmp
   assert len(shot.camera_path(source).times) == 3
 
 
-def test_what_is_probably_wrong_with_a_file_is_said(tmp_path, capsys):
+def test_what_is_probably_wrong_with_a_file_is_said(tmp_path, capsys, monkeypatch):
   places = [0.0, 0.1, 0.2, 0.3, 9.0, 9.1, 9.2]
   lines = [f"{i} {x} 0 0 0 0 0 1" for i, x in enumerate(places)]
   (tmp_path / "jumps.txt").write_text("\n".join(lines))
   shot.camera_path(str(tmp_path / "jumps.txt"))
   said = capsys.readouterr().err
   assert "WARNING: jumps.txt: " in said and "moves" in said
+  # Key frames that the viewer saved are as uneven as they were meant.
+  read = shot.files.read
+  monkeypatch.setattr(
+    shot.files, "read", lambda file: dataclasses.replace(read(file), in_scene=True)
+  )
+  shot.camera_path(str(tmp_path / "jumps.txt"), in_scene=True)
+  assert "WARNING" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -146,6 +146,14 @@ def test_a_tokenizer_travels_both_ways_as_it_is(pipeline, converted, back):
     assert {x.name: x.read_bytes() for x in (folder / "tokenizer").iterdir()} == files
 
 
+def test_a_tokenizer_that_git_did_not_fetch_is_refused(pipeline, tmp_path, capsys):
+  shutil.copytree(pipeline, tmp_path / "pipeline")
+  pointer = "version https://git-lfs.github.com/spec/v1\n"
+  (tmp_path / "pipeline" / "tokenizer" / "spiece.model").write_text(pointer)
+  line = refused(capsys, tmp_path / "pipeline", tmp_path / "new", "flax")
+  assert "spiece.model is a pointer of git LFS" in line
+
+
 def outputs(name, model):
   """What a PyTorch model makes of fixed inputs, and these inputs as ours takes them."""
   torch.manual_seed(1)
@@ -463,7 +471,10 @@ HOSTILE = {
   "no object": (lambda x: (x / "config.json").write_text("[]"), "expected an object"),
   "NaN": (lambda x: (x / "config.json").write_text('{"a": NaN}'), "not valid JSON"),
   "header": (_header, "header of 1099511627776"),
-  "pointer of git": (_pointer, "is a pointer of git LFS.*fetch these with git lfs pull or hf"),
+  "pointer of git": (
+    _pointer,
+    "is a pointer of git LFS.*fetch it with git lfs pull or hf download",
+  ),
   "no description": (
     lambda x: [path.unlink() for path in x.iterdir()],
     "has neither model_index.json nor config.json; expected a pipeline or a model of diffusers",

@@ -2,6 +2,9 @@
 
 A chunk is a list of clips: `key`, `timestamps` [f], `cameras` [f 18], which are the columns of the
 published text files but for the first, and `images`, the bytes of a JPEG for each frame.
+
+A clip that is opened reads its chunk whole, unless the one before was of it:
+made for curation, which opens each once, and not for training from the chunks.
 """
 
 import functools
@@ -54,7 +57,9 @@ def read(
   shapes = [getattr(x, "shape", None) for x in (stamps, cameras)]
   if not count or shapes != [(count,), (count, 18)] or not all(map(_bytes, jpegs)):
     raise ValueError(f"{where}: no such clip of timestamps, cameras and pictures; fetch it again.")
-  numbers = [int(stamp) for stamp in stamps]
+  if stamps.dtype.kind not in "iu" or len(set(stamps.tolist())) != count:
+    raise ValueError(f"{where}: timestamps that aren't whole, or come twice; fetch it again.")
+  numbers = stamps.tolist()
   stored: dict[int, np.ndarray] = dict(zip(numbers, jpegs))
 
   def open_picture(number: int) -> Image.Image:

@@ -29,13 +29,25 @@ class RealEstate10K(Dataset):
     stated: dict[str, pathlib.Path] = {}
     # Cameras, and the folder of frames; None for a chunk that has both.
     self._places: dict[str, tuple[pathlib.Path, pathlib.Path | None]] = {}
+    unfetched: dict[str, pathlib.Path] = {}
     for base in bases:
       for split in _SPLITS:
         for path in sorted((base / split).glob("*.txt")):
           stated.setdefault(f"{split}/{path.stem}", path)
         for key, path in chunks.index(base / split).items():
-          self._places.setdefault(f"{split}/{key}", (path, None))
-    if not stated and not self._places:
+          if path.is_file():
+            self._places.setdefault(f"{split}/{key}", (path, None))
+          else:
+            unfetched[f"{split}/{key}"] = path
+    for name in self._places.keys() & unfetched.keys():
+      del unfetched[name]
+    if unfetched:
+      name, path = min(unfetched.items())
+      self.problems.append(
+        f"{len(unfetched)} clips, such as {name}, are in chunks that are not there, such as {path};"
+        " fetch these."
+      )
+    if not stated and not self._places and not unfetched:
       raise ValueError(
         f"{self.root} holds no train/ID.txt, test/ID.txt, train/index.json or test/index.json;"
         " expected the camera files of RealEstate10K, or the chunks of pixelSplat."

@@ -165,12 +165,18 @@ def test_realestate10k_in_chunks(tmp_path):
   ):
     with pytest.raises(ValueError, match=f"clip {key}: no such clip of .*fetch it again"):
       read(**changes)
+  stamps = whole[1]["timestamps"]
+  for wrong in (stamps * torch.inf, stamps - stamps):
+    with pytest.raises(
+      ValueError, match=f"clip {key}: timestamps that aren't whole, or come twice"
+    ):
+      read(timestamps=wrong)
   cut(path)
   chunks._chunk.cache_clear()
   with pytest.raises(ValueError, match="000000.torch cannot be read as tensors .*Fetch it again"):
     Found("realestate10k", written)
   path.unlink()
-  with pytest.raises(FileNotFoundError, match="No file at .*000000.torch; fetch it again"):
+  with pytest.raises(ValueError, match="1 clips, such as train/.*000000.torch; fetch these"):
     Found("realestate10k", written)
   (folder / "index.json").write_text(json.dumps({key: "../../../000000.torch"}))
   with pytest.raises(ValueError, match="index.json: a chunk names .*which is outside"):
