@@ -19,7 +19,7 @@ from d4s_jax.models.published import PUBLISHED, published
 from d4s_jax.models.system import System
 from d4s_jax.pipeline import Pipeline, progress, shot
 from d4s_jax.training import inference
-from tests import published_tokenizers
+from tests import published_pipelines, published_tokenizers
 from tests.models.test_clip import torch_encoder
 from tests.support import random_params, run_command, small_config, write_run
 
@@ -127,6 +127,30 @@ def test_it_makes_a_video_and_says_what_it_lacks(place, capsys):
   assert away["sampling"] == description["sampling"] | {"negative_prompt": "dog"}
   assert away["provenance"]["config_hash"] != description["provenance"]["config_hash"]
   assert np.abs(read_video(place / "away" / "video.mp4") - video).max() > 0
+
+
+@pytest.mark.parametrize(
+  "preset",
+  [
+    "cogvideox-5b-i2v",
+    *(
+      pytest.param(preset, marks=pytest.mark.slow)
+      for preset in published_pipelines.PRESETS
+      if preset != "cogvideox-5b-i2v"
+    ),
+  ],
+)
+def test_every_family_generates_by_the_schedule_it_was_published_with(preset, place, tmp_path):
+  published_pipelines.write(preset, tmp_path / "published")
+  run_command("convert", f"--from={tmp_path}/published", f"--to={tmp_path}/ours", "--format=flax")
+  size = "--frames=5", "--height=32", "--width=32", "--steps=2"
+  given = arguments(place, "any", "--prompt=a cat", *size)
+  given = [x for x in given if not x.startswith(("--checkpoint", "--output"))]
+  run_command("generate", *given, f"--checkpoint={tmp_path}/ours", f"--output={tmp_path}/clip")
+  description = json.loads((tmp_path / "clip" / "video.json").read_text())
+  assert description["sampling"]["solver"] == ("unipc" if preset.startswith("wan") else "ddim")
+  video = read_video(tmp_path / "clip" / "video.mp4")
+  assert video.shape == (5, 32, 32, 3) and video.std() > 0.01
 
 
 @pytest.mark.parametrize(
