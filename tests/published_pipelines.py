@@ -114,6 +114,7 @@ def _cogvideox(preset: str) -> tuple[dict[str, Any], dict[str, Any]]:
       prediction_type="v_prediction",
       rescale_betas_zero_snr=True,
       timestep_spacing="trailing",
+      clip_sample=False,
       snr_shift_scale=shift,
     ),
   }

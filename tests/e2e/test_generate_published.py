@@ -132,12 +132,9 @@ def test_it_makes_a_video_and_says_what_it_lacks(place, capsys):
 @pytest.mark.parametrize(
   "preset",
   [
-    "cogvideox-5b-i2v",
-    *(
-      pytest.param(preset, marks=pytest.mark.slow)
-      for preset in published_pipelines.PRESETS
-      if preset != "cogvideox-5b-i2v"
-    ),
+    "wan2.2-5b-ti2v",
+    # 5B-I2V has learnt a position for each of 226 tokens of text, and small pipelines have fewer.
+    *(pytest.param(f"cogvideox-{x}", marks=pytest.mark.slow) for x in ("2b", "1.5-5b")),
   ],
 )
 def test_every_family_generates_by_the_schedule_it_was_published_with(preset, place, tmp_path):
