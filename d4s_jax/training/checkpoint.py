@@ -202,8 +202,8 @@ class Checkpoints:
 
   @property
   def latest(self) -> int | None:
-    """The newest complete step, or None."""
-    return self._manager.latest_step()
+    """The newest complete step, or None: on the disk, since Orbax counts what it still writes."""
+    return max(ocp.utils.checkpoint_steps(self._manager.directory), default=None)
 
   def save(self, state: TrainState) -> None:
     """Starts to write `state`; a step that exists already is left alone.

@@ -10,6 +10,7 @@ import optax
 import pytest
 
 from d4s_jax.training import checkpoint, state
+from tests.support import full_disk
 
 PARAMS = {
   # Noise, so that compression leaves most of it.
@@ -116,3 +117,19 @@ def test_other_shapes_are_refused(tmp_path):
   other = {**PARAMS, "fixed": jnp.zeros(3)}
   with pytest.raises(checkpoint.CheckpointError, match="can't be read"):
     checkpoint.read_model(tmp_path, jax.eval_shape(lambda: other))
+
+
+def test_what_was_not_written_to_its_end_is_not_called_good(tmp_path, monkeypatch):
+  saved = checkpoint.Checkpoints(tmp_path, keep=3)
+  saved.save(make_state(1))
+  saved.wait()
+  with full_disk(1 << 10):
+    # As if the disk had become full after the look at its room.
+    with monkeypatch.context() as patch:
+      patch.setattr(checkpoint, "_check_room", lambda *_: None)
+      with pytest.raises(checkpoint.CheckpointError, match="; 1 is good"):
+        saved.save(make_state(2))
+        saved.wait()
+    with pytest.raises(checkpoint.CheckpointError, match="; 1 is good"):
+      saved.save(make_state(3))
+  assert saved.latest == 1
