@@ -8,13 +8,15 @@ instruction and every claim about sizes that the file doesn't bear out ends the 
 """
 
 import collections
+import contextlib
+import dataclasses
 import io
 import math
 import pathlib
 import pickletools
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -49,6 +51,25 @@ _PACKED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
 
 
+@dataclasses.dataclass(frozen=True)
+class Unread:
+  """A tensor whose numbers are still in the file.
+
+  Attributes:
+    storage: the entry of raw numbers.
+    dtype: of the numbers.
+    size: how many the entry claims to hold.
+    offset: the tensor's first one.
+    shape: of the tensor.
+  """
+
+  storage: str
+  dtype: np.dtype
+  size: int
+  offset: int
+  shape: tuple[int, ...]
+
+
 def read_tensors(path: pathlib.Path) -> Any:
   """What was saved: dicts, lists, numbers and texts as they were, tensors as NumPy arrays.
 
@@ -56,10 +77,48 @@ def read_tensors(path: pathlib.Path) -> Any:
     FileNotFoundError: there is no such file.
     ValueError: it is damaged, too large, of the format before 2020, or holds anything but tensors.
   """
+  with _opened(path) as (script, storages), _telling(path):
+    return _assemble(script, storages.read)
+
+
+@contextlib.contextmanager
+def open_tensors(path: pathlib.Path) -> Iterator[tuple[Any, Callable[[Unread], np.ndarray]]]:
+  """What was saved, with `Unread` in the place of tensors, and what reads one while this is open.
+
+  Raises:
+    FileNotFoundError, ValueError: as `read_tensors`; numbers are checked when they are read.
+  """
+  with _opened(path) as (script, storages):
+
+    def read(tensor: Unread) -> np.ndarray:
+      with _telling(path):
+        return storages.read(tensor)
+
+    with _telling(path):
+      saved = _assemble(script, lambda tensor: tensor)
+    yield saved, read
+
+
+@contextlib.contextmanager
+def _telling(path: pathlib.Path) -> Iterator[None]:
+  try:
+    yield
+  except (*_OF_ARCHIVES, *_OF_STRUCTURES) as error:
+    raise ValueError(
+      f"{path} cannot be read as tensors of PyTorch ({error}); expected an intact file of"
+      " torch.save with tensors alone. Fetch it again."
+    ) from error
+
+
+@contextlib.contextmanager
+def _opened(path: pathlib.Path) -> Iterator[tuple[bytes, "_Storages"]]:
+  """The structure of a file, and its numbers."""
   if not path.is_file():
     raise FileNotFoundError(f"No file at {path}; fetch it again.")
-  try:
-    with zipfile.ZipFile(path) as archive:
+  with _telling(path):
+    archive = zipfile.ZipFile(path)
+  with archive:
+    with _telling(path):
       entries = archive.infolist()
       if sum(entry.file_size for entry in entries) > _MOST_BYTES:
         raise ValueError(f"it unpacks to more than {_MOST_BYTES} bytes")
@@ -70,13 +129,8 @@ def read_tensors(path: pathlib.Path) -> Any:
         raise ValueError(f"{len(names)} entries data.pkl in it")
       if archive.getinfo(names[0]).file_size > _MOST_STRUCTURE:
         raise ValueError(f"its structure takes more than {_MOST_STRUCTURE} bytes")
-      storages = _Storages(archive, names[0].removesuffix("data.pkl"))
-      return _assemble(archive.read(names[0]), storages.read)
-  except (*_OF_ARCHIVES, *_OF_STRUCTURES) as error:
-    raise ValueError(
-      f"{path} cannot be read as tensors of PyTorch ({error}); expected an intact file of"
-      " torch.save with tensors alone. Fetch it again."
-    ) from error
+      script = archive.read(names[0])
+    yield script, _Storages(archive, names[0].removesuffix("data.pkl"))
 
 
 class _Name:
@@ -96,24 +150,34 @@ class _Storages:
     self._archive, self._folder = archive, folder
     self._read: dict[str, np.ndarray] = {}
 
-  def read(self, entry: Any) -> np.ndarray:
-    """The numbers that an entry of the structure is about."""
-    if not isinstance(entry, tuple) or len(entry) != 5:
-      raise ValueError("an entry that is no storage")
-    kind, name, key, _, count = entry
-    known = isinstance(kind, str) and kind == "storage" and isinstance(name, _Name)
-    if not known or name.dtype is None or not isinstance(key, str) or not key.isalnum():
-      raise ValueError("an entry that is no storage")
+  def read(self, tensor: Unread) -> np.ndarray:
+    """A tensor's numbers."""
+    key = tensor.storage
     if key not in self._read:
-      values = np.frombuffer(self._archive.read(f"{self._folder}data/{key}"), name.dtype)
-      if type(count) is not int or len(values) != count:
-        raise ValueError(f"storage {key} has {len(values)} numbers and claims another number")
+      values = np.frombuffer(self._archive.read(f"{self._folder}data/{key}"), tensor.dtype)
       self._read[key] = values
-    return self._read[key]
+    values = self._read[key]
+    if len(values) != tensor.size or values.dtype != tensor.dtype:
+      raise ValueError(f"storage {key} has {len(values)} numbers and claims another number")
+    start = tensor.offset
+    return values[start : start + math.prod(tensor.shape)].reshape(tensor.shape)
 
 
-def _assemble(script: bytes, read: Callable[[Any], np.ndarray]) -> Any:
-  """Carries out the instructions of a structure; `read` returns the numbers of a storage."""
+def _storage(entry: Any) -> Unread:
+  """What an entry of the structure claims of raw numbers, as a tensor of them all."""
+  if not isinstance(entry, tuple) or len(entry) != 5:
+    raise ValueError("an entry that is no storage")
+  kind, name, key, _, count = entry
+  known = isinstance(kind, str) and kind == "storage" and isinstance(name, _Name)
+  if not known or name.dtype is None or not isinstance(key, str) or not key.isalnum():
+    raise ValueError("an entry that is no storage")
+  if type(count) is not int:
+    raise ValueError(f"storage {key} of a size that is no number")
+  return Unread(key, np.dtype(name.dtype), count, 0, (count,))
+
+
+def _assemble(script: bytes, made: Callable[[Unread], Any]) -> Any:
+  """Carries out the instructions of a structure; `made` is what a tensor becomes."""
   stack: list[Any] = []
   marks: list[int] = []
   # Numbers in the file are keys here, not sizes.
@@ -167,10 +231,11 @@ def _assemble(script: bytes, read: Callable[[Any], np.ndarray]) -> Any:
         name, module = stack.pop(), stack.pop()
         stack.append(_Name(_text(module), _text(name)))
       case "BINPERSID":
-        stack.append(read(stack.pop()))
+        stack.append(_storage(stack.pop()))
       case "REDUCE":
         arguments, called = stack.pop(), stack.pop()
-        stack.append(_made(called, arguments))
+        told = _called(called, arguments)
+        stack.append(made(told) if isinstance(told, Unread) else told)
       case "BUILD":
         # What PyTorch notes beside the tensors of a module.
         stack.pop()
@@ -206,7 +271,7 @@ def _add(into: dict[Any, Any], values: list[Any]) -> None:
     into[key] = value
 
 
-def _made(called: Any, arguments: Any) -> Any:
+def _called(called: Any, arguments: Any) -> Any:
   """A new dict, or a tensor."""
   if not isinstance(called, _Name) or not isinstance(arguments, tuple):
     raise ValueError("a call of what can't be called")
@@ -217,12 +282,12 @@ def _made(called: Any, arguments: Any) -> Any:
   raise ValueError(f"a call of {called.name} with {len(arguments)} arguments")
 
 
-def _rebuild(storage: Any, offset: int, shape: Any, strides: Any, *_: Any) -> np.ndarray:
-  """A tensor's numbers; it must be contiguous, as nearly all that are saved are."""
+def _rebuild(storage: Any, offset: int, shape: Any, strides: Any, *_: Any) -> Unread:
+  """A tensor of a storage; it must be contiguous, as nearly all that are saved are."""
   sizes = isinstance(shape, tuple) and isinstance(strides, tuple) and len(shape) == len(strides)
   if not sizes or len(shape) > _MOST_AXES:
     raise ValueError(f"a tensor without a shape of at most {_MOST_AXES} axes and their strides")
-  if not isinstance(storage, np.ndarray) or not all(
+  if not isinstance(storage, Unread) or not all(
     type(size) is int and 0 <= size < 2**40 for size in (offset, *shape, *strides)
   ):
     raise ValueError("a tensor without numbers")
@@ -230,6 +295,6 @@ def _rebuild(storage: Any, offset: int, shape: Any, strides: Any, *_: Any) -> np
   expected = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
   if any(size > 1 and a != b for size, a, b in zip(shape, strides, expected)):
     raise ValueError(f"a tensor of shape {shape} with strides {strides}")
-  if offset + count > len(storage):
-    raise ValueError(f"a tensor of shape {shape} beyond its {len(storage)} numbers")
-  return storage[offset : offset + count].reshape(shape)
+  if offset + count > storage.size:
+    raise ValueError(f"a tensor of shape {shape} beyond its {storage.size} numbers")
+  return dataclasses.replace(storage, offset=offset, shape=shape)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from d4s_jax.formats.torch_tensors import read_tensors
+from d4s_jax.formats.torch_tensors import Unread, open_tensors, read_tensors
 
 
 def test_everything_that_torch_saves_of_tensors(tmp_path):
@@ -36,6 +36,22 @@ def test_everything_that_torch_saves_of_tensors(tmp_path):
       assert found[name].dtype == value.numpy().dtype and found[name].shape == value.shape
       np.testing.assert_array_equal(found[name], value.numpy())
   assert found["list"][1:] == ["text", 3, None]
+
+
+def test_tensors_are_read_one_by_one_from_an_open_file(tmp_path):
+  path = tmp_path / "a.pth"
+  torch.save([torch.arange(4.0), {"x": torch.ones(2, 3, dtype=torch.int64)}], path)
+  with zipfile.ZipFile(path) as archive:
+    entry = archive.getinfo("a/data/0")
+  content = bytearray(path.read_bytes())
+  start = content.index(np.arange(4, dtype=np.float32).tobytes(), entry.header_offset)
+  content[start + 5] ^= 1
+  path.write_bytes(content)
+  with open_tensors(path) as (saved, read):
+    assert isinstance(saved[0], Unread) and saved[0].shape == (4,) and saved[0].dtype == np.float32
+    np.testing.assert_array_equal(read(saved[1]["x"]), np.ones((2, 3), np.int64))
+    with pytest.raises(ValueError, match="a.pth cannot be read as tensors .*Bad CRC"):
+      read(saved[0])
 
 
 class Touch:

@@ -3,11 +3,9 @@
 A chunk is a list of clips: `key`, `timestamps` [f], `cameras` [f 18], which are the columns of the
 published text files but for the first, and `images`, the bytes of a JPEG for each frame.
 
-A clip that is opened reads its chunk whole, unless the one before was of it:
-made for curation, which opens each once, and not for training from the chunks.
+A clip that is opened reads the chunk's structure and its own tensors, of the others nothing.
 """
 
-import functools
 import io
 import pathlib
 from collections.abc import Callable
@@ -18,7 +16,7 @@ from PIL import Image
 
 from d4s_jax.data.datasets import files
 from d4s_jax.formats import checked, images
-from d4s_jax.formats.torch_tensors import read_tensors
+from d4s_jax.formats.torch_tensors import Unread, open_tensors
 
 
 def index(folder: pathlib.Path) -> dict[str, pathlib.Path]:
@@ -50,20 +48,26 @@ def read(
     ValueError: it is damaged, or lacks the clip.
   """
   where = f"{path}, clip {key}"
-  told = next((x for x in _chunk(path) if isinstance(x, dict) and x.get("key") == key), {})
-  parts: Any = [told.get(x) for x in ("timestamps", "cameras", "images")]
-  stamps, cameras, jpegs = parts
-  count = len(jpegs) if isinstance(jpegs, list) else 0
-  shapes = [getattr(x, "shape", None) for x in (stamps, cameras)]
-  if not count or shapes != [(count,), (count, 18)] or not all(map(_bytes, jpegs)):
-    raise ValueError(f"{where}: no such clip of timestamps, cameras and pictures; fetch it again.")
+  with open_tensors(path) as (clips, numbers_of):
+    if not isinstance(clips, list):
+      raise ValueError(f"{path} is no list of clips; expected a chunk of pixelSplat.")
+    told = next((x for x in clips if isinstance(x, dict) and x.get("key") == key), {})
+    parts: Any = [told.get(x) for x in ("timestamps", "cameras", "images")]
+    count = len(parts[2]) if isinstance(parts[2], list) else 0
+    shapes = [getattr(x, "shape", None) for x in parts[:2]]
+    if not count or shapes != [(count,), (count, 18)] or not all(map(_bytes, parts[2])):
+      raise ValueError(
+        f"{where}: no such clip of timestamps, cameras and pictures; fetch it again."
+      )
+    stamps, cameras = map(numbers_of, parts[:2])
+    jpegs = [numbers_of(x).tobytes() for x in parts[2]]
   if stamps.dtype.kind not in "iu" or len(set(stamps.tolist())) != count:
     raise ValueError(f"{where}: timestamps that aren't whole, or come twice; fetch it again.")
   numbers = stamps.tolist()
-  stored: dict[int, np.ndarray] = dict(zip(numbers, jpegs))
+  stored = dict(zip(numbers, jpegs))
 
   def open_picture(number: int) -> Image.Image:
-    return Image.open(io.BytesIO(stored[number].tobytes()), formats=("JPEG",))
+    return Image.open(io.BytesIO(stored[number]), formats=("JPEG",))
 
   def pixels(number: int) -> np.ndarray:
     try:
@@ -84,14 +88,5 @@ def read(
   return words, (size[1], size[0]), pixels
 
 
-@functools.lru_cache(maxsize=1)
-def _chunk(path: pathlib.Path) -> list[Any]:
-  """The clips of a chunk, some 100 MB; the last one is kept, for the next of its clips."""
-  clips = read_tensors(path)
-  if not isinstance(clips, list):
-    raise ValueError(f"{path} is no list of clips; expected a chunk of pixelSplat.")
-  return clips
-
-
 def _bytes(value: Any) -> bool:
-  return isinstance(value, np.ndarray) and value.dtype == np.uint8 and value.ndim == 1
+  return isinstance(value, Unread) and value.dtype == np.uint8 and len(value.shape) == 1

@@ -5,13 +5,13 @@ import json
 import pickle
 import re
 import shutil
+import zipfile
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from d4s_jax.data.datasets import chunks
 from d4s_jax.data.datasets.registry import open_dataset
 from tests.data.datasets.writers import (
   dynamicreplica,
@@ -144,7 +144,6 @@ def test_realestate10k_in_chunks(tmp_path):
 
   def read(**changes):
     torch.save([{**whole[1], **changes}], path)
-    chunks._chunk.cache_clear()
     return Found("realestate10k", written)
 
   cameras = whole[1]["cameras"].clone()
@@ -172,7 +171,6 @@ def test_realestate10k_in_chunks(tmp_path):
     ):
       read(timestamps=wrong)
   cut(path)
-  chunks._chunk.cache_clear()
   with pytest.raises(ValueError, match="000000.torch cannot be read as tensors .*Fetch it again"):
     Found("realestate10k", written)
   path.unlink()
@@ -184,6 +182,24 @@ def test_realestate10k_in_chunks(tmp_path):
   (folder / "index.json").write_text("[]")
   with pytest.raises(ValueError, match="index.json: expected an object of clips"):
     open_dataset("realestate10k", written.root)
+
+
+def test_a_clip_of_a_chunk_reads_nothing_of_the_others(tmp_path, monkeypatch):
+  written = realestate10k.write_chunk(tmp_path)
+  dataset = open_dataset("realestate10k", written.root)
+  read, whole = [], zipfile.ZipExtFile.read
+
+  def counting(self, *args):
+    read.append(whole(self, *args))
+    return read[-1]
+
+  monkeypatch.setattr(zipfile.ZipExtFile, "read", counting)
+  assert len(dataset.open(written.scene).views[0]) == len(realestate10k.STAMPS)
+  ours = torch.load(written.root / "train" / "000000.torch")[1]
+  tensors = [ours["timestamps"], ours["cameras"], *ours["images"]]
+  structure = sum(map(len, read)) - sum(x.nbytes for x in tensors)
+  # The other clip takes a megabyte.
+  assert 0 < structure < 10_000
 
 
 @pytest.mark.parametrize("factor", [0.5, 1e-3, -1.0])

@@ -63,6 +63,7 @@ def write_chunk(root, clip="0c4c5d5f751aabf5"):
   }
   folder = root / "packed" / "train"
   folder.mkdir(parents=True)
-  torch.save([{**ours, "key": "ffff"}, ours], folder / "000000.torch")
+  other = {**ours, "key": "ffff", "images": [torch.zeros(10**6, dtype=torch.uint8)] * len(STAMPS)}
+  torch.save([other, ours], folder / "000000.torch")
   (folder / "index.json").write_text(json.dumps({clip: "000000.torch"}))
   return written
