@@ -141,7 +141,9 @@ class Endpoint:
     return ask(self.address + path, body, os.environ.get("OPENAI_API_KEY", ""), timeout)
 
 
-def ask(url: str, body: dict[str, Any] | None, key: str, timeout: float) -> Any:
+def ask(
+  url: str, body: dict[str, Any] | None, key: str, timeout: float, attempts: int = _ATTEMPTS
+) -> Any:
   """What a server answers, in JSON; asks again, a few times, where it is too busy.
 
   Args:
@@ -149,6 +151,7 @@ def ask(url: str, body: dict[str, Any] | None, key: str, timeout: float) -> Any:
     body: is sent, in JSON; None for nothing.
     key: of the server, "" for none.
     timeout: seconds for an answer.
+    attempts: how often it is asked at most.
 
   Raises:
     ConnectionError: it can't be reached, or is too busy.
@@ -161,7 +164,7 @@ def ask(url: str, body: dict[str, Any] | None, key: str, timeout: float) -> Any:
   )
   data = None if body is None else json.dumps(body).encode()
   reason = ""
-  for attempt in range(_ATTEMPTS):
+  for attempt in range(attempts):
     if attempt:
       time.sleep(_PAUSE * 2 ** (attempt - 1))
     try:
@@ -173,14 +176,14 @@ def ask(url: str, body: dict[str, Any] | None, key: str, timeout: float) -> Any:
       return json.loads(contents)
     except urllib.error.HTTPError as error:
       reason = f"HTTP {error.code}: {error.read(300).decode(errors='replace')}"
-      if error.code not in (408, 409, 425, 429) and error.code < 500:
+      if error.code not in (408, 409, 425, 429) and (error.code < 500 or error.code == 501):
         raise ValueError(f"{url} refused: {reason}") from None
     except (urllib.error.URLError, http.client.HTTPException, TimeoutError, OSError) as error:
       reason = str(getattr(error, "reason", error))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
       raise ValueError(f"{url} answered with no JSON ({error}).") from None
   raise ConnectionError(
-    f"{url} can't be reached ({reason}, {_ATTEMPTS} attempts); is the server running?"
+    f"{url} can't be reached ({reason}, {attempts} attempts); is the server running?"
   )
 
 

@@ -62,7 +62,7 @@ def _first(video: np.ndarray, count: int) -> np.ndarray:
 
 VIDEO = Family(
   "video",
-  lambda settings: f"{i3d.PROTOCOL}/first-{settings.frames}-frames",
+  lambda settings: f"{i3d.PROTOCOL}/first-{settings.frames}-frames/in-batches-of-{settings.batch}",
   _video_features,
   needs=frozenset(("references",)),
   tools=("i3d",),
@@ -132,20 +132,34 @@ FRAMES = Family(
 def _views(case: Case, context: Context) -> Measured:
   target, dynamic = case.reference.clip.target, case.sample.read[0]  # pyright: ignore
   drawn = geometry.scene_views(dynamic, target.cameras, np.asarray(target.times))
-  scores = _means(image_scores(drawn, np.asarray(target.images), context.tools["lpips"]))
-  found = geometry.scene_depth(dynamic, target.cameras, np.asarray(target.times))
-  return scores | geometry.depth_scores(found, np.asarray(target.depth))
+  return _means(image_scores(drawn, np.asarray(target.images), context.tools["lpips"]))
 
 
+_OTHERS = "views-and-times-of-the-reference-that-were-not-input"
 VIEWS = Family(
   "views",
   lambda settings: (
-    "views-and-times-of-the-reference-that-were-not-input/over-black/psnr-max-100dB/"
-    f"ssim-11-1.5/lpips-0.1-{LPIPS_NET}/depth-median-aligned-cap-80m-where-alpha>.5"
+    f"{_OTHERS}/over-black/psnr-max-100dB/ssim-11-1.5/lpips-0.1-{LPIPS_NET}/mean-of-views"
   ),
   _views,
   needs=frozenset(("scene", "clip")),
   tools=("lpips",),
+)
+
+
+@one_by_one
+def _depth(case: Case, context: Context) -> Measured:
+  del context
+  target, dynamic = case.reference.clip.target, case.sample.read[0]  # pyright: ignore
+  found = geometry.scene_depth(dynamic, target.cameras, np.asarray(target.times))
+  return geometry.depth_scores(found, np.asarray(target.depth))
+
+
+DEPTH = Family(
+  "depth",
+  lambda settings: f"{_OTHERS}/median-aligned-over-all/cap-80m/where-alpha>.5/delta-1.25",
+  _depth,
+  needs=frozenset(("scene", "clip")),
 )
 
 

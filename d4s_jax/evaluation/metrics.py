@@ -46,8 +46,8 @@ METRICS: dict[str, Metric] = {
   "view_psnr": Metric(of.VIEWS, "psnr", "novel views, PSNR, dB", "higher"),
   "view_ssim": Metric(of.VIEWS, "ssim", "novel views, SSIM", "higher", 3),
   "view_lpips": Metric(of.VIEWS, "lpips", "novel views, LPIPS", "lower", 3),
-  "depth_abs_rel": Metric(of.VIEWS, "absolute_relative", "depth, AbsRel", "lower", 3),
-  "depth_delta1": Metric(of.VIEWS, "delta1", "depth, delta1", "higher", 3),
+  "depth_abs_rel": Metric(of.DEPTH, "absolute_relative", "depth, AbsRel", "lower", 3),
+  "depth_delta1": Metric(of.DEPTH, "delta1", "depth, delta1", "higher", 3),
   "motion_epe": Metric(of.MOTION, "end_point", "3D motion, end-point error, m", "lower", 3),
   "motion_ratio": Metric(
     of.MOTION, "over_none", "3D motion, error over that of no motion", "lower", 3

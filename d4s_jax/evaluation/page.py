@@ -57,8 +57,9 @@ def _table(report: Report, names: list[str]) -> str:
   heads = "".join(f"<th>{_cell(cell).replace(' *', '&nbsp;*')}</th>" for cell in header)
   return (
     f"<div class=scroll><table><tr>{heads}</tr>{''.join(body)}</table></div><p>Means over samples,"
-    " in brackets 95% by bootstrap. What is coloured is printed in the paper: other data, other"
-    " protocols, not to be compared with; the unit of its rotations is not told.</p>"
+    " whose number stands in parentheses; in brackets 95% by bootstrap. What is coloured is printed"
+    " in the paper: other data, other protocols, not to be compared with; the unit of its rotations"
+    " is not told.</p>"
   )
 
 

@@ -22,6 +22,7 @@ from PIL import Image
 from d4s_jax.captioning import ask
 from d4s_jax.formats import images
 from d4s_jax.models.clip import MEAN
+from d4s_jax.pipeline import progress
 
 LEVELS = {"excellent": 1.0, "good": 0.75, "fair": 0.5, "poor": 0.25, "bad": 0.0}
 PROMPT = (
@@ -35,58 +36,73 @@ KEY = "D4S_JAX_QA_KEY"
 # Of the answer's first token; more is more than servers give.
 _ALTERNATIVES = 20
 _MOST_FRAMES = 16
-# For an answer; for the first one, about a grey picture.
-_SECONDS, _CHECKED = 300.0, 15.0
+# For an answer; for the first one, about a grey picture; for the list of models.
+_SECONDS, _FIRST, _LISTED = 300.0, 30.0, 10.0
 # Probability that the five words must have together: else the model answered something else.
 _LEAST = 0.05
 
 
-def quality(video: Float[np.ndarray, "f h w 3"], fps: float, url: str, model: str) -> float:
-  """The score of a video, from 0 to 5, seen at one frame a second, padded to a square.
+class Judge:
+  """A served model that says how good videos are.
+
+  It is asked at once, about a grey picture, so that a wrong name or key is told before anything is
+  measured. Where it says nothing that is told too, in a line, and it is not asked again: where all
+  answers were kept it is not needed.
 
   Args:
-    video: RGB in [0, 1].
-    fps: frames a second.
     url: base address of the server, ending in /v1.
     model: name of the model there.
 
   Raises:
-    ConnectionError: the server doesn't answer.
-    ValueError: it refuses, or its answer has no probabilities of the words.
-  """
-  step = max(1, round(fps))
-  return score(_first_token(_answer(video[::step][:_MOST_FRAMES], url, model, _SECONDS)))
-
-
-def check(url: str, model: str) -> None:
-  """Asks about a grey picture: what is wrong with the model's name or the key is told at once.
-
-  A server that isn't there, or says nothing within a minute, is not: where all answers were kept it
-  is not needed.
-
-  Raises:
     ValueError: the address is none of HTTP, the server refuses, or gives no log-probabilities.
   """
-  grey = np.full((1, 32, 32, 3), 0.5, np.float32)
-  with contextlib.suppress(ConnectionError):
-    _first_token(_answer(grey, url, model, _CHECKED))
+
+  def __init__(self, url: str, model: str):
+    self._url, self._model, self._absent = url.rstrip("/"), model, ""
+    grey = np.full((1, 32, 32, 3), 0.5, np.float32)
+    try:
+      # Whoever has it lists its models at once; an answer takes as long as the model does.
+      with contextlib.suppress(ValueError):
+        ask(f"{self._url}/models", None, _key(), _LISTED, attempts=1)
+      _first_token(self._answer(grey, _FIRST))
+    except ConnectionError as error:
+      self._absent = str(error)
+      progress.say(f"{error} Only videos whose answers were kept have a quality.")
+
+  def quality(self, video: Float[np.ndarray, "f h w 3"], fps: float) -> float:
+    """The score of a video, from 0 to 5, seen at one frame a second, padded to a square.
+
+    Args:
+      video: RGB in [0, 1].
+      fps: frames a second.
+
+    Raises:
+      ConnectionError: the server doesn't answer, or didn't at first.
+      ValueError: it refuses, or its answer has no probabilities of the words.
+    """
+    if self._absent:
+      raise ConnectionError(self._absent)
+    step = max(1, round(fps))
+    return score(_first_token(self._answer(video[::step][:_MOST_FRAMES], _SECONDS)))
+
+  def _answer(self, frames: Float[np.ndarray, "f h w 3"], seconds: float) -> Any:
+    content: list[dict[str, Any]] = [{"type": "text", "text": PROMPT}]
+    for frame in frames:
+      address = f"data:image/png;base64,{base64.b64encode(_png(frame)).decode()}"
+      content.append({"type": "image_url", "image_url": {"url": address}})
+    asked = {
+      "model": self._model,
+      "messages": [{"role": "user", "content": content}],
+      "max_tokens": 1,
+      "temperature": 0,
+      "logprobs": True,
+      "top_logprobs": _ALTERNATIVES,
+    }
+    return ask(f"{self._url}/chat/completions", asked, _key(), seconds)
 
 
-def _answer(frames: Float[np.ndarray, "f h w 3"], url: str, model: str, seconds: float) -> Any:
-  content: list[dict[str, Any]] = [{"type": "text", "text": PROMPT}]
-  for frame in frames:
-    address = f"data:image/png;base64,{base64.b64encode(_png(frame)).decode()}"
-    content.append({"type": "image_url", "image_url": {"url": address}})
-  asked = {
-    "model": model,
-    "messages": [{"role": "user", "content": content}],
-    "max_tokens": 1,
-    "temperature": 0,
-    "logprobs": True,
-    "top_logprobs": _ALTERNATIVES,
-  }
-  address = f"{url.rstrip('/')}/chat/completions"
-  return ask(address, asked, os.environ.get(KEY, ""), seconds)
+def _key() -> str:
+  return os.environ.get(KEY, "")
 
 
 def score(logarithms: Mapping[str, float]) -> float:

@@ -33,9 +33,10 @@ def heading(row: Row) -> str:
 
 
 def table(report: Report) -> list[list[str]]:
-  """The header and a row for each metric that was measured."""
+  """The header, with the number of samples, and a row for each metric that was measured."""
   names = [name for name in report.sets if name != report.reference]
-  rows = [["", *names, f"{PAPER} *"]]
+  heads = [f"{name} ({len(report.sets[name].samples)})" for name in names]
+  rows = [["", *heads, f"{PAPER} *"]]
   for row in report.rows:
     if not row.missing:
       metric = METRICS[row.name]
@@ -59,7 +60,11 @@ def text(report: Report) -> str:
     f"* {PAPER}: as printed in the paper, on other data, by protocols that it tells in part; the"
     " unit of its rotations is not told."
   )
-  lines += ["", "Means over samples; in brackets 95% by bootstrap over them. Protocols:"]
+  lines += [
+    "",
+    "Means over samples, whose number stands in parentheses; in brackets 95% by bootstrap over"
+    " them. Protocols:",
+  ]
   lines += [f"  {told}" for told in protocols(report) or ["nothing was measured"]]
   absent = missing(report)
   if absent:

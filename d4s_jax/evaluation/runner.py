@@ -11,7 +11,7 @@ import json
 import pathlib
 import platform
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -89,20 +89,26 @@ def evaluate(settings: Settings) -> Report:
     x.family.name: _missing(x.family, settings, cases, bool(references)) for x in metrics.values()
   }
   wanted = {x.family.name: x.family for x in metrics.values() if not gone[x.family.name]}
-  measuring = _Measuring(settings, [families.FACTS, *wanted.values()], bool(references))
+  # Once: weights may be gigabytes. At the beginning: what is wrong with them is told at once.
+  identities = {
+    name: TOOLS[name].identity(settings)
+    for name in sorted({name for family in wanted.values() for name in family.tools})
+  }
+  chosen = [families.FACTS, *wanted.values()]
+  measuring = _Measuring(settings, chosen, identities, bool(references))
 
   found = {name: measuring.all_of(name, cases[name]) for name in cases}
   true: dict[str, Found] = {}
   if references:
     of_references = [families.FACTS, *(x for x in wanted.values() if x.of_references)]
-    measuring = _Measuring(settings, of_references, True)
+    measuring = _Measuring(settings, of_references, identities, True)
     true = measuring.all_of("references", [Case(x, x) for x in references.samples.values()])
 
   rows = []
   for name, metric in metrics.items():
     family = metric.family
     told, missing = metric.protocol(settings), gone[family.name]
-    weights = "" if missing else _identities(family, settings)
+    weights = "" if missing else _told(family, identities)
     results = {
       key: summary.reduce(metric, each[family.name], true.get(family.name, {}))
       for key, each in found.items()
@@ -123,13 +129,18 @@ def evaluate(settings: Settings) -> Report:
 class _Measuring:
   """Measures some families on any samples."""
 
-  def __init__(self, settings: Settings, chosen: Sequence[Family], references: bool):
+  def __init__(
+    self,
+    settings: Settings,
+    chosen: Sequence[Family],
+    identities: Mapping[str, str],
+    references: bool,
+  ):
     self._settings, self._families, self._references = settings, chosen, references
     self._cache = pathlib.Path(settings.cache or pathlib.Path(settings.output) / "cache")
     for place in (pathlib.Path(settings.output), self._cache):
       atomic.make_folder(place)
-    # Once: weights may be gigabytes. At the beginning: what is wrong with them is told at once.
-    self._told = {x.name: (x.protocol(settings), _identities(x, settings)) for x in chosen}
+    self._told = {x.name: (x.protocol(settings), _told(x, identities)) for x in chosen}
     names = sorted({name for family in chosen for name in family.tools})
     self._tools = {name: TOOLS[name].open(settings) for name in names}
 
@@ -251,8 +262,8 @@ def _missing(family: Family, settings: Settings, cases, references: bool) -> str
   return "; ".join(gone)
 
 
-def _identities(family: Family, settings: Settings) -> str:
-  return ", ".join(f"{name} {TOOLS[name].identity(settings)}" for name in family.tools)
+def _told(family: Family, identities: Mapping[str, str]) -> str:
+  return ", ".join(f"{name} {identities[name]}" for name in family.tools)
 
 
 def _notes(found: SampleSet, facts: Found) -> list[str]:

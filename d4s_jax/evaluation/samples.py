@@ -19,6 +19,8 @@ from d4s_jax.types import Cameras, Clip, DynamicGaussians
 # Files in a scene's folder that tell how it was made.
 _BESIDE_SCENES = {"cost": cost.FILE, "fit": fit_curve.FILE}
 _LONGEST_PROMPT = 10_000
+# Of a video file.
+_MOST_FRAMES = 1000
 
 
 class Sample(abc.ABC):
@@ -116,11 +118,13 @@ class Video(Sample):
     """See the base class; a video keeps its size."""
     del side, shown
     if self.path.suffix.lower() != ".npy":
-      return read_video(self.path)
+      return read_video(self.path, _MOST_FRAMES)
     try:
-      array = np.load(self.path, allow_pickle=False)
+      array = np.load(self.path, mmap_mode="r", allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:
       raise ValueError(f"{self.path} cannot be read as an array ({error}).") from error
+    if array.shape[:1] > (_MOST_FRAMES,):
+      raise ValueError(f"{self.path} has more than {_MOST_FRAMES} frames; cut it first.")
     if array.dtype == np.uint8:
       return array / np.float32(255)
     # What is not finite is looked for later, in whatever has pixels.

@@ -50,9 +50,8 @@ CLIP_AESTHETIC = Family(
 
 @one_by_one
 def _quality(case: Case, context: Context) -> Measured:
-  settings, sample = context.settings, case.sample
-  fps = sample.fps or _FPS
-  return {"score": q_align.quality(sample.video, fps, settings.qa_url, settings.qa_model)}
+  judge: q_align.Judge = context.tools["qa"]
+  return {"score": judge.quality(case.sample.video, case.sample.fps or _FPS)}
 
 
 QUALITY = Family(
@@ -111,7 +110,7 @@ def kept(video: np.ndarray, mask: np.ndarray, part: str) -> np.ndarray:
   return np.where(chosen, video, MEAN)
 
 
-_DINO = "dino-vitb16-class-token/shorter-side-224-bilinear/positions-bicubic"
+_DINO = "dino-vitb16-class-token/shorter-side-224-bilinear/positions-bicubic-as-dino"
 _CLIP = f"clip-vit-b32-projected/{_SQUARE}"
 SUBJECT = _consistency("subject", "dino", _DINO, "")
 SUBJECT_SEGMENTED = _consistency("subject_segmented", "dino", _DINO, "subject")

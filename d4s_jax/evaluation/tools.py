@@ -127,7 +127,7 @@ TOOLS: dict[str, Tool] = {
       else "a served vision-language model: config.qa_url and config.qa_model"
     ),
     lambda settings: f"served {settings.qa_model} at {settings.qa_url}",
-    lambda settings: q_align.check(settings.qa_url, settings.qa_model),
+    lambda settings: q_align.Judge(settings.qa_url, settings.qa_model),
   ),
   "matcher": Tool(
     lambda settings: (

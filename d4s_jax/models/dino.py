@@ -18,6 +18,9 @@ MEAN = np.array((0.485, 0.456, 0.406), np.float32)
 _STD = np.array((0.229, 0.224, 0.225), np.float32)
 # PyTorch's bicubic interpolation.
 _CUBIC = -0.75
+# What DINO's own code, which VBench loads, adds to the numbers of rows and columns before it
+# interpolates positions, of pictures that aren't square.
+_SHIFT = 0.1
 
 
 class DINO(nn.Module):
@@ -45,8 +48,8 @@ class DINO(nn.Module):
   def __call__(self, image: Float[Array, "b h w 3"]) -> Float[Array, "b {self.dim}"]:
     """Embeds images in [0, 1], resized by their shorter side; the aspect is kept.
 
-    What is left beside whole patches on the right and below isn't seen. As VBench does it, but for
-    its rounding to 8 bits after resizing.
+    What is left beside whole patches on the right and below isn't seen. As VBench does it, with
+    DINO's own code, but for its rounding to 8 bits after resizing.
     """
     height, width = image.shape[1:3]
     short = min(height, width)
@@ -65,7 +68,9 @@ class DINO(nn.Module):
     side = self.size // self.patch
     positions = self.param("positions", partitioned(init, None, "embed"), (1 + side**2, self.dim))
     grid = rearrange(positions[1:], "(i j) d -> i j d", i=side)
-    grid = jnp.einsum("ijd,ai,bj->abd", grid, _resize(side, rows), _resize(side, columns))
+    shift = _SHIFT if height != width else 0.0
+    ways = [_resize(side, new, new + shift) for new in (rows, columns)]
+    grid = jnp.einsum("ijd,ai,bj->abd", grid, *ways)
     x = x + jnp.concatenate([positions[:1], grid.reshape(-1, self.dim)])[None]
     stack = scan_blocks(CLIPBlock, self.depth, inputs=0, remat="products")
     stack = stack(self.heads, self.ffn_dim, jnp.float32, epsilon=self.epsilon, name="blocks")
@@ -73,9 +78,12 @@ class DINO(nn.Module):
     return LayerNorm(epsilon=self.epsilon, name="norm")(x[:, 0])
 
 
-def _resize(old: int, new: int) -> Float[np.ndarray, "{new} {old}"]:
-  """The matrix of PyTorch's bicubic interpolation of `old` numbers; those at the ends repeat."""
-  places = (np.arange(new) + 0.5) * old / new - 0.5
+def _resize(old: int, new: int, length: float) -> Float[np.ndarray, "{new} {old}"]:
+  """The matrix of PyTorch's bicubic interpolation of `old` numbers as if there were `length` new.
+
+  Those at the ends repeat.
+  """
+  places = (np.arange(new) + 0.5) * old / length - 0.5
   start = np.floor(places).astype(int)
   matrix = np.zeros((new, old), np.float32)
   for step in (-1, 0, 1, 2):

@@ -145,13 +145,13 @@ def read_dino(folder: pathlib.Path) -> Encoder:
 
 
 def identity(folder: pathlib.Path) -> str:
-  """SHA-256, shortened, of everything that a folder's encoder is made of."""
-  found = hashlib.sha256()
-  for path in sorted(folder.glob("*")):
-    if path.suffix in (".json", ".safetensors") and path.is_file():
-      with path.open("rb") as file:
-        found.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
-  return f"sha256:{found.hexdigest()[:16]}"
+  """The first 16 digits of the SHA-256 of each file that an encoder is read from."""
+  names = (f"{_STEM}*.safetensors*", parts.CONFIG, _TOKENIZER)
+  told = []
+  for path in (path for name in names for path in sorted(folder.glob(name))):
+    with path.open("rb") as file:
+      told.append(f"{path.name} sha256:{hashlib.file_digest(file, 'sha256').hexdigest()[:16]}")
+  return " ".join(told)
 
 
 def _clip_modules(

@@ -44,7 +44,8 @@ def scores(folder: pathlib.Path, names: str, **options) -> dict[str, tuple[float
   found = runner.evaluate(settings)
   for row in found.rows:
     for result in row.results.values():
-      assert row.weights and result.total == 1, (row.name, result)
+      assert bool(row.weights) == bool(METRICS[row.name].family.tools), row.name
+      assert result.total == 1, (row.name, result)
   return {row.name: tuple(row.results[x].value for x in ("good", "bad")) for row in found.rows}
 
 

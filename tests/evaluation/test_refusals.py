@@ -64,6 +64,12 @@ def test_a_file_that_is_no_array_is_named(place):
   assert "clip.npy cannot be read as an array" in why(place, "matches_sift")
 
 
+def test_an_array_of_too_many_frames_is_named_as_other_videos_are(place):
+  np.save(place / "a" / "long.npy", np.zeros((1001, 2, 2, 3), np.uint8))
+  found = runner.evaluate(settings(place, metrics="matches_sift")).rows[0].results["a"]
+  assert "long.npy has more than 1000 frames; cut it first" in found.failures["long"]
+
+
 def test_a_prompt_of_a_book_is_refused(place):
   (place / "a" / "clip.txt").write_text("a" * 20_000)
   (sample,) = sample_sets.open_set(place / "a").samples.values()

