@@ -105,7 +105,7 @@ def _parse(arguments: list[str], words: int) -> list[str]:
         "\\n", " "
       )
     elif "Traceback" in text:  # of the config file; its last line says what is wrong
-      text = text.strip().splitlines()[-1]
+      text = text.strip().splitlines()[-1].removeprefix("ValueError: ")
     _end(f"{text} (--help shows the options)")
   if len(rest) > 1 + words:
     _end(

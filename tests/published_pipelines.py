@@ -56,8 +56,13 @@ def write(preset: str, folder: pathlib.Path) -> dict[str, Any]:
   index |= {"_class_name": "WanPipeline" if is_wan else "CogVideoXPipeline"}
   index |= {"tokenizer": ["transformers", "T5TokenizerFast" if is_wan else "T5Tokenizer"]}
   (folder / "model_index.json").write_text(json.dumps(index))
-  backbone = {"text_encoder": _TEXT_ENCODER, "text_length": 24} | overrides
+  backbone = {"text_encoder": _TEXT_ENCODER, "text_length": _length(preset)} | overrides
   return {f"model.backbone.{key}": value for key, value in _flat(backbone)}
+
+
+def _length(preset: str) -> int:
+  """Tokens of a prompt: as published where each has its learnt position, else fewer."""
+  return 226 if preset == "cogvideox-5b-i2v" else 24
 
 
 def _flat(tree: dict[str, Any]):
@@ -105,7 +110,7 @@ def _cogvideox(preset: str) -> tuple[dict[str, Any], dict[str, Any]]:
   diffusers, transformers = _libraries()
   variant = _VARIANTS[preset]
   shift, scale = (3.0, 1.15258426) if preset == "cogvideox-2b" else (1.0, 0.7)
-  fields = _TRANSFORMER | variant | {"out_channels": 4, "text_length": 24}
+  fields = _TRANSFORMER | variant | {"out_channels": 4, "text_length": _length(preset)}
   parts = {
     "transformer": torch_transformer(fields, text_dim=16),
     "vae": torch_autoencoder(_AUTOENCODER | {"scale": scale}, inverted="patch" in variant),

@@ -96,7 +96,7 @@ class Steps:
     """Works out the levels and the solver's weights; the arguments are those of `sample`."""
     self._schedule, self._guidance, self._key = schedule, guidance, key
     self._levels = schedule.levels(len(guidance))
-    self._table = solver_named(solver)(self._levels.signal, self._levels.spread)
+    self._table = solver_named(solver)(self._levels)
     self._noisy = self._table.predict[:, -1] != 0
     if key is None and self._noisy.any():
       raise ValueError(f"The solver {solver!r} adds noise; it needs a key.")
@@ -147,7 +147,7 @@ def sample(
     report: told that a step is done.
 
   Returns:
-    Latents at noise level 0.
+    Clean latents: at noise level 0, or where the schedule's last step ends.
 
   Raises:
     ValueError: the solver is unknown, or adds noise and there is no key.

@@ -3,7 +3,7 @@
 Every solver here is linear in what it looks at: the latents, the latents of the step before, the
 model's estimates of the clean latents at this step and the two before it, and new noise. A run is
 thus a table of weights, one row a step, worked out beforehand in float64. The weights depend on the
-schedule through the signal a and the spread b at each level alone (x = a clean + b noise), so that
+schedule through the signal a and the spread b at its levels alone (x = a clean + b noise), so that
 each solver goes with each schedule. l = log(a / b) below, and h its growth over a step.
 
   ddim   DDIM without noise (Song et al. 2021); on the path of flow matching it is Euler's.
@@ -16,6 +16,8 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
+
+from d4s_jax.diffusion.schedule import Levels
 
 # UniPC divides by ratios of steps in l, which is infinite at pure noise and at data.
 _FAR = 60.0
@@ -35,17 +37,20 @@ class Weights(NamedTuple):
   predict: Float[np.ndarray, "*steps 4"]
 
 
-def ddim(signal: Float[np.ndarray, "n"], spread: Float[np.ndarray, "n"]) -> Weights:
+def ddim(levels: Levels) -> Weights:
   """First order: the estimated noise stays, the estimated clean latents stay."""
-  weights = _nothing(len(signal) - 1)
-  for i, predict in enumerate(weights.predict):
-    predict[:2] = _first_order(signal, spread, i)
+  weights = _nothing(len(levels.told))
+  kept = levels.ends[1] / levels.spread[:-1]
+  weights.predict[:, :2] = np.stack([kept, levels.ends[0] - levels.signal[:-1] * kept], axis=1)
   return weights
 
 
-def unipc(signal: Float[np.ndarray, "n"], spread: Float[np.ndarray, "n"]) -> Weights:
-  """Second order but for the first and the last step; corrects a step once it knows its end."""
-  steps = len(signal) - 1
+def unipc(levels: Levels) -> Weights:
+  """Second order but for the first and the last step; corrects a step once it knows its end.
+
+  Always goes from level to level, wherever first-order steps end.
+  """
+  steps, signal, spread = len(levels.told), levels.signal, levels.spread
   weights = _nothing(steps)
   log_ratio = np.clip(_log_ratio(signal, spread), -_FAR, _FAR)
   order = 1
@@ -57,29 +62,24 @@ def unipc(signal: Float[np.ndarray, "n"], spread: Float[np.ndarray, "n"]) -> Wei
   return weights
 
 
-def dpm(signal: Float[np.ndarray, "n"], spread: Float[np.ndarray, "n"]) -> Weights:
-  """Second order but for the first and the last step; noise is new in every step but the last."""
-  steps = len(signal) - 1
-  weights, log_ratio = _nothing(steps), _log_ratio(signal, spread)
-  for i, predict in enumerate(weights.predict):
-    h = log_ratio[i + 1] - log_ratio[i]
-    fade = np.exp(-h)
-    estimate = -np.expm1(-2 * h) * signal[i + 1]
-    before = 0.5 * h / (log_ratio[i] - log_ratio[i - 1]) if 0 < i < steps - 1 else 0.0
-    predict[0] = spread[i + 1] / spread[i] * fade
-    predict[1:3] = estimate * (1 + before), -estimate * before
-    predict[3] = spread[i + 1] * np.sqrt(-np.expm1(-2 * h))
+def dpm(levels: Levels) -> Weights:
+  """Second order but for the first step and one down to data, which alone adds no new noise."""
+  weights, log_ratio = _nothing(len(levels.told)), _log_ratio(levels.signal, levels.spread)
+  for i, (signal, spread) in enumerate(levels.ends.T):
+    h = _log_ratio(signal, spread) - log_ratio[i]
+    estimate = -np.expm1(-2 * h) * signal
+    before = 0.5 * h / (log_ratio[i] - log_ratio[i - 1]) if i and spread else 0.0
+    weights.predict[i] = (
+      *(spread / levels.spread[i] * np.exp(-h), estimate * (1 + before), -estimate * before),
+      spread * np.sqrt(-np.expm1(-2 * h)),
+    )
   return weights
 
 
-SOLVERS: dict[str, Callable[[np.ndarray, np.ndarray], Weights]] = {
-  "ddim": ddim,
-  "unipc": unipc,
-  "dpm": dpm,
-}
+SOLVERS: dict[str, Callable[[Levels], Weights]] = {"ddim": ddim, "unipc": unipc, "dpm": dpm}
 
 
-def solver(name: str) -> Callable[[np.ndarray, np.ndarray], Weights]:
+def solver(name: str) -> Callable[[Levels], Weights]:
   """The solver of that name; raises ValueError, with the known names, for another."""
   if name not in SOLVERS:
     raise ValueError(f"Unknown solver {name!r}; choose one of {sorted(SOLVERS)}.")
@@ -92,7 +92,7 @@ def _nothing(steps: int) -> Weights:
   return weights
 
 
-def _log_ratio(signal: np.ndarray, spread: np.ndarray) -> np.ndarray:
+def _log_ratio(signal, spread):
   with np.errstate(divide="ignore"):
     return np.log(signal) - np.log(spread)
 

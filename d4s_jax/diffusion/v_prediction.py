@@ -40,8 +40,8 @@ class VPrediction:
     "trailing" spaces them evenly down to 0; "linspace", as the first files of CogVideoX have it,
     down to the lowest that has a timestep, from which a last step leads to 0.
 
-    diffusers steps down by 1000 // steps instead of to the next of its levels. In "trailing" that
-    is the same where the number of steps divides 1000; in "linspace" it is up to some levels off.
+    As in diffusers, a step ends 1000 // steps levels lower: at the next level in "trailing" where
+    the number of steps divides 1000, else one off; in "linspace" one off at 50 steps, 11 at 10.
     """
     if not 1 <= steps <= LEVELS:
       raise ValueError(f"A sampling run needs 1 to {LEVELS} steps, got {steps}.")
@@ -52,8 +52,9 @@ class VPrediction:
     else:
       timesteps = np.round(np.linspace(0, LEVELS - 1, steps)).astype(int)[::-1]
       index = np.append(timesteps + 1, 0)
-    signal, spread = (table[index] for table in _tables(self.snr_shift, *self.betas))
-    return Levels(index / LEVELS, index[:-1] / LEVELS, signal, spread)
+    tables = np.stack(_tables(self.snr_shift, *self.betas))
+    ends = np.maximum(index[:-1] - LEVELS // steps, 0)
+    return Levels(index / LEVELS, index[:-1] / LEVELS, *tables[:, index], tables[:, ends])
 
   def sample_sigma(
     self, key: PRNGKeyArray, batch: int, highest: float = 1.0

@@ -13,7 +13,9 @@ steps untouched.
 """
 
 import contextlib
+import functools
 import json
+import logging
 import os
 import pathlib
 import secrets
@@ -83,8 +85,8 @@ def first_line(error: Exception) -> str:
 def _check_room(folder: Place, tree: Any) -> None:
   """Raises OSError unless this process's share of the arrays fits on the disk.
 
-  Asked before Orbax starts: its background threads answer a full disk with pages of tracebacks.
-  On macOS, which can't reserve room in this way, they still do.
+  Asked before Orbax starts, so that the run ends here and not at the next checkpoint, when the
+  steps up to it are lost. On macOS, which can't reserve room in this way, it still does.
   """
   if not hasattr(os, "posix_fallocate"):
     return
@@ -97,31 +99,42 @@ def _check_room(folder: Place, tree: Any) -> None:
     probe.unlink(missing_ok=True)
 
 
-# How errors begin of reads that Orbax has given up.
+# How errors begin of reads and writes that Orbax has given up.
 _LATE = ("Event loop is closed", "Encountered error while reading array")
+
+
+@functools.cache
+def _leave_one_line() -> None:
+  """Keeps what Orbax's threads print of a failure from the error that it raises of it as well.
+
+  Each of them logs a traceback; and when one array fails, Orbax closes its event loop while others
+  are on their way, each of which would print one more.
+  """
+  shown = sys.unraisablehook
+
+  def without_late(unraisable: Any) -> None:
+    if not str(unraisable.exc_value).startswith(_LATE):
+      shown(unraisable)
+
+  def is_news(record: logging.LogRecord) -> bool:
+    return not (record.exc_info and "orbax" in pathlib.Path(record.pathname).parts)
+
+  sys.unraisablehook = without_late
+  logging.getLogger("absl").addFilter(is_news)
 
 
 @contextlib.contextmanager
 def reading(place: Place) -> Iterator[ocp.PyTreeCheckpointHandler]:
   """Yields what reads items of a step's folder; whatever goes wrong is one CheckpointError."""
-  shown = sys.unraisablehook
-
-  def without_late_reads(unraisable: Any) -> None:
-    # When one array can't be read, Orbax closes its event loop while others are on their way; each
-    # of those would print a traceback beside the error that matters.
-    if not str(unraisable.exc_value).startswith(_LATE):
-      shown(unraisable)
-
+  _leave_one_line()
   # Each process reads by itself: one that fails must not leave the others waiting.
   me = jax.process_index()
   alone = ocp.options.MultiprocessingOptions(
     primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"read_{me}"
   )
   handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
-  sys.unraisablehook = without_late_reads
   with damage_of(place):
     yield handler
-  sys.unraisablehook = shown
 
 
 @contextlib.contextmanager
@@ -189,6 +202,7 @@ class Checkpoints:
       keep_hours: of those that follow each other within so many hours, the first is kept for ever;
         0 for none.
     """
+    _leave_one_line()
     kept: list[Any] = [policies.LatestN(keep)]
     if keep_every:
       kept.append(policies.EveryNSteps(keep_every))

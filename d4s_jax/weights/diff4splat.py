@@ -249,14 +249,12 @@ class LDRM(Part):
       ValueError: something is of another video than the latents.
     """
     config = self.config
-    self._check(latents, world_from_camera, intrinsics, size, video)
+    self._check(latents, world_from_camera, intrinsics, size, times, sigma, video)
     if sigma is None:
       sigma = latents.new_zeros(latents.shape[0])
     near = world_from_camera.clone()
     near[..., :3, 3] /= config["scene_scale"]
     maps = camera_map(near, intrinsics, size, config["encoding"])
-    if (video is None) == bool(config["stem"]):
-      raise ValueError(f"A model with a stem of {config['stem']}: video must be given if above 0.")
     seen = None if video is None else self._stem(video, near, intrinsics)
     tokens, taps = self._trunk(latents, maps, sigma, seen)
     if config["canonical"] == "first":
@@ -275,23 +273,48 @@ class LDRM(Part):
     chosen[4] = torch.where(chosen[4] < 0.005, 0.0, chosen[4])
     return Scene(*chosen, times=times, deformation=self._deformation(taps, kept, times, detail))
 
-  def _check(self, latents, world_from_camera, intrinsics, size, video) -> None:
+  def _check(
+    self,
+    latents: Tensor,
+    world_from_camera: Tensor,
+    intrinsics: Tensor,
+    size: tuple[int, int],
+    times: Tensor,
+    sigma: Tensor | None,
+    video: Tensor | None,
+  ) -> None:
     """Raises ValueError unless all are of the video that the latents are of."""
+    strides, stem = self.config["strides"], self.config["stem"]
+    channels = self.get("trunk/latents_patch/kernel").shape[-2]
+    if stem:  # Whose features come with the latents.
+      channels -= strides[0] * self.get("stem/norm/scale").shape[0]
+    if latents.ndim != 5 or latents.shape[-1] != channels:
+      raise ValueError(
+        f"latents are {tuple(latents.shape)}, expected [batch, frames, rows, columns, {channels}]."
+      )
     batch, *grid, _ = latents.shape
-    sides = [n * stride for n, stride in zip(grid, self.config["strides"])]
-    frames, height, width = 1 + sides[0] - self.config["strides"][0], *sides[1:]
-    wanted = {"world_from_camera": (4, 4), "intrinsics": (3, 3), "video": (height, width, 3)}
-    given = dict(zip(wanted, (world_from_camera, intrinsics, video)))
-    found = {name: tuple(x.shape) for name, x in given.items() if x is not None}
-    wrong = [
-      f"{name} is {shape}, expected {(batch, frames, *wanted[name])}"
-      for name, shape in found.items()
-      if shape != (batch, frames, *wanted[name])
-    ]
-    if tuple(size) != (height, width):
-      wrong.append(f"size is {tuple(size)}, expected {(height, width)}")
+    sides = [n * stride for n, stride in zip(grid, strides)]
+    frames, height, width = 1 + sides[0] - strides[0], *sides[1:]
+    asked = times.shape[1] if times.ndim == 2 else 1
+    wanted = {
+      "world_from_camera": (batch, frames, 4, 4),
+      "intrinsics": (batch, frames, 3, 3),
+      "size": (height, width),
+      "times": (batch, asked),
+      "sigma": (batch,),
+      "video": (batch, frames, height, width, 3),
+    }
+    given = (world_from_camera, intrinsics, size, times, sigma, video)
+    found = {
+      name: tuple(x.shape if isinstance(x, Tensor) else x)
+      for name, x in zip(wanted, given)
+      if x is not None
+    }
+    wrong = [f"{k} is {v}, expected {wanted[k]}" for k, v in found.items() if v != wanted[k]]
     if wrong:
       raise ValueError(f"With latents of {tuple(latents.shape)}: {'; '.join(wrong)}.")
+    if (video is None) == bool(stem):
+      raise ValueError(f"A model with a stem of {stem}: video must be given if above 0.")
 
   def _trunk(
     self, latents: Tensor, maps: Tensor, sigma: Tensor, seen: Tensor | None

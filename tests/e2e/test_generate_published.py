@@ -133,8 +133,7 @@ def test_it_makes_a_video_and_says_what_it_lacks(place, capsys):
   "preset",
   [
     "wan2.2-5b-ti2v",
-    # 5B-I2V has learnt a position for each of 226 tokens of text, and small pipelines have fewer.
-    *(pytest.param(f"cogvideox-{x}", marks=pytest.mark.slow) for x in ("2b", "1.5-5b")),
+    *(pytest.param(f"cogvideox-{x}", marks=pytest.mark.slow) for x in ("2b", "5b-i2v", "1.5-5b")),
   ],
 )
 def test_every_family_generates_by_the_schedule_it_was_published_with(preset, place, tmp_path):

@@ -1,5 +1,6 @@
 """The Wan models that start from a photograph: Wan2.1-I2V, and Wan2.2-TI2V with its clean frame."""
 
+import copy
 import functools
 
 import jax
@@ -84,11 +85,11 @@ def _inputs(seed, batch, frames, height, width, takes_image):
   return latents, jnp.asarray(random.uniform(0, 1, batch).astype(np.float32)), text, condition
 
 
-def _theirs(torch, model, latents, sigma, text, condition):
+def _theirs(torch, model, latents, sigma, text, condition, dtype=None):
   """Theirs, as their pipelines call it; gives leaves that gather gradients too."""
 
   def tensor(x):
-    return torch.from_numpy(np.array(x)).requires_grad_()
+    return torch.from_numpy(np.array(x)).to(dtype).requires_grad_()
 
   leaves = jax.tree.map(tensor, (latents, text, condition))
   latents, text, condition = leaves
@@ -99,7 +100,7 @@ def _theirs(torch, model, latents, sigma, text, condition):
     tokens = (torch.arange(frames) > 0).float().repeat_interleave(height * width // 4)
     time = time[:, None] * tokens[None]
   else:
-    mask = torch.zeros(*latents.shape[:-1], 4)
+    mask = latents.new_zeros(*latents.shape[:-1], 4)
     mask[:, 0] = 1.0
     x = torch.cat([latents, mask, condition.video], dim=-1)
   out = model(x.movedim(-1, 1), time, text, condition.image).sample.movedim(1, -1)
@@ -148,6 +149,30 @@ def test_values_and_gradients_equal_diffusers(takes_image):
   ):
     # 1e-4 of the largest entry: sums over all tokens.
     np.testing.assert_allclose(a, b, atol=1e-4 * max(np.abs(b).max(), 1e-2), err_msg=str(path))
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("takes_image", [True, False], ids=["i2v", "ti2v"])
+def test_bfloat16_is_as_near_to_float32_as_that_of_diffusers(takes_image):
+  torch, model, _, to_ours = _models(takes_image)
+  # The same weights and inputs, which bfloat16 holds.
+  half = copy.deepcopy(model).to(torch.bfloat16)
+  whole = copy.deepcopy(half).float()
+  latents, sigma, text, condition = _inputs(2, 2, 3, 4, 6, takes_image)
+
+  def rounded(x):
+    return x.astype(jnp.bfloat16).astype(jnp.float32)
+
+  inputs = rounded(latents), sigma, rounded(text), jax.tree.map(rounded, condition)
+  with torch.no_grad():
+    want = _theirs(torch, whole, *inputs)[0].numpy()
+    theirs = _theirs(torch, half, *inputs, torch.bfloat16)[0].float().numpy()
+  params = to_ours(_arrays(whole.state_dict().items()))
+  module = WanTransformer(**SMALL, takes_image=takes_image, dtype=jnp.bfloat16)
+  ours = jit(functools.partial(_denoise, module))(params, *inputs)
+  error, allowed = np.std(ours - want), np.std(theirs - want)
+  # Twice theirs: both round at other places.
+  assert 0 < error < 2 * allowed and error < 0.05 * np.std(want)
 
 
 # One frame, and grids of tokens with odd sides.

@@ -42,7 +42,10 @@ def _wan_image():
 # The class of diffusers, and what it is made of.
 PIPELINES = {
   "cogvideox-2b": ("CogVideoXPipeline", lambda: _cogvideox("2b")),
+  "cogvideox-5b": ("CogVideoXPipeline", lambda: _cogvideox("5b")),
   "cogvideox-5b-i2v": ("CogVideoXImageToVideoPipeline", lambda: _cogvideox("5b-i2v")),
+  "cogvideox-1.5-5b": ("CogVideoXPipeline", lambda: _cogvideox("1.5-5b")),
+  "cogvideox-1.5-5b-i2v": ("CogVideoXImageToVideoPipeline", lambda: _cogvideox("1.5-5b-i2v")),
   "wan2.1-t2v": ("WanPipeline", _wan),
   "wan2.1-i2v": ("WanImageToVideoPipeline", _wan_image),
   "wan2.2-ti2v": ("WanPipeline", lambda: _wan("vae22", expand_timesteps=True)),

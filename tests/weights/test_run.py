@@ -444,3 +444,14 @@ def test_the_code_refuses_what_is_of_another_video(exported):
   message = r"intrinsics is \(1, 9, 3, 3\), expected \(1, 5, 3, 3\); size is \(48, 32\), expected"
   with pytest.raises(ValueError, match=message):
     ldrm(latents, poses, intrinsics, (48, 32), torch.zeros(1, 2))
+  right = (poses, torch.eye(3).expand(1, 5, 3, 3), (32, 48), torch.zeros(1, 2))
+  for given, options, message in (
+    ((latents[..., 1:], *right), {}, r"latents are \(1, 2, 4, 6, 3\), expected .*columns, 4\]"),
+    ((latents, poses[:, 1:], *right[1:]), {}, r"world_from_camera is \(1, 4, 4, 4\), expected"),
+    ((latents, *right[:3], torch.zeros(2)), {}, r"times is \(2,\), expected \(1, 1\)"),
+    ((latents, *right), {"sigma": torch.zeros(3)}, r"sigma is \(3,\), expected \(1,\)"),
+    ((latents, *right), {"video": torch.zeros(1, 5, 48, 32, 3)}, r"video is \(1, 5, 48, 32, 3\)"),
+    ((latents, *right), {}, "stem of 2: video must be given"),
+  ):
+    with pytest.raises(ValueError, match=message):
+      ldrm(*given, **options)
