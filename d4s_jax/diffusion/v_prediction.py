@@ -54,7 +54,8 @@ class VPrediction:
       index = np.append(timesteps + 1, 0)
     tables = np.stack(_tables(self.snr_shift, *self.betas))
     ends = np.maximum(index[:-1] - LEVELS // steps, 0)
-    return Levels(index / LEVELS, index[:-1] / LEVELS, *tables[:, index], tables[:, ends])
+    signal, spread = tables[:, index]
+    return Levels(index / LEVELS, index[:-1] / LEVELS, signal, spread, tables[:, ends])
 
   def sample_sigma(
     self, key: PRNGKeyArray, batch: int, highest: float = 1.0
