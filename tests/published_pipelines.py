@@ -31,14 +31,14 @@ _VARIANTS: dict[str, dict[str, Any]] = {
   "cogvideox-5b-i2v": dict(positions="learned", grid=(2, 2, 2), takes_image=True),
   "cogvideox-1.5-5b": dict(patch=(2, 2, 2)),
 }
-PRESETS = ("wan2.2-5b-ti2v", *_VARIANTS)
+PRESETS = ("wan1.3b", "wan2.2-5b-ti2v", *_VARIANTS)
 
 
 def write(preset: str, folder: pathlib.Path) -> dict[str, Any]:
   """Leaves a pipeline in `folder`; returns the overrides of its preset, by key."""
   torch = pytest.importorskip("torch")
   torch.manual_seed(0)
-  parts, overrides = (_wan22 if preset.startswith("wan") else _cogvideox)(preset)
+  parts, overrides = (_wan if preset.startswith("wan") else _cogvideox)(preset)
   for name, part in parts.items():
     if isinstance(part, torch.nn.Module):
       # diffusers makes tables of positions in double precision, and publishes none so.
@@ -88,20 +88,24 @@ def wan22_autoencoder(mean: Sequence[float], std: Sequence[float]) -> Any:
   return _libraries()[0].AutoencoderKLWan(is_residual=True, **sizes, **pixels, **latents)
 
 
-def _wan22(preset: str) -> tuple[dict[str, Any], dict[str, Any]]:
-  del preset
+def _wan(preset: str) -> tuple[dict[str, Any], dict[str, Any]]:
   diffusers, transformers = _libraries()
   mean, std = (0.5, -0.25, 0.0, 0.125), (2.0, 1.0, 4.0, 0.5)
+  autoencoder: dict[str, Any] = dict(base_dim=4, z_dim=4, num_res_blocks=1)
+  autoencoder |= dict(latents_mean=mean, latents_std=std)
+  if preset == "wan1.3b":
+    vae = diffusers.AutoencoderKLWan(**autoencoder)
+  else:
+    vae = wan22_autoencoder(mean, std)
+    autoencoder |= {"decoder_base_dim": 8}
   parts = {
     "transformer": wan_transformer(),
-    "vae": wan22_autoencoder(mean, std),
+    "vae": vae,
     "text_encoder": transformers.UMT5EncoderModel(transformers.UMT5Config(**_T5)),
     "scheduler": diffusers.UniPCMultistepScheduler(
       prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=5.0
     ),
   }
-  autoencoder = dict(base_dim=4, decoder_base_dim=8, z_dim=4, num_res_blocks=1)
-  autoencoder |= dict(latents_mean=mean, latents_std=std)
   transformer = dict(dim=32, ffn_dim=32, heads=2, depth=2)
   return parts, {"autoencoder": autoencoder, "transformer": transformer}
 
@@ -109,13 +113,15 @@ def _wan22(preset: str) -> tuple[dict[str, Any], dict[str, Any]]:
 def _cogvideox(preset: str) -> tuple[dict[str, Any], dict[str, Any]]:
   diffusers, transformers = _libraries()
   variant = _VARIANTS[preset]
+  name = "CogVideoXDPMScheduler" if preset == "cogvideox-5b-i2v" else "CogVideoXDDIMScheduler"
+  scheduler = getattr(diffusers, name)
   shift, scale = (3.0, 1.15258426) if preset == "cogvideox-2b" else (1.0, 0.7)
   fields = _TRANSFORMER | variant | {"out_channels": 4, "text_length": _length(preset)}
   parts = {
     "transformer": torch_transformer(fields, text_dim=16),
     "vae": torch_autoencoder(_AUTOENCODER | {"scale": scale}, inverted="patch" in variant),
     "text_encoder": transformers.T5EncoderModel(transformers.T5Config(**_T5)),
-    "scheduler": diffusers.CogVideoXDDIMScheduler(
+    "scheduler": scheduler(
       prediction_type="v_prediction",
       rescale_betas_zero_snr=True,
       timestep_spacing="trailing",

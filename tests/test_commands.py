@@ -477,3 +477,10 @@ def test_a_stray_word_is_one_line():
   assert done.returncode == 1
   assert done.stderr.startswith("error: Unexpected words ['extra']")
   assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_mistake_in_a_config_file_s_argument_is_one_line():
+  done = start("train", "--config=configs/joint.py:nosuch", "--workdir=none")
+  assert done.returncode == 1
+  (line,) = done.stderr.splitlines()
+  assert line.startswith("error: Unknown preset 'nosuch'; choose one of ")

@@ -29,15 +29,17 @@ class Levels(NamedTuple):
     told: what the model is told of each but the last.
     signal: weight of the clean latents at each.
     spread: weight of the noise at each.
-    ends: both weights where a first-order step from each but the last ends: at the next level, but
-      for published schedulers that step elsewhere.
+    end_signal: weight of the clean latents where a step from each but the last ends: at the next
+      level, but for published schedulers that step elsewhere.
+    end_spread: weight of the noise there.
   """
 
   sigma: Float[np.ndarray, "n"]
   told: Float[np.ndarray, "n-1"]
   signal: Float[np.ndarray, "n"]
   spread: Float[np.ndarray, "n"]
-  ends: Float[np.ndarray, "2 n-1"]
+  end_signal: Float[np.ndarray, "n-1"]
+  end_spread: Float[np.ndarray, "n-1"]
 
 
 @runtime_checkable
@@ -102,7 +104,7 @@ class FlowMatching:
     told = sigma[:-1]
     if self.spacing == "unipc":
       told = np.floor(LEVELS * told) / LEVELS
-    return Levels(sigma, told, 1 - sigma, sigma, np.stack([1 - sigma, sigma])[:, 1:])
+    return Levels(sigma, told, 1 - sigma, sigma, 1 - sigma[1:], sigma[1:])
 
   def _even(self, steps: int) -> Float[np.ndarray, "n"]:
     return self.shifted(np.linspace(1.0, 0.0, steps + 1))

@@ -40,8 +40,9 @@ class Weights(NamedTuple):
 def ddim(levels: Levels) -> Weights:
   """First order: the estimated noise stays, the estimated clean latents stay."""
   weights = _nothing(len(levels.told))
-  kept = levels.ends[1] / levels.spread[:-1]
-  weights.predict[:, :2] = np.stack([kept, levels.ends[0] - levels.signal[:-1] * kept], axis=1)
+  kept = levels.end_spread / levels.spread[:-1]
+  weights.predict[:, 0] = kept
+  weights.predict[:, 1] = levels.end_signal - levels.signal[:-1] * kept
   return weights
 
 
@@ -65,14 +66,14 @@ def unipc(levels: Levels) -> Weights:
 def dpm(levels: Levels) -> Weights:
   """Second order but for the first step and one down to data, which alone adds no new noise."""
   weights, log_ratio = _nothing(len(levels.told)), _log_ratio(levels.signal, levels.spread)
-  for i, (signal, spread) in enumerate(levels.ends.T):
-    h = _log_ratio(signal, spread) - log_ratio[i]
-    estimate = -np.expm1(-2 * h) * signal
+  ends = _log_ratio(levels.end_signal, levels.end_spread)
+  for i, predict in enumerate(weights.predict):
+    h, spread = ends[i] - log_ratio[i], levels.end_spread[i]
+    estimate = -np.expm1(-2 * h) * levels.end_signal[i]
     before = 0.5 * h / (log_ratio[i] - log_ratio[i - 1]) if i and spread else 0.0
-    weights.predict[i] = (
-      *(spread / levels.spread[i] * np.exp(-h), estimate * (1 + before), -estimate * before),
-      spread * np.sqrt(-np.expm1(-2 * h)),
-    )
+    predict[0] = spread / levels.spread[i] * np.exp(-h)
+    predict[1:3] = estimate * (1 + before), -estimate * before
+    predict[3] = spread * np.sqrt(-np.expm1(-2 * h))
   return weights
 
 
@@ -92,7 +93,7 @@ def _nothing(steps: int) -> Weights:
   return weights
 
 
-def _log_ratio(signal, spread):
+def _log_ratio(signal: np.ndarray, spread: np.ndarray) -> np.ndarray:
   with np.errstate(divide="ignore"):
     return np.log(signal) - np.log(spread)
 

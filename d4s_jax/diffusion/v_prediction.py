@@ -41,21 +41,24 @@ class VPrediction:
     down to the lowest that has a timestep, from which a last step leads to 0.
 
     As in diffusers, a step ends 1000 // steps levels lower: at the next level in "trailing" where
-    the number of steps divides 1000, else one off; in "linspace" one off at 50 steps, 11 at 10.
+    the number of steps divides 1000, else at most one off; in "linspace" one at 50 steps, 11 at 10.
+    So a pass may be told another level than its latents are at, and the last step may end at 1.
     """
     if not 1 <= steps <= LEVELS:
       raise ValueError(f"A sampling run needs 1 to {LEVELS} steps, got {steps}.")
     if self.spacing not in SPACINGS:
       raise ValueError(f"schedule.spacing is {self.spacing!r}; expected one of {SPACINGS}.")
     if self.spacing == "trailing":
-      index = np.round(np.linspace(LEVELS, 0, steps + 1)).astype(int)
+      # By arange as in diffusers: what it makes of halves depends on it.
+      begins = np.round(np.arange(LEVELS, 0, -LEVELS / steps)[:steps])
     else:
-      timesteps = np.round(np.linspace(0, LEVELS - 1, steps)).astype(int)[::-1]
-      index = np.append(timesteps + 1, 0)
+      begins = np.round(np.linspace(0, LEVELS - 1, steps))[::-1] + 1
+    index = np.append(begins.astype(int), 0)
     tables = np.stack(_tables(self.snr_shift, *self.betas))
     ends = np.maximum(index[:-1] - LEVELS // steps, 0)
-    signal, spread = tables[:, index]
-    return Levels(index / LEVELS, index[:-1] / LEVELS, signal, spread, tables[:, ends])
+    (signal, spread), (end_signal, end_spread) = tables[:, index], tables[:, ends]
+    sigma = index / LEVELS
+    return Levels(sigma, sigma[:-1], signal, spread, end_signal, end_spread)
 
   def sample_sigma(
     self, key: PRNGKeyArray, batch: int, highest: float = 1.0

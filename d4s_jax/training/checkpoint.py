@@ -117,7 +117,8 @@ def _leave_one_line() -> None:
       shown(unraisable)
 
   def is_news(record: logging.LogRecord) -> bool:
-    return not (record.exc_info and "orbax" in pathlib.Path(record.pathname).parts)
+    failed = record.levelno >= logging.ERROR and record.exc_info
+    return not (failed and "orbax" in pathlib.Path(record.pathname).parts)
 
   sys.unraisablehook = without_late
   logging.getLogger("absl").addFilter(is_news)

@@ -293,6 +293,11 @@ class LDRM(Part):
         f"latents are {tuple(latents.shape)}, expected [batch, frames, rows, columns, {channels}]."
       )
     batch, *grid, _ = latents.shape
+    patch = self.get("trunk/latents_patch/kernel").shape[:3]
+    if any(n % size for n, size in zip(grid, patch)):
+      raise ValueError(
+        f"latents are {grid[0]} x {grid[1]} x {grid[2]}, expected multiples of {tuple(patch)}."
+      )
     sides = [n * stride for n, stride in zip(grid, strides)]
     frames, height, width = 1 + sides[0] - strides[0], *sides[1:]
     asked = times.shape[1] if times.ndim == 2 else 1

@@ -110,8 +110,8 @@ def _merge(model: Conversion, adapter: Adapter) -> Conversion:
   component = components.of(config)
   if adapter.kind != config["_class_name"]:
     raise ValueError(
-      f"The adapter is for a {adapter.kind}, the transformer is a {config['_class_name']}; expected"
-      " both of one family."
+      f"The adapter is for a {adapter.kind}, the transformer is a {config['_class_name']}: name"
+      " with --merge an adapter that was trained on this one."
     )
   depth = component.fields(config)["depth"]
   other = {x[0] for path, x in kernels.items() if path.startswith("blocks/") and x[0] != depth}

@@ -147,14 +147,15 @@ def times() -> None:
 
 
 def profiles() -> None:
-  """Prints where the time of ours goes, whole."""
+  """Prints where the time of ours goes, whole and in chunks."""
   for name, module in MODELS.items():
     _, variables = _torch_model(name)
     variables = jax.tree.map(jnp.asarray, variables)
     for method in _METHODS:
-      print(f"{name} {method}", flush=True)
-      function = jax.jit(functools.partial(_apply, module.clone(chunk=0), method))
-      profile(function, variables, jnp.asarray(_small(module, method)))
+      for kind, chunk in (("whole", 0), ("chunks", module.chunk)):
+        print(f"{name} {method}, {kind}", flush=True)
+        function = jax.jit(functools.partial(_apply, module.clone(chunk=chunk), method))
+        profile(function, variables, jnp.asarray(_small(module, method)))
 
 
 def main() -> None:

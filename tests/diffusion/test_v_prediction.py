@@ -66,7 +66,7 @@ def test_illegal_numbers_of_steps_are_refused(steps):
 
 @pytest.mark.parity
 @pytest.mark.parametrize("spacing", ["trailing", "linspace"])
-@pytest.mark.parametrize("steps", [3, 50, 999, 1000])
+@pytest.mark.parametrize("steps", [3, 48, 50, 144, 999, 1000])
 def test_timesteps_equal_diffusers(spacing, steps):
   diffusers = pytest.importorskip("diffusers")
   theirs = diffusers.CogVideoXDDIMScheduler(timestep_spacing=spacing)

@@ -436,7 +436,7 @@ def test_a_run_is_not_converted_to_flax(exported, tmp_path, capsys):
   assert "is a training run, which is ours already" in capsys.readouterr().err
 
 
-def test_the_code_refuses_what_is_of_another_video(exported):
+def test_the_code_refuses_what_is_of_another_video(exported, monkeypatch):
   folder, system, _ = exported
   ldrm, _ = module(folder / "diff4splat").load(str(folder / "diff4splat"))
   latents = torch.zeros(system.backbone.latent_shape(1, 5, 32, 48))
@@ -455,3 +455,11 @@ def test_the_code_refuses_what_is_of_another_video(exported):
   ):
     with pytest.raises(ValueError, match=message):
       ldrm(*given, **options)
+  get = ldrm.get
+
+  def of_larger_patches(path):
+    return get(path).repeat(1, 2, 2, 1, 1) if path.endswith("latents_patch/kernel") else get(path)
+
+  monkeypatch.setattr(ldrm, "get", of_larger_patches)
+  with pytest.raises(ValueError, match=r"latents are 2 x 3 x 6, expected multiples of \(1, 2, 2\)"):
+    ldrm(latents[:, :, 1:], *right)
