@@ -40,9 +40,9 @@ elif [[ -z ${option[dry-run]:-} ]]; then
   fail "This is no Slurm job; submit it with sbatch, as --help shows."
 fi
 
-# The training was told to stop, and saved.
-stopped=75
-final+="$stopped "
+# The training was told to stop (d4s_jax/errors.py): it saved, or had nothing to save yet.
+stopped=" 75 130 "
+final+=$stopped
 # Slurm itself tells the processes.
 # shellcheck disable=SC2329
 forward() { :; }
@@ -51,7 +51,7 @@ status=0
 # One that saved before the others must not end them.
 supervise srun --label --kill-on-bad-exit=0 python -m d4s_jax.train --distributed "${words[@]}" || status=$?
 # Slurm told this script as well if it has decided already: to requeue the job, or to cancel it.
-if [[ $status == "$stopped" && -z $told ]]; then
+if [[ $stopped == *" $status "* && -z $told ]]; then
   scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$status"

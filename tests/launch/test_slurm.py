@@ -2,6 +2,9 @@
 
 import shutil
 
+import pytest
+
+from d4s_jax import errors
 from tests.launch.stand_ins import LAUNCH, ROOT, TRAINING, one_line, trainer
 
 JOB = {"SLURM_JOB_ID": "17", "SLURM_NTASKS": "16", "SLURM_JOB_NUM_NODES": "2"}
@@ -37,9 +40,12 @@ def test_a_crash_starts_the_step_again_in_the_same_job(stand_ins):
   assert not stand_ins.calls("scontrol")
 
 
-def test_a_stop_before_the_end_goes_back_into_the_queue(stand_ins):
-  stand_ins.add("srun", STEPS.format([75]))
-  assert stand_ins.run("slurm.sh", "--", *TRAINING, **JOB).returncode == 75
+@pytest.mark.parametrize("status", [errors.STOPPED, errors.INTERRUPTED])
+def test_a_stop_before_the_end_goes_back_into_the_queue(status, stand_ins):
+  """Also one that came while it was still restoring."""
+  stand_ins.add("srun", STEPS.format([status]))
+  assert stand_ins.run("slurm.sh", "--", *TRAINING, **JOB).returncode == status
+  assert len(stand_ins.calls("srun")) == 1
   assert stand_ins.calls("scontrol") == [["requeue", "17"]]
 
 

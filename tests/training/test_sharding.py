@@ -1,39 +1,25 @@
 """Parameters and optimizer state lie along the mesh as their logical axes say."""
 
+import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 import textwrap
 
+import jax
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 
+from d4s_jax.config import base
 from d4s_jax.models.system import System
-from d4s_jax.training import checkpoint
+from d4s_jax.training import checkpoint, initialize, sharding
+from d4s_jax.training.optimizer import make_optimizer
+from d4s_jax.training.planning.chips import CHIPS
+from d4s_jax.training.planning.plan import _far
 from tests.support import small_config
-
-SCRIPT = """
-import jax, json, numpy as np, optax
-import flax.linen as nn
-from d4s_jax.training import sharding, state
-from d4s_jax.models.system import System
-from tests.support import random_params, small_config
-
-config = small_config()
-system = System.build(config.model.to_dict())
-params = random_params(system)
-optimizer = optax.adam(1e-3)
-mesh = sharding.make_mesh(fsdp=4)
-now = state.create(params, ("^ldrm/",), optimizer)
-layout = sharding.state_shardings(mesh, system.boxed(), jax.eval_shape(lambda: now))
-kernel = layout.trainable["ldrm/trunk/merge/kernel"].spec
-moment = layout.optimizer[0].mu["ldrm/trunk/merge/kernel"].spec
-cut = sum(any(s.spec) for s in layout.trainable.values())
-print(json.dumps({"kernel": [str(a) for a in kernel], "moment": [str(a) for a in moment],
-  "step": len(layout.step.spec), "cut": cut, "all": len(layout.trainable)}))
-"""
-
 
 STEP = """
 import contextlib, json, pathlib, sys
@@ -140,11 +126,116 @@ def run(script, devices, *arguments):
   return json.loads(done.stdout.splitlines()[-1])
 
 
-def test_state_is_cut_along_the_fsdp_axis():
-  layout = run(SCRIPT, devices=8)
-  assert layout["kernel"] == layout["moment"] and "fsdp" in layout["kernel"]
-  assert layout["step"] == 0
-  assert layout["cut"] > layout["all"] / 3
+@dataclasses.dataclass(frozen=True)
+class Tpu:
+  """What JAX asks of a device to arrange it."""
+
+  id: int
+  device_kind: str
+  coords: tuple[int, ...]
+  slice_index: int
+  platform: str = "tpu"
+  core_on_chip: int = 0
+  process_index: int = 0
+
+
+def tpus(kind, *shape, slices=1):
+  """Chips of slices of that shape."""
+  places = [place[::-1] for place in np.ndindex(shape[::-1])]
+  every = [(number, place) for number in range(slices) for place in places]
+  return [Tpu(n, kind, place, number) for n, (number, place) in enumerate(every)]
+
+
+# How `wan2.2-5b-ti2v` lies on v5p:4x4x4 with fsdp 16 and tensor 2: of all paths that a pattern
+# matches, what each dimension is cut along. "-" and what is left out at the end is whole.
+GOLDEN = {
+  # Convolutions, narrow layers, and what is added after a cut dimension was summed.
+  r"autoencoder/.*": "",
+  r"ldrm/deformation/(fine|mix|out|.*_time)/.*": "",
+  r"ldrm/deformation/pyramid/(level_./bias|refine_.*)": "",
+  r"ldrm/gaussian/(colour/.*|map/bias)": "",
+  r"ldrm/trunk/(noise_out/bias|transformer/blocks/(query|key)_norm/scale)": "",
+  r"transformer/(camera/adapter/.*|head/bias|text/out/bias|time/(modulation|out)/bias)": "",
+  # Inner widths and heads along tensor, the others along fsdp; layers are stacked in front.
+  r"text_encoder/blocks/(query|key|value|mlp_in|mlp_gate)/kernel": "- fsdp tensor",
+  r"text_encoder/blocks/(attention|mlp)_out/kernel": "- tensor fsdp",
+  r"text_encoder/blocks/(attention|mlp)_norm/scale": "- fsdp",
+  r"text_encoder/blocks/bias/table": "- - tensor",
+  r"text_encoder/embedding": "tensor fsdp",
+  r"text_encoder/norm/scale": "fsdp",
+  r"transformer/blocks/(cross|self)_attention/(query|key|value)/kernel": "- fsdp tensor",
+  r"transformer/blocks/(cross|self)_attention/((query|key|value)/bias|.*_norm/scale)": "- tensor",
+  r"transformer/blocks/(cross|self)_attention/out/kernel": "- tensor fsdp",
+  r"transformer/blocks/((cross|self)_attention/out|mlp_out|cross_norm)/(bias|scale)": "- fsdp",
+  r"transformer/blocks/mlp_in/kernel": "- fsdp tensor",
+  r"transformer/blocks/mlp_in/bias": "- tensor",
+  r"transformer/blocks/mlp_out/kernel": "- tensor fsdp",
+  r"transformer/blocks/modulation": "- - fsdp",
+  r"transformer/modulation": "- fsdp",
+  r"transformer/((head|text/out|time/modulation|time/out)/kernel|.*(embedding|/in)/bias)": "fsdp",
+  r"transformer/(text|time)/in/kernel": "- fsdp",
+  r"transformer/(camera/projection|patch_embedding)/kernel": "- - - - fsdp",
+  r"ldrm/trunk/transformer/blocks/(query_key_value|mlp_in)/kernel": "- fsdp tensor",
+  r"ldrm/trunk/transformer/blocks/(query_key_value|mlp_in)/bias": "- tensor",
+  r"ldrm/trunk/transformer/blocks/(attention|mlp)_out/kernel": "- tensor fsdp",
+  r"ldrm/trunk/transformer/blocks/(attention|mlp)_(out/bias|norm/.*)": "- fsdp",
+  r"ldrm/trunk/(noise_in|position|merge)/kernel": "- fsdp",
+  r"ldrm/trunk/.*_patch/kernel": "- - - - fsdp",
+  r"ldrm/trunk/((.*_patch|noise_in|position|merge)/bias|noise_out/kernel)": "fsdp",
+  r"ldrm/trunk/((cameras|latents)_norm|transformer/norm)/(bias|scale)": "fsdp",
+  r"ldrm/deformation/pyramid/(level_[123]/kernel|norm_./.*)": "fsdp",
+  r"ldrm/(deformation/pyramid/level_0|gaussian/map)/kernel": "- - - fsdp",
+}
+
+
+@pytest.fixture(scope="module")
+def published():
+  """`wan2.2-5b-ti2v`, and the mesh of GOLDEN."""
+  system = System.build(base("wan2.2-5b-ti2v").model.to_dict())
+  return system, sharding.make_mesh(fsdp=16, tensor=2, devices=tpus("TPU v5p", 4, 4, 4))
+
+
+def _cuts(shardings):
+  """What the dimensions of arrays are cut along, in the words of GOLDEN, by the last key."""
+  leaves = jax.tree_util.tree_leaves_with_path(shardings)
+  cuts = {path[-1].key: x.spec for path, x in leaves if hasattr(path[-1], "key")}
+  return {
+    name: " ".join("+".join(x) if isinstance(x, tuple) else x or "-" for x in spec).rstrip("- ")
+    for name, spec in cuts.items()
+  }
+
+
+def _unlike_golden(cuts):
+  """Paths that no pattern matches, or more than one, or that are cut otherwise; unused patterns."""
+  found = {name: [x for x in GOLDEN if re.fullmatch(x, name)] for name in cuts}
+  wrong = [
+    (name, cuts[name], patterns)
+    for name, patterns in found.items()
+    if len(patterns) != 1 or GOLDEN[patterns[0]] != cuts[name]
+  ]
+  return wrong + sorted(GOLDEN.keys() - {x for patterns in found.values() for x in patterns})
+
+
+def test_a_published_model_and_its_moments_lie_as_written_down(published):
+  system, mesh = published
+  optimizer = make_optimizer(steps=2000, **base("wan2.2-5b-ti2v").optimizer.to_dict())
+  like = initialize.abstract_state(system, ("^transformer/", "^ldrm/"), optimizer, mesh)
+  layout = sharding.of(like)
+  cuts = _cuts(layout.trainable | layout.frozen)
+  assert layout.step.spec == jax.P()
+  assert len(cuts) > 300 and _unlike_golden(cuts) == []
+  for part in (layout.optimizer, layout.average):
+    moments = _cuts(part)
+    assert moments and {name: cuts[name] for name in moments} == moments
+
+
+@pytest.mark.parametrize("axis", ["embed", "heads", "mlp"])
+def test_what_is_written_down_notices_a_rule_that_no_longer_cuts(published, axis):
+  system, mesh = published
+  for less in (frozenset(), {axis}):
+    rules = tuple((name, None if name in less else axes) for name, axes in sharding.RULES)
+    layout = sharding.parameter_shardings(mesh, system.boxed(), rules)
+    assert bool(_unlike_golden(_cuts(flatten_dict(layout, sep="/")))) == bool(less)
 
 
 @pytest.mark.parametrize("backend", ["cpu", "tiled"])
@@ -272,9 +363,22 @@ def test_a_step_on_all_axes_is_that_of_one_device():
 
 
 def test_meshes_that_do_not_fit_are_refused():
-  from d4s_jax.training.sharding import make_mesh
-
   with pytest.raises(ValueError, match="mesh.fsdp 3, mesh.ring 1, .*divides the 1 devices"):
-    make_mesh(fsdp=3)
+    sharding.make_mesh(fsdp=3)
   with pytest.raises(ValueError, match="mesh.tensor 0"):
-    make_mesh(tensor=0)
+    sharding.make_mesh(tensor=0)
+
+
+def test_slices_are_joined_along_data_alone():
+  devices = tpus("TPU v5 lite", 2, 4, 1, slices=2)
+  mesh = sharding.make_mesh(fsdp=2, tensor=2, devices=devices)
+  assert dict(mesh.shape) == {"data": 4, "fsdp": 2, "ring": 1, "ulysses": 1, "tensor": 2}
+  slices = np.vectorize(lambda device: device.slice_index)(mesh.devices)
+  # All that share samples or parameters are in one slice; data is cut over slices first.
+  assert slices.reshape(4, -1).tolist() == [[0] * 4, [0] * 4, [1] * 4, [1] * 4]
+  assert {device.id for device in mesh.devices.flat} == set(range(16))
+  assert _far(CHIPS["v5e"], mesh) == {"data"}
+  one = sharding.make_mesh(fsdp=2, tensor=2, devices=devices[:8])
+  assert _far(CHIPS["v5e"], one) == frozenset()
+  with pytest.raises(ValueError, match="mesh.fsdp 16.*divides 2 slices of 8 devices"):
+    sharding.make_mesh(fsdp=16, devices=devices)
