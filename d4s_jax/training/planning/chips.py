@@ -23,7 +23,8 @@ class Chip:
     link: bytes per second that a device sends along one dimension of the network, both ways round
       a ring together.
     outside: bytes per second that a device sends out of its slice, or of its NVLink domain.
-    price: US dollars for a chip and hour, on demand, as listed in 2025; None where no list says it.
+    price: US dollars for a chip and hour, on demand, as Google lists it in 2025, and of an H100 AWS
+      (an eighth of a p5.48xlarge in us-east-1, $55.04); None where no list was found.
     devices: JAX devices a chip.
     near: devices that `link` joins; None for a whole slice.
   """
@@ -44,7 +45,7 @@ CHIPS = {
   "v6e": Chip(918e12, 32 * 2**30, 1640e9, 180e9, 12.5e9, 2.70),
   # A chip is two devices: half of a chip's numbers each.
   "tpu7x": Chip(1153e12, 96 * 2**30, 3690e9, 200e9, 12.5e9, None, devices=2),
-  "h100": Chip(989e12, 80e9, 3350e9, 450e9, 50e9, None, near=8),
+  "h100": Chip(989e12, 80e9, 3350e9, 450e9, 50e9, 6.88, near=8),
 }
 
 # Chips that a host of TPUs has, where nothing else is said.
