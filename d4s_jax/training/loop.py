@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -49,7 +50,7 @@ def run(config: Config, place: places.Place, traced: tuple[int, int] | None = No
     traced: the first and the last step of a profile; None for none.
 
   Returns:
-    Whether all steps are done; False if a signal stopped it before, with what was done saved.
+    Whether all is done; False if a signal stopped it before, with the steps that were made saved.
 
   Raises:
     ValueError: the configuration can't be run, or the loss is no longer finite.
@@ -135,7 +136,7 @@ def run(config: Config, place: places.Place, traced: tuple[int, int] | None = No
       return explained(now, batch, sharding.to_device(batch, mesh, config.batch_size))
 
     # The loop.
-    stopped = processes.Wish("stop")
+    wish, computed = processes.Wish("stop"), itertools.count()
     publish = functools.partial(places.publish, folder, place) if processes.writes() else None
     saves = recovery.Saves(saved, copies, config.checkpoint, publish)
     record = Record(folder, start, config.steps, saved, time, diagnose)
@@ -148,10 +149,23 @@ def run(config: Config, place: places.Place, traced: tuple[int, int] | None = No
         for batch in heldout:
           yield sharding.to_device(embed(batch, now.frozen), mesh, heldout.batch_size)
 
-      if start == 0:
+      def asked() -> bool:
+        """Whether all processes stop here; to be asked after each program that they share."""
+        return wish.due(stop.requested, next(computed))
+
+      def scored(number: int) -> bool:
+        """Records the scores after `number` steps; False if it was to stop within them."""
         with time.part("heldout"):
-          record.heldout(0, validate(state.averaged_params(now), look()))
-      for number in range(start + 1, config.steps + 1):
+          scores = validate(state.averaged_params(now), look(), asked)
+          if scores:
+            record.heldout(number, scores)
+        return bool(scores)
+
+      # An earlier process may have been stopped while it made them.
+      due = start % config.heldout.every == 0 or start == config.steps
+      missing = processes.told([int(due and not record.has_heldout(start))])[0][0]
+      stopping = bool(missing) and not scored(start)
+      for number in range(0) if stopping else range(start + 1, config.steps + 1):
         profile.begin(number)
         with time.part("data"):
           batch = embed(next(batches), now.frozen)
@@ -159,10 +173,9 @@ def run(config: Config, place: places.Place, traced: tuple[int, int] | None = No
         record.train(number, metrics, batch)
         profile.end(number, metrics)
         last = number == config.steps
-        if number % config.heldout.every == 0 or last:
-          with time.part("heldout"):
-            record.heldout(number, validate(state.averaged_params(now), look()))
-        stopping = stopped.due(stop.requested, number)
+        stopping = asked()
+        if not stopping and (number % config.heldout.every == 0 or last):
+          stopping = not scored(number)
         with time.part("checkpoint"):
           saves.after(number, now, record.settle, must=last or stopping)
         if stopping:
@@ -175,10 +188,10 @@ def run(config: Config, place: places.Place, traced: tuple[int, int] | None = No
           " were. The warnings above name them."
         )
       record.finish(int(now.step))
-      if int(now.step) < config.steps:
+      if stopping:
         record.say(f"Stopped by a signal at step {now.step}; the same command goes on from there.")
 
-    done = int(now.step) == config.steps
+    done = not stopping
     if done:
       write_report(folder, system, chosen, state.averaged_params(now), look())
       # A process that leaves early would be missed by the first one, which still draws.

@@ -114,6 +114,11 @@ class Record:
     self.say(f"held out after {number} steps: {text}")
     self._told.clear()
 
+  def has_heldout(self, number: int) -> bool:
+    """Whether the scores after `number` updates were written before; False where nothing is."""
+    found = self._log.found if self._log else []
+    return number > 0 and any(x["log"] == "heldout" and x["step"] == number for x in found)
+
   def settle(self) -> None:
     """Like `flush`, with an account of time: before a checkpoint, which goes on from this line."""
     self.flush()

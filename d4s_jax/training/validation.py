@@ -110,8 +110,11 @@ def without_motion(dynamic: DynamicGaussians) -> DynamicGaussians:
   return dataclasses.replace(dynamic, deformation=identity(*dynamic.deformation.shape[:-1]))
 
 
-def make_validation(system: System, stage: Stage) -> Callable[[Any, Iterable[Clip]], Scores]:
-  """The function from parameters and batches to mean scores of what the stage trains."""
+def make_validation(system: System, stage: Stage) -> Callable[..., Scores]:
+  """The function from parameters and batches to mean scores of what the stage trains.
+
+  It takes one function more, which it asks after each batch whether to stop there, without scores.
+  """
 
   @functools.partial(jax.jit, out_shardings=whole())
   def one(params, clip: Clip):
@@ -121,8 +124,14 @@ def make_validation(system: System, stage: Stage) -> Callable[[Any, Iterable[Cli
       scores |= _SCORES[objective](system, params, clip, latents)
     return scores
 
-  def validate(params: Any, batches: Iterable[Clip]) -> Scores:
-    scores = [jax.device_get(one(params, batch)) for batch in batches]
+  def validate(
+    params: Any, batches: Iterable[Clip], stop: Callable[[], bool] = lambda: False
+  ) -> Scores:
+    scores = []
+    for batch in batches:
+      scores.append(jax.device_get(one(params, batch)))
+      if stop():
+        return {}
     return {name: float(np.mean([score[name] for score in scores])) for name in scores[0]}
 
   return validate

@@ -1,14 +1,21 @@
-"""Where a run's clips come from."""
+"""Where a run's clips come from, and where a signal stops it."""
 
+import dataclasses
+import os
+import signal
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from d4s_jax.data.loader import make_loader
 from d4s_jax.models.system import System
-from d4s_jax.training import checkpoint, loop, run_folder
+from d4s_jax.training import checkpoint, loop, run_folder, sharding, state, validation
+from d4s_jax.training.log import read_metrics
 from d4s_jax.training.stages import stage
 from tests.data.records import plain_record, write_folder
-from tests.support import small_config
+from tests.support import random_params, small_config
 
 
 def clips(config, name="joint"):
@@ -100,3 +107,57 @@ def test_a_shape_that_is_none_is_refused():
   config.data.buckets = ("6x16x16",)
   with pytest.raises(ValueError, match="frames 6"):
     clips(config)
+
+
+class Nothing:
+  """An update that trains nothing, at once."""
+
+  def eval_shape(self, *arguments):
+    """Fits."""
+
+  def __call__(self, now, batch, lpips):
+    metrics = {"finite": True, "loss": 0.0, "gradient_norm": 0.0, "skipped": False}
+    return dataclasses.replace(now, step=now.step + 1), jax.tree.map(jnp.asarray, metrics)
+
+
+@pytest.mark.parametrize(
+  "at", [2, pytest.param(0, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.slow)]
+)
+def test_a_signal_waits_for_the_heldout_batch_at_hand_alone(at, monkeypatch, tmp_path):
+  """Before the first step, between two, after the last: SIGTERM comes in a look's first batch.
+
+  The scores that were given up are made when the run goes on. Nothing is trained, drawn or scored.
+  """
+  monkeypatch.setattr(loop, "make_update", lambda *arguments: Nothing())
+  monkeypatch.setattr(loop, "write_report", lambda *arguments: None)
+  monkeypatch.setattr(validation, "_SCORES", {"diffusion": lambda *inputs: {"one": jnp.ones(())}})
+
+  def create(system, config, patterns, optimizer, like):
+    params = random_params(system)
+    return jax.device_put(state.create(params, patterns, optimizer), sharding.of(like))
+
+  monkeypatch.setattr(loop.initialize, "create_state", create)
+  looks = []
+
+  def look(self):
+    looks.append(0)
+    clip = self.example()
+    for _ in range(3):
+      if len(looks) == 1 + at // 2 and not looks[-1]:
+        os.kill(os.getpid(), signal.SIGTERM)
+      looks[-1] += 1
+      yield clip
+
+  monkeypatch.setattr(validation.HeldOut, "__iter__", look)
+  config = small_config()
+  config.stage, config.steps, config.batch_size, config.optimizer.warmup = "diffusion", 4, 1, 1
+  config.heldout.every, config.checkpoint.every = 2, 100
+  assert not loop.run(config, tmp_path)
+  assert looks == at // 2 * [3] + [1]
+  assert checkpoint.whole_steps(tmp_path) == [at][: at // 2]
+  scored = [row["step"] for row in read_metrics(tmp_path, "heldout")]
+  assert scored == [0, 2, 4][: at // 2]
+  assert loop.run(config, tmp_path)
+  assert [row["step"] for row in read_metrics(tmp_path, "heldout")] == [0, 2, 4]
+  assert [row["step"] for row in read_metrics(tmp_path, "train")] == [1, 2, 3, 4]
+  assert looks == at // 2 * [3] + [1] + (3 - at // 2) * [3]
