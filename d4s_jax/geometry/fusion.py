@@ -243,12 +243,14 @@ def _between(depth, column, row):
 
 
 def _near(found, low, voxel: float, shape) -> np.ndarray:
-  """Flat indices of all blocks that hold points, and of the blocks around."""
-  blocks = np.floor((found - low) / (voxel * _BLOCK)).astype(np.int32)
-  sides = np.array(shape) // _BLOCK
-  blocks = blocks[((blocks >= 0) & (blocks < sides)).all(axis=1)]
-  marked = np.zeros(sides + 2, bool)
-  marked[tuple(blocks.T + 1)] = True
+  """Flat indices of all blocks that hold a point, or have one within two voxels."""
+  marked = np.zeros(np.array(shape) // 2 + 2, bool)
+  # Cells of two voxels a side, with a border that what lies outside falls on.
+  steps = np.float32(0.5 / voxel) * (found - np.float32(low)) + 1
+  cells = (np.clip(steps[:, i], 0, size - 1) for i, size in enumerate(marked.shape))
+  marked[tuple(x.astype(np.int32) for x in cells)] = True
   for axis in range(3):
     marked = marked | np.roll(marked, 1, axis) | np.roll(marked, -1, axis)
-  return np.flatnonzero(marked[1:-1, 1:-1, 1:-1])
+  order, half = "(x i) (y j) (z k) -> (x y z) (i j k)", _BLOCK // 2
+  inside = rearrange(marked[1:-1, 1:-1, 1:-1], order, i=half, j=half, k=half)
+  return np.flatnonzero(inside.any(axis=1))

@@ -2,7 +2,7 @@ r"""How near meshes come to the surfaces of embedded scenes, whose depth is exac
 
   python tests/benchmarks/geometry.py
 
-Static held-out scenes, from 0 on. The truth is the exact depth of the views that `export` fuses, 7
+Static held-out scenes, from 0 on. The truth is the exact depth of the views that `export` fuses, 6
 to 15 of the source's path and beside it, at 256 x 256 pixels, as points with normals (from their
 neighbours in the picture).
 Three meshes: `fusion` of the exact depth of the same views (what the method loses), `splats`:
