@@ -19,8 +19,9 @@ The suffix chooses the format; --format does where several have the same.
 
 A moment is that of --time, from 0 to 1 over the clip. With --frames it is that many numbered files
 in a new folder, evenly spaced over the clip: SuperSplat and the splat add-ons of Blender play
-numbered .ply. What a format doesn't hold is said. Pictures and videos are marked invisibly as
-generated, and those that a page saves, unless --nowatermark; Gaussians are as the scene is.
+numbered .ply. What a format doesn't hold is said. Pictures (those beside tracks, too) and videos
+are marked invisibly as generated, and those that a page saves, unless --nowatermark; Gaussians are
+as the scene is.
 """
 
 import pathlib
@@ -31,7 +32,9 @@ from d4s_jax import errors
 from d4s_jax.formats import scene
 from d4s_jax.pipeline.exports import FORMATS, Export
 
-_SCENE = flags.DEFINE_string("scene", None, "Folder that generate wrote.", required=True)
+_SCENE = flags.DEFINE_string(
+  "scene", None, "Folder that generate wrote, or .safetensors of export.", required=True
+)
 _OUTPUT = flags.DEFINE_string("output", None, "File to write; see above.", required=True)
 _TIME = flags.DEFINE_float("time", None, "Clip time in [0, 1]; 0 unless --frames.")
 _FRAMES = flags.DEFINE_integer("frames", None, "So many numbered files, or frames of a clip.")

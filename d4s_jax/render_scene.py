@@ -23,7 +23,9 @@ from d4s_jax.formats import scene
 from d4s_jax.formats.video import colorize_depth
 from d4s_jax.pipeline import drawing, marking, shot
 
-_SCENE = flags.DEFINE_string("scene", None, "Folder that generate wrote.", required=True)
+_SCENE = flags.DEFINE_string(
+  "scene", None, "Folder that generate wrote, or .safetensors of export.", required=True
+)
 _TRAJECTORY = flags.DEFINE_string(
   "trajectory", None, "A name, with parameters or without, or a file of cameras.", required=True
 )

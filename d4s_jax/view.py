@@ -28,7 +28,9 @@ from d4s_jax.formats import page, scene
 from d4s_jax.pipeline import marking
 from d4s_jax.viewer import frames, server
 
-_SCENE = flags.DEFINE_string("scene", None, "Folder that generate wrote.", required=True)
+_SCENE = flags.DEFINE_string(
+  "scene", None, "Folder that generate wrote, or .safetensors of export.", required=True
+)
 _PORT = flags.DEFINE_integer("port", 8000, "Where to serve; 0 takes any free one.")
 _STREAM = flags.DEFINE_boolean("stream", False, "Draw here, not in the browser.")
 _WATERMARK = flags.DEFINE_boolean("watermark", True, "Mark pictures and videos invisibly.")

@@ -231,7 +231,8 @@ def _find_html(path: pathlib.Path) -> str | None:
 
 def _find_video(path: pathlib.Path) -> str | None:
   with av.open(os.fspath(path)) as container:
-    return container.metadata.get("comment")
+    # Matroska's names are in capitals.
+    return container.metadata.get("comment") or container.metadata.get("COMMENT")
 
 
 # By suffix: (contents, one line of ASCII) -> contents.
@@ -264,4 +265,5 @@ FIND: dict[str, Callable[[pathlib.Path], str | None]] = {
   ".safetensors": _find_safetensors,
   ".html": _find_html,
   ".mp4": _find_video,
+  ".webm": _find_video,
 }

@@ -100,7 +100,8 @@ def check_output(folder: str | os.PathLike) -> None:
 def check_export(folder: str | os.PathLike, output: str | os.PathLike) -> None:
   """Raises ValueError if a file that is to be written is one that the scene itself needs."""
   folder, output = pathlib.Path(folder), pathlib.Path(output)
-  if output.name in (ARRAYS, DESCRIPTION) and output.resolve().parent == folder.resolve():
+  inside = output.name in (ARRAYS, DESCRIPTION) and output.resolve().parent == folder.resolve()
+  if inside or output.resolve() == folder.resolve() and folder.is_file():
     raise ValueError(f"{output} is part of the scene; expected another place to write to.")
 
 
@@ -149,19 +150,23 @@ def replacing(
     shutil.rmtree(staged, ignore_errors=True)
 
 
-def read_scene(folder: str | os.PathLike) -> tuple[DynamicGaussians, SceneMetadata]:
-  """Reads a scene folder; the arrays are JAX's.
+def read_scene(place: str | os.PathLike) -> tuple[DynamicGaussians, SceneMetadata]:
+  """Reads a scene folder, or the one file that `scene_file.write` makes; the arrays are JAX's.
 
   Raises:
     FileNotFoundError: there is no scene.
     ValueError: it is damaged, hostile, or from a newer version; for the arrays, everything that is
       missing or misshapen is listed at once.
   """
-  folder = pathlib.Path(folder)
-  contents = checked.read_bytes(folder / DESCRIPTION, _MAX_JSON, "scene")
-  metadata = _decode(checked.parse(contents, DESCRIPTION), DESCRIPTION)
-  arrays = _read_arrays(folder / ARRAYS)
-  _check_values(arrays, ARRAYS)
+  place = pathlib.Path(place)
+  if place.suffix == pathlib.Path(ARRAYS).suffix and place.is_file():
+    path, where, contents = place, place.name, _description(place)
+  else:
+    path, where = place / ARRAYS, DESCRIPTION
+    contents = checked.read_bytes(place / DESCRIPTION, _MAX_JSON, "scene")
+  metadata = _decode(checked.parse(contents, where), where)
+  arrays = _read_arrays(path)
+  _check_values(arrays, path.name)
   return DynamicGaussians(**{name: jnp.asarray(array) for name, array in arrays.items()}), metadata
 
 
@@ -183,24 +188,43 @@ def _exchange(staged: pathlib.Path, folder: pathlib.Path) -> None:
   shutil.rmtree(old)
 
 
-def _read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
-  """Loads the arrays after the header has shown that all of them are there and fit together."""
-  if not path.is_file():
-    raise FileNotFoundError(f"No {ARRAYS} in {path.parent}; the scene is incomplete, make it anew.")
+def _description(path: pathlib.Path) -> bytes:
+  """The scene.json in the metadata of a file."""
+  with _opened(path) as file:
+    found = (file.metadata() or {}).get("scene")
+  if found is None:
+    raise ValueError(
+      f"{path} says nothing of its scene; expected the folder that generate wrote, or what export"
+      " made of it."
+    )
+  return found.encode()
+
+
+@contextlib.contextmanager
+def _opened(path: pathlib.Path) -> Iterator[Any]:
+  """A safetensors file, with what is wrong with it as a ValueError."""
   try:
     # The library bounds the header and every offset in it against the size of the file.
     with safe_open(path, framework="numpy") as file:
-      slices = {name: file.get_slice(name) for name in file.keys()}
-      kinds = {name: part.get_dtype() for name, part in slices.items()}
-      wrong = [f"{name} has type {kind}, not F32" for name, kind in kinds.items() if kind != "F32"]
-      shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
-      _check_shapes(shapes, str(path), wrong)
-      return {name: file.get_tensor(name) for name in _SHAPES}
+      yield file
   except SafetensorError as error:
     raise ValueError(
       f"{path} is truncated or no safetensors file ({error}); restore it from a copy, or make the "
       "scene anew."
     ) from error
+
+
+def _read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
+  """Loads the arrays after the header has shown that all of them are there and fit together."""
+  if not path.is_file():
+    raise FileNotFoundError(f"No {ARRAYS} in {path.parent}; the scene is incomplete, make it anew.")
+  with _opened(path) as file:
+    slices = {name: file.get_slice(name) for name in file.keys()}
+    kinds = {name: part.get_dtype() for name, part in slices.items()}
+    wrong = [f"{name} has type {kind}, not F32" for name, kind in kinds.items() if kind != "F32"]
+    shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
+    _check_shapes(shapes, str(path), wrong)
+    return {name: file.get_tensor(name) for name in _SHAPES}
 
 
 def _check_shapes(shapes: dict[str, tuple[int, ...]], where: str, wrong: list[str] | None = None):

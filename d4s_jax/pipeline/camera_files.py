@@ -39,7 +39,7 @@ def check(path: pathlib.Path, picture: pathlib.Path) -> str:
 def convert(
   path: pathlib.Path, output: pathlib.Path, name: str | None, fov: float | None, height: int | None
 ) -> str:
-  """Reads a file and writes it in another format; returns what is lost, for the user.
+  """Reads a file and writes it in another format; returns what is lost and what looks wrong.
 
   The world stays that of the file.
 
@@ -64,7 +64,8 @@ def convert(
   cameras = _cameras(shots, writer.lenses, fov, height)
   writer.write(output, cameras, times, rate(shots))
   made = f"\nMade up: its times, {_FPS:.0f} frames a second." if shots.times is None else ""
-  return f"{output}   {count} frames\nNot in it: {writer.lost}.{made}"
+  wrong = "".join(f"\nWARNING: {line}." for line in examine.examine(shots).warnings)
+  return f"{output}   {count} frames\nNot in it: {writer.lost}.{made}{wrong}"
 
 
 def rate(shots: Shots) -> float:

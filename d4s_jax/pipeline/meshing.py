@@ -52,7 +52,7 @@ def meshes(
     # Sharp: with the blur of the scene's own pixels known surfaces came out 17 cm off, not 12.
     drawn = draw(dynamic, cameras, np.full(count, time, np.float32), "")
     depth = np.where(drawn.alpha > _SOLID, drawn.depth, np.where(drawn.alpha < _EMPTY, far, 0))
-    return surface(fusion.without_edges(depth, _JUMP), drawn.image, cameras)
+    return surface(fusion.without_edges(depth, _JUMP), np.asarray(drawn.image), cameras)
 
   # Two moments at once, while the caller writes a third: none uses all cores by itself.
   with ThreadPoolExecutor(2) as threads:

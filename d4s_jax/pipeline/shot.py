@@ -69,8 +69,7 @@ def camera_path(source: str, frames: int | None = None, in_scene: bool = False) 
     raise ValueError(f"A camera path of {frames} frames; expected 1 to {_MOST_FRAMES}.")
   if (file := pathlib.Path(source)).exists():
     shots = files.read(file)
-    # Key frames of the viewer are uneven, and by our conventions.
-    for line in () if shots.in_scene else examine.examine(shots).warnings:
+    for line in examine.examine(shots).warnings:
       progress.say(f"WARNING: {file.name}: {line}.")
     path = files.to_path(shots, file.name, in_scene)
     # Key frames of the viewer are few.

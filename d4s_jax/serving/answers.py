@@ -26,6 +26,7 @@ class Status(Progress):
   """A job."""
 
   id: str
+  warnings: list[str] = Field(description="What is probably wrong with the camera file.")
   before: int | None = Field(description="Jobs that come first, while it waits.")
   files: dict[str, str] = Field(description="Results: where to get each of them.")
   viewer: str | None = Field(description="Page that shows the scene.")

@@ -18,6 +18,7 @@ from starlette.datastructures import UploadFile as Upload
 
 import d4s_jax
 from d4s_jax.geometry.cameras import FOV_RANGE
+from d4s_jax.pipeline import progress
 from d4s_jax.serving import answers
 from d4s_jax.serving.guard import Guard
 from d4s_jax.serving.jobs import FullError, Job, Jobs, Maker
@@ -132,6 +133,7 @@ def _routes(app: FastAPI, offer: Offer) -> None:
     return answers.Status(
       **job.events[-1],
       id=job.identity,
+      warnings=list(job.warnings),
       before=jobs().place(job),
       files={name: f"{base}/{name}" for name in job.files},
       viewer=f"{base}/{VIEWER}" if VIEWER in job.files else None,
@@ -181,8 +183,8 @@ def _routes(app: FastAPI, offer: Offer) -> None:
     try:
       jobs().check_room()
       async with app.state.decoders:
-        order = await asyncio.to_thread(_take, offer, image, trajectory, prompt, seed, fov or None)
-      return status(jobs().submit(order))
+        taken = await asyncio.to_thread(_take, offer, image, trajectory, prompt, seed, fov or None)
+      return status(jobs().submit(*taken))
     except FullError as error:
       raise HTTPException(503, str(error), {"Retry-After": str(_RETRY)}) from error
     except ValueError as error:
@@ -233,8 +235,13 @@ def _routes(app: FastAPI, offer: Offer) -> None:
 
 def _take(
   offer: Offer, image: Upload, trajectory: str, prompt: str, seed: int, fov: float | None
-) -> Any:
-  """In a thread: checks an order; what was uploaded lies in files meanwhile."""
+) -> tuple[Any, tuple[str, ...]]:
+  """In a thread: checks an order; what was uploaded lies in files meanwhile.
+
+  Returns:
+    The order, and what was said of it.
+  """
+  said: list[str] = []
   with tempfile.TemporaryDirectory() as name:
     folder = pathlib.Path(name)
     photo = folder / "photograph"
@@ -250,7 +257,8 @@ def _take(
       (folder / "trajectory").write_text(trajectory, encoding="utf-8", errors="replace")
       trajectory = str(folder / "trajectory")
     try:
-      return offer.take(photo, trajectory, prompt, seed, fov)
+      with progress.listening(lambda text, done, total: said.append(text)):
+        return offer.take(photo, trajectory, prompt, seed, fov), tuple(said)
     except (ValueError, OSError) as error:
       text = str(error).replace(f"{folder}/", "the ").replace(str(folder), "")
       raise ValueError(text) from error

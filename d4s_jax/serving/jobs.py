@@ -49,6 +49,7 @@ class Job:
   Attributes:
     order: what is to be made; None once it has ended.
     folder: of its results.
+    warnings: what is probably wrong with the order.
     identity: its name, which can't be guessed.
     state: one of STATES.
     what: is being done, or why it failed.
@@ -61,6 +62,7 @@ class Job:
 
   order: Any
   folder: pathlib.Path
+  warnings: tuple[str, ...]
   identity: str
   state: str = QUEUED
   what: str = "waits for its turn"
@@ -151,8 +153,8 @@ class Jobs:
     if len(self._queue) >= self._waiting:
       raise FullError(f"{self._waiting} jobs wait already; come back later.")
 
-  def submit(self, order: Any) -> Job:
-    """Queues an order.
+  def submit(self, order: Any, warnings: tuple[str, ...] = ()) -> Job:
+    """Queues an order; `warnings` say what is probably wrong with it.
 
     Raises:
       FullError: too many wait.
@@ -160,7 +162,7 @@ class Jobs:
     self.check_room()
     self.expire()
     identity = secrets.token_urlsafe(12)
-    job = Job(order, self._folder / identity, identity)
+    job = Job(order, self._folder / identity, warnings, identity)
     self._all[identity] = job
     self._queue.append(job)
     self._new.set()

@@ -5,8 +5,8 @@ python tests/benchmarks/viewer.py [--minutes 3]
 First pictures count from the navigation to the page until a picture has been drawn, of the exported
 file and of the page that `d4s_jax.view` serves. Rates are of pictures drawn while the clip plays:
 by the page's own loops, which it takes where WebGL2 is drawn without a GPU, and by that WebGL2.
---minutes plays for so long and prints memory every half minute. The last lines are of --stream:
-each stage of pictures that the server draws along the path, beside the paper's.
+--minutes plays for so long by either and prints memory every half minute. The last lines are of
+--stream: each stage of pictures that the server draws along the path, beside the paper's.
 """
 
 import argparse
@@ -80,9 +80,8 @@ def play(tab, minutes, folder):
     if now >= shown:
       kinds = resident(folder)
       parts = f"script {tab.memory() / MEGABYTE:.1f} MB, page's process"
-      parts += (
-        f" {kinds.get('renderer', 0) / MEGABYTE:.0f}, all {sum(kinds.values()) / MEGABYTE:.0f}"
-      )
+      shares = (kinds.get("renderer", 0), kinds.get("gpu-process", 0), sum(kinds.values()))
+      parts += " {:.0f}, GPU's {:.0f}, all {:.0f}".format(*(x / MEGABYTE for x in shares))
       print(f"after {now - start:4.0f} s: {parts}", flush=True)
       shown += 30
     if now - start > 60 * minutes:
@@ -136,6 +135,8 @@ def main() -> None:
       tab.call("Page.navigate", url=f"{address}#webgl")
       tab.wait("window.first", 120)
       print(f"plays by WebGL2 without a GPU: {rate(tab)}", flush=True)
+      if options.minutes:
+        play(tab, options.minutes, folder)
     stream(dynamic, metadata, folder)
 
 

@@ -20,9 +20,9 @@ from tests.formats.test_splats import make, seen
 
 NPM = shutil.which("npm")
 MODULES = pathlib.Path(
-  subprocess.run([NPM, "root", "-g"], capture_output=True, text=True, check=True).stdout.strip()
-  if NPM
-  else "none"
+  NPM
+  and subprocess.run([NPM, "root", "-g"], capture_output=True, text=True).stdout.strip()
+  or "none"
 )
 SIDE = 288
 FLIP = np.diag([1.0, -1.0, -1.0])

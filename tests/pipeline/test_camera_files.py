@@ -36,6 +36,12 @@ def test_a_file_is_not_written_over_itself(tmp_path):
   assert source.read_bytes() == before
 
 
+def test_convert_says_what_looks_wrong(tmp_path):
+  (tmp_path / "still.txt").write_text("0 0 0 0 0 0 0 1\n1 0 0 0 0 0 0 1\n")
+  said = camera_files.convert(tmp_path / "still.txt", tmp_path / "a.txt", "tum", None, None)
+  assert said.endswith("\nWARNING: the camera stands still.")
+
+
 def test_times_that_are_made_up_are_said(tmp_path):
   row = " ".join(map(str, np.eye(4)[:3].ravel()))
   (tmp_path / "kitti.txt").write_text("\ufeff" + f"{row}\n{row}\n", encoding="utf-8")

@@ -13,7 +13,12 @@ import trimesh
 from PIL import Image
 
 from d4s_jax.formats import trajectories
-from d4s_jax.formats.scene import ARRAY_NAMES, write_scene
+from d4s_jax.formats.scene import (
+  ARRAY_NAMES,
+  check_export,
+  read_scene,
+  write_scene,
+)
 from d4s_jax.pipeline import clips, detection, shot
 from d4s_jax.pipeline.drawing import draw
 from d4s_jax.pipeline.exports import FORMATS, Export, find
@@ -104,6 +109,49 @@ def test_one_safetensors_file_keeps_everything(scene, tmp_path):
     np.testing.assert_array_equal(array, getattr(dynamic, name))
   with safetensors.safe_open(tmp_path / "a.safetensors", "numpy") as file:
     assert "world_from_camera" in file.metadata()["scene"]
+  again, about = read_scene(tmp_path / "a.safetensors")
+  for name in ARRAY_NAMES:
+    np.testing.assert_array_equal(getattr(again, name), getattr(dynamic, name))
+  poses = (x.cameras.world_from_camera for x in (about, metadata))
+  np.testing.assert_allclose(*poses, atol=1e-6)
+  assert (about.prompt, about.seed, about.date) == (metadata.prompt, metadata.seed, metadata.date)
+
+
+def test_a_safetensors_file_is_a_scene_for_the_commands(scene, tmp_path):
+  file = tmp_path / "a.safetensors"
+  Export(file).write(*scene)
+  write_scene(tmp_path / "scene", *scene)
+  for name, place in (("a.ply", file), ("b.ply", tmp_path / "scene")):
+    run_command("export", f"--scene={place}", f"--output={tmp_path / name}")
+  assert (tmp_path / "a.ply").read_bytes() == (tmp_path / "b.ply").read_bytes()
+  with pytest.raises(ValueError, match="part of the scene"):
+    check_export(file, file)
+  safetensors.numpy.save_file({"weights": np.zeros(3, np.float32)}, tmp_path / "c.safetensors")
+  with pytest.raises(ValueError, match="c.safetensors says nothing of its scene; expected"):
+    read_scene(tmp_path / "c.safetensors")
+  file.write_bytes(file.read_bytes()[:-5])
+  with pytest.raises(ValueError, match="a.safetensors is truncated"):
+    read_scene(file)
+
+
+def test_tapvid_3ds_evaluation_takes_a_file_of_tracks(scene, tmp_path):
+  """The published one, if it is installed (github.com/google-deepmind/tapnet)."""
+  theirs = pytest.importorskip("tapnet.tapvid3d.evaluation.evaluate_model")
+  (tmp_path / "true").mkdir()
+  Export(tmp_path / "true" / "a.npz").write(*scene)
+  with np.load(tmp_path / "true" / "a.npz") as file:
+    arrays = dict(file)
+  scores = []
+  # At most 4 of 256 pixels to the right costs the finest of the five thresholds, or two.
+  for pixels in (0, 4):
+    moved = arrays["tracks_XYZ"].copy()
+    moved[..., 0] += pixels * moved[..., 2] / arrays["fx_fy_cx_cy"][0] * 96 / 256
+    folder = tmp_path / str(pixels)
+    folder.mkdir()
+    np.savez(folder / "a.npz", tracks_XYZ=moved, visibility=arrays["visibility"])
+    found = theirs.evaluate_data_source(["a.npz"], str(tmp_path / "true"), str(folder), ["none"])
+    scores.append(float(found["none"]["average_jaccard"]))
+  assert scores[0] == pytest.approx(1) and 0.3 < scores[1] < 0.95
 
 
 def view(scene, time):

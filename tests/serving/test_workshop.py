@@ -78,6 +78,15 @@ def test_a_photograph_becomes_a_scene(address, picture, tmp_path):
   assert b"<canvas" in made["viewer.html"]
 
 
+def test_what_looks_wrong_with_a_camera_file_is_answered(address, picture):
+  path = {"version": 1, "height": 1, "width": 1}
+  path["frames"] = [{"world_from_camera": np.eye(4).tolist()}] * 3
+  answer = order(address, picture, trajectory=json.dumps(path)).json()
+  assert answer["warnings"] == ["WARNING: trajectory: the camera stands still."]
+  assert ended(address, answer["id"])["warnings"] == answer["warnings"]
+  assert order(address, picture).json()["warnings"] == []
+
+
 def test_the_command_serves_until_it_is_interrupted(run, picture):
   with serving("serve", f"--checkpoint={run}") as address:
     assert "run, step 7" in httpx.get(f"{address}/about").text

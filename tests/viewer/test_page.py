@@ -298,20 +298,20 @@ def test_pictures_and_videos_are_saved(tab):
   tab.key("KeyV", "v")
   for _ in range(100):
     names = {file.name: file.stat().st_size for file in tab.folder.iterdir()}
-    if "scene.png" in names and ("scene.webm" in names or "scene.mp4" in names):
+    if "scene.png" in names and "scene.webm" in names:
       break
     time.sleep(0.05)
   # Both are marked; what is on the screen is not.
-  film = tab.folder / ("scene.webm" if "scene.webm" in names else "scene.mp4")
-  with av.open(film) as container:
+  with av.open(tab.folder / "scene.webm") as container:
     shown = [x.to_ndarray(format="rgb24") for x in container.decode(video=0)][-8:]
   for pictures in ([np.asarray(Image.open(tab.folder / "scene.png").convert("RGB"))], shown):
     pictures = [np.asarray(x, np.float32) / 255 for x in pictures]
     assert pictures and marks.detect(pictures, KEY).log10_false < -6
     assert marks.detect(pictures, "another").log10_false > -3
-  # The picture says where it comes from, in a sound chunk: Pillow checks its sum.
+  # And say where they come from, the picture in a sound chunk: Pillow checks its sum.
   _, metadata = make()
-  assert provenance.read(tab.folder / "scene.png") == provenance.facts(metadata)
+  for name in ("scene.png", "scene.webm"):
+    assert provenance.read(tab.folder / name) == provenance.facts(metadata)
   saved = np.asarray(Image.open(tab.folder / "scene.png").convert("RGB"), np.float64)
   change = np.sqrt(np.mean((saved - screen) ** 2))
   assert 0.5 < change < 1.4
@@ -350,6 +350,23 @@ def grown(tab, seconds: float) -> float:
 def test_memory_stays_flat(tab):
   grown(tab, 1)
   assert grown(tab, 3) < 300_000
+
+
+@pytest.mark.parametrize("tab", ["webgl"], indirect=True)
+def test_a_lost_context_is_told_and_drawn_anew_when_it_is_back(tab):
+  def picture():
+    found = np.array(tab.run("show(0.5, 0, 120, 80)"))
+    tab.run("fixed = null; dirty = true")
+    return found
+
+  before, frames = picture(), tab.run("probe().frames")
+  wrong = "document.getElementById('wrong').textContent"
+  tab.run("window.taken = painter.gl.getExtension('WEBGL_lose_context'); taken.loseContext()")
+  tab.wait(f"{wrong}.startsWith('The browser took the graphics away')")
+  tab.run("taken.restoreContext()")
+  tab.wait(f"!{wrong} && probe().frames > {frames}")
+  assert before.std() > 20
+  np.testing.assert_array_equal(picture(), before)
 
 
 @pytest.mark.parametrize("tab", ["webgl"], indirect=True)

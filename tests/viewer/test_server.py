@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 import threading
+import time
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -204,3 +205,25 @@ def test_the_page_shows_what_the_server_draws(place, tmp_path):
     before = tab.run("probe().frames")
     tab.drag((100, 80), (160, 80))
     tab.wait(f"probe().frames > {before}")
+
+
+@needs_browser
+def test_a_picture_that_is_saved_while_streaming_is_marked_and_says_where_it_comes_from(tmp_path):
+  dynamic, metadata = make()
+  about = page.describe(dynamic, metadata)
+  contents = page.fill(about | {"stream": True}).encode()
+  with server.serve(contents, 0, frames.Painter(dynamic, about, "a key")) as serving:
+    thread = threading.Thread(target=serving.serve_forever)
+    thread.start()
+    with open_tab(f"http://{server.HOST}:{serving.server_port}/", tmp_path) as tab:
+      tab.wait("window.first")
+      tab.key("KeyP", "p")
+      file = tmp_path / "scene.png"
+      end = time.monotonic() + 20
+      while not file.exists() and time.monotonic() < end:
+        time.sleep(0.05)
+    serving.shutdown()
+    thread.join()
+  shown = np.asarray(Image.open(file).convert("RGB"), np.float32) / 255
+  assert marks.detect(shown[None], "a key").log10_false < -6
+  assert provenance.read(file) == provenance.facts(metadata)

@@ -37,7 +37,7 @@ class Findings:
 
 
 def examine(shots: Shots) -> Findings:
-  """Looks at a path as it was read."""
+  """Looks at a path as it was read. Key frames of the viewer, in a scene, may lie anywhere."""
   pose = shots.world_from_camera
   eyes, count = pose[:, :3, 3], len(pose)
   steps = np.linalg.norm(np.diff(eyes, axis=0), axis=1)
@@ -66,7 +66,8 @@ def examine(shots: Shots) -> Findings:
   if count > 1 and steps.sum() == 0 and turns.max() == 0:
     warnings.append("the camera stands still")
   lines.append(f"frame rate   {_rate(shots, warnings)}")
-  warnings += _jumps(steps, "moves", "units") + _jumps(turns, "turns", "degrees")
+  if not shots.in_scene:
+    warnings += _jumps(steps, "moves", "units") + _jumps(turns, "turns", "degrees")
   warnings += _conventions(pose)
   return Findings(tuple(lines), tuple(warnings))
 
@@ -94,7 +95,7 @@ def _rate(shots: Shots, warnings: list[str]) -> str:
   even = np.abs(gaps - middle).max() < 0.02 * middle
   if not even:
     holes = int((gaps > 1.5 * middle).sum())
-    if holes:
+    if holes and not shots.in_scene:
       warnings.append(f"{holes} gaps in time are longer than 1.5 frames: frames are missing")
   if shots.seconds is None:
     return f"times from {times[0]:g} to {times[-1]:g} of no stated unit{'' if even else ', uneven'}"
