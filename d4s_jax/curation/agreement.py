@@ -7,7 +7,6 @@ elsewhere they fall apart.
 import numpy as np
 from jaxtyping import Float
 
-from d4s_jax.data.datasets.scene import View
 from d4s_jax.geometry import cameras as camera_geometry
 from d4s_jax.types import Cameras
 
@@ -19,18 +18,18 @@ _FAR_APART, _TURNED = 0.25, 20.0
 _SAMPLES = 4000
 
 
-def partner(view: View, depth: Float[np.ndarray, "h w"]) -> int:
+def partner(cameras: Cameras, depth: Float[np.ndarray, "h w"]) -> int:
   """The first frame whose camera is far enough from that of frame 0, which has this depth.
 
   If the camera hardly moves, the last.
   """
-  world = np.asarray(view.cameras.world_from_camera)
+  world = np.asarray(cameras.world_from_camera)
   known = depth[depth > 0]
   middle = float(np.median(known)) if len(known) else np.inf
   away = np.linalg.norm(world[:, :3, 3] - world[0, :3, 3], axis=-1)
   turned = np.degrees(np.arccos(np.clip(world[:, :3, 2] @ world[0, :3, 2], -1, 1)))
   far = (away > _FAR_APART * middle) | (turned > _TURNED)
-  return int(np.argmax(far)) if far.any() else len(view) - 1
+  return int(np.argmax(far)) if far.any() else len(world) - 1
 
 
 def depth_agreement(

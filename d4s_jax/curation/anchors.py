@@ -9,6 +9,8 @@ import dataclasses
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from d4s_jax.curation.agreement import partner
+from d4s_jax.curation.plugins import lifted
 from d4s_jax.curation.scale import Refused, Scale, estimate
 from d4s_jax.geometry import cameras as camera_geometry
 from d4s_jax.types import Cameras
@@ -22,6 +24,8 @@ _PIXEL = 0.3
 # as a share of the camera's height over it; fewer points are no ground.
 _TILT, _THICKNESS, _GROUND = 30.0, 0.03, 20
 _PLANES, _POINTS_A_FRAME = 500, 50
+# Of depth that is held against itself: pairs of frames, and points of each.
+_PAIRS, _POINTS_A_PAIR = 24, 200
 # Of points that are triangulated: frames, pixels off, degrees between rays.
 _LEAST_VIEWS, _MOST_OFF, _LEAST_ANGLE = 3, 2.0, 1.0
 
@@ -54,6 +58,7 @@ def from_depth_maps(
   depth: Float[np.ndarray, "f h w"],
   *,
   relative: bool = False,
+  believed: tuple[float, float] = (_NEAR, _FAR),
 ) -> Anchors:
   """Points where depth maps see them; a group is a frame.
 
@@ -64,6 +69,7 @@ def from_depth_maps(
     depth: z-depth of the frames in metres, 0 where unknown, by which poses in a unit of their own
       are scaled; or, if `relative`, depth or disparity that is scaled by metric poses.
     relative: whether the poses are metric.
+    believed: metres between which metric depth counts.
   """
   if depth.shape[1:] != (cameras.height, cameras.width):
     raise ValueError(
@@ -78,12 +84,38 @@ def from_depth_maps(
   row, column = row[frame, point], column[frame, point]
   here = depth[frame, row, column]
   pair = (here, z[frame, point]) if relative else (z[frame, point], here)
-  good = (here > 0) & (pair[1] > _NEAR) & (pair[1] < _FAR)
+  good = (here > 0) & (pair[1] > believed[0]) & (pair[1] < believed[1])
   for down, right in ((1, 0), (-1, 0), (0, 1), (0, -1)):
     beside = depth[frame, row + down, column + right]
     with np.errstate(divide="ignore", invalid="ignore"):
       good &= np.abs(np.log(beside / here)) < _EDGE
   return Anchors(pair[0][good], pair[1][good], np.ones(int(good.sum())), frame[good])
+
+
+def from_own_depth(cameras: Cameras, depth: Float[np.ndarray, "f h w"], seed: int = 0) -> Anchors:
+  """Points of a frame's depth where a later frame sees them: both of one dataset, in its metres.
+
+  Their scale is 1 but for noise and what hides them. What it tells is whether depth and poses hold
+  together from frame to frame; of a unit that both mistake, or of one factor between them where the
+  camera moves sideways, nothing. A group is a frame, of at most 24; the later one is that whose
+  camera is as far on as `agreement.partner` asks for, but no further than half of the clip.
+
+  Raises:
+    Refused: there are fewer than two frames.
+  """
+  step = min(partner(cameras, depth[0]), len(depth) // 2)
+  if not step:
+    raise Refused(f"{len(depth)} frame of depth; expected two or more.")
+  rng = np.random.default_rng(seed)
+  found = []
+  for first in np.unique(np.linspace(0, len(depth) - 1 - step, _PAIRS).round().astype(int)):
+    here, there = (slice(i, i + 1) for i in (first, first + step))
+    pixels = rng.uniform(0, (cameras.width, cameras.height), (1, _POINTS_A_PAIR, 2))
+    points, known = lifted(pixels, depth[here], cameras[here])
+    pairs = from_depth_maps(points[:, 0], known, cameras[there], depth[there], believed=(0, np.inf))
+    found.append(dataclasses.replace(pairs, groups=np.full(len(pairs.groups), first)))
+  parts = [dataclasses.asdict(x) for x in found]
+  return Anchors(**{name: np.concatenate([x[name] for x in parts]) for name in parts[0]})
 
 
 def triangulate(

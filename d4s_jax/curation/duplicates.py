@@ -8,8 +8,8 @@ from d4s_jax.curation.sample import Sample
 
 # Frames of a clip that are hashed, and bits in which two of them may differ on average.
 HASHES, _DIFFER = 3, 6
-# A hash in parts: two that differ in fewer bits than there are parts share one.
-_BANDS, _BAND_BITS = 8, 8
+# Clips that are compared at once: as many hashes as a core's cache holds.
+_AT_ONCE = 1 << 14
 # Hashes of pictures with so little in them say nothing.
 _FLAT = 0.01
 
@@ -29,32 +29,31 @@ def _hash(grey: Float[np.ndarray, "h w"]) -> int:
 
 
 class Seen:
-  """The clips that were kept, by parts of their hashes."""
+  """The clips that were kept: 24 bytes of hashes each, and their names."""
 
   def __init__(self):
-    self._clips: list[tuple[str, list[int]]] = []
-    self._bands: dict[tuple[int, int], list[int]] = {}
+    self._names: list[str] = []
+    self._hashes = np.zeros((HASHES, _AT_ONCE), np.uint64)
 
   def add(self, name: str, found: list[int]) -> None:
     """Takes a clip in."""
     if not found:
       return
-    self._clips.append((name, found))
-    for band in _bands(found[0]):
-      self._bands.setdefault(band, []).append(len(self._clips) - 1)
+    count = len(self._names)
+    if count == self._hashes.shape[1]:
+      self._hashes = np.concatenate([self._hashes, np.zeros_like(self._hashes)], axis=1)
+    self._hashes[:, count] = found
+    self._names.append(name)
 
   def like(self, found: list[int]) -> tuple[str, float] | None:
-    """The first clip that shows the same as one of these hashes, and the bits that differ."""
+    """The first clip that shows the same as these hashes, and the bits that differ on average."""
     if not found:
       return None
-    near = {number for band in _bands(found[0]) for number in self._bands.get(band, ())}
-    for number in sorted(near):
-      name, other = self._clips[number]
-      differ = sum((a ^ b).bit_count() for a, b in zip(found, other)) / len(found)
-      if differ <= _DIFFER:
-        return name, differ
+    wanted = np.array(found, np.uint64)[:, None]
+    for start in range(0, len(self._names), _AT_ONCE):
+      some = self._hashes[:, start : min(start + _AT_ONCE, len(self._names))]
+      differ = np.add.reduce(np.bitwise_count(some ^ wanted), axis=0, dtype=np.uint8)
+      first = int(np.argmax(differ <= _DIFFER * HASHES))
+      if differ[first] <= _DIFFER * HASHES:
+        return self._names[start + first], float(differ[first]) / HASHES
     return None
-
-
-def _bands(value: int) -> list[tuple[int, int]]:
-  return [(part, value >> part * _BAND_BITS & (1 << _BAND_BITS) - 1) for part in range(_BANDS)]

@@ -165,7 +165,7 @@ def _agreement(view: View) -> float:
     return float("nan")
   try:
     depth = view.depth(0)
-    other = partner(view, depth)
+    other = partner(view.cameras, depth)
     return depth_agreement(depth, view.cameras[0], view.depth(other), view.cameras[other])
   except (OSError, ValueError):  # told already
     return float("nan")

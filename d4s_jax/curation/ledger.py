@@ -102,7 +102,7 @@ class Ledger:
             try:
               self._note(one)
               shards |= {one["record"]["shard"]} if one.get("record") else set()
-            except (KeyError, TypeError, ValueError) as error:
+            except (KeyError, TypeError, ValueError, OverflowError) as error:
               raise _damaged(path, place) from error
           self._shards = told["commit"]
           end, pending = file.tell(), []

@@ -80,6 +80,8 @@ def find_scale(record: Record, row: Row, settings: Settings) -> Found:
     depth = None
   elif depth is not None and record.metric:
     _checked(found, row, cameras, depth)
+  elif record.metric:
+    found.notes.append("scale not checked: the dataset has no depth to hold against its poses.")
   elif depth is not None and not estimated:
     depth = depth * found.factor
   if depth is None:
@@ -233,14 +235,22 @@ def _applied(estimate: Scale, depth: Any, relative: str) -> Float[np.ndarray, "f
 
 
 def _checked(found: Found, row: Row, cameras: Cameras, depth: Any) -> None:
-  """Whether depth is in the metres of a dataset's poses: a scale of about 1, and as consistent."""
+  """Whether depth is in the metres of a dataset's poses: a scale of about 1, and as consistent.
+
+  By points that are known otherwise; without any, by the depth of other frames.
+  """
+  others = "points" in row or found.record.tracks is not None or row.get("pixels") is not None
+  name = "own_scale" if others else "own_depth"
   try:
-    points, visible = _points(found.record, row, cameras)
-    estimate = anchors.from_depth_maps(points, visible, cameras, depth).estimate()
+    if others:
+      pairs = anchors.from_depth_maps(*_points(found.record, row, cameras), cameras, depth)
+    else:
+      pairs = anchors.from_own_depth(cameras, depth)
+    estimate = pairs.estimate()
   except Refused as error:
     found.notes.append(f"scale not checked: {error}")
     return
-  found.figures |= _figures("own_scale", estimate)
+  found.figures |= _figures(name, estimate)
 
 
 def _figures(name: str, found: Scale) -> dict[str, float]:

@@ -1,5 +1,6 @@
 """The loader: batches of clips through Grain, in an order that can be resumed at any batch."""
 
+import dataclasses
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, SupportsIndex
@@ -73,11 +74,12 @@ class Loader(Iterator[Clip]):
   def __next__(self) -> Clip:
     if self._iterator is None:
       self._iterator = iter(self._pipeline(self._batches))
-    batch, skipped = next(self._iterator)
+    made = next(self._iterator)
     self._batches += 1
-    self._count(skipped)
     # Workers hand over shared memory, which must not outlive the loader: a batch may.
-    return jax.tree.map(_own, batch) if self._workers else batch
+    batch, skipped = jax.tree.map(_own, made) if self._workers else made
+    self._count(skipped)
+    return batch
 
   def _count(self, skipped: Int[np.ndarray, "b"]) -> None:
     self.read += len(skipped)
@@ -115,8 +117,18 @@ class Loader(Iterator[Clip]):
       self._iterator = None
 
 
-def _own(leaf: np.ndarray) -> np.ndarray:
+@dataclasses.dataclass(frozen=True)
+class _Zeros:
+  """An array of nothing but zeros, as what isn't known is: only its size is handed over."""
+
+  shape: tuple[int, ...]
+  dtype: np.dtype
+
+
+def _own(leaf: np.ndarray | _Zeros) -> np.ndarray:
   """A copy, with images in [0, 1]: processes hand them over in 8 bits, a quarter of the memory."""
+  if isinstance(leaf, _Zeros):
+    return in_floats(np.zeros(leaf.shape, leaf.dtype))
   made = in_floats(leaf)
   return np.array(leaf) if made is leaf else made
 
@@ -256,12 +268,19 @@ class _Batch:
     batch = jax.tree.map(self._stack, *clips)
     return batch if self._shared else jax.tree.map(in_floats, batch)
 
-  def _stack(self, *parts: Any) -> np.ndarray:
+  def _stack(self, *parts: Any) -> np.ndarray | _Zeros:
     first = np.asarray(parts[0])
     if not self._shared or not first.size:  # nothing can't be shared
       return np.stack(parts)
+    if not any(map(_any, parts)):
+      return _Zeros((len(parts), *first.shape), first.dtype)
     out = grain.SharedMemoryArray((len(parts), *first.shape), first.dtype)
     return np.stack(parts, out=out)
+
+
+def _any(array: Any) -> bool:
+  """Whether some byte isn't 0; as flags, which are looked at many at a time."""
+  return bool(np.ascontiguousarray(array).reshape(-1).view(np.bool_).any())
 
 
 class _Share:

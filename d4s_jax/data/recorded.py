@@ -11,7 +11,9 @@ from jaxtyping import Float, Int, UInt8
 from d4s_jax.data.cutting import Cut
 from d4s_jax.data.record import CorruptRecord, Record, read_depth, read_image, read_instances
 from d4s_jax.data.sampling import Augmentation, NoLength
-from d4s_jax.data.shards import Entry, Shards, read_manifest, split
+from d4s_jax.data.shards import Entry, Shards, read_manifest
+from d4s_jax.data.shards import split as of_split
+from d4s_jax.data.splits import EmptySplit
 from d4s_jax.data.transforms import in_floats
 from d4s_jax.data.wanted import Wanted
 from d4s_jax.types import Clip, Tracks
@@ -35,8 +37,13 @@ class Recorded:
     augment: what is random; None for nothing but the choice of frames.
     **sizes: the other fields of `Wanted`.
 
+  Attributes:
+    groups: films and places of the split.
+    others: those of the other split.
+
   Raises:
     FileNotFoundError: there is no manifest.
+    EmptySplit: none of its clips is of the split.
     ValueError: the manifest is damaged, or no record fits.
   """
 
@@ -55,7 +62,17 @@ class Recorded:
     wanted = Wanted(split=split, kind=kind, **sizes)
     self._cut = Cut(wanted, posed, distance, **({"augment": augment} if augment else {}))
     self._shards = Shards(path)
-    self._entries = _chosen(read_manifest(path), split, kind, posed, posed and not distance)
+    told = read_manifest(path)
+    mine = of_split(told, split)
+    if told and not mine:
+      raise EmptySplit(
+        f"{path} has no clips of the split {split!r} among {len(told)}; expected more footage, or"
+        " another folder beside this one. If the split that its manifest states is not that of its"
+        " dataset, curate it again."
+      )
+    self.groups = {entry.group for entry in mine}
+    self.others = {entry.group for entry in set(told) - set(mine)}
+    self._entries = _chosen(mine, kind, posed, posed and not distance)
     shapes = shapes or [wanted.shape]
     self._entries = [x for x in self._entries if _bucket(x, shapes) == wanted.shape]
     if not self._entries and len(shapes) == 1:
@@ -139,10 +156,10 @@ class _OfRecord:
     )
 
 
-def _chosen(entries: list[Entry], wanted: str, kind: str, posed: bool, metric: bool) -> list[Entry]:
+def _chosen(entries: list[Entry], kind: str, posed: bool, metric: bool) -> list[Entry]:
   return [
     entry
-    for entry in split(entries, wanted)
+    for entry in entries
     if (kind == "mixed" or entry.dynamic == (kind == "dynamic"))
     and (entry.posed or not posed)
     and (entry.metric or not metric)

@@ -3,9 +3,11 @@
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
 import math
 import pathlib
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -16,6 +18,7 @@ from d4s_jax.data.datasets.windows import Windows
 from d4s_jax.data.film import Film
 from d4s_jax.data.pictures import Pictures
 from d4s_jax.data.recorded import Recorded
+from d4s_jax.data.splits import EmptySplit
 from d4s_jax.data.stored import Stored
 from d4s_jax.data.synthetic import SyntheticScenes
 from d4s_jax.types import Clip
@@ -77,13 +80,7 @@ class Mixture:
   """
 
   def __init__(self, parts: Sequence[Source], weights: Sequence[float] = ()):
-    weights = tuple(weights) or (1.0,) * len(parts)
-    positive = all(math.isfinite(x) and x > 0 for x in weights)
-    if len(weights) != len(parts) or not positive:
-      raise ValueError(
-        f"Weights {weights} of {len(parts)} sources; expected a positive number for each."
-      )
-    self.parts, self.weights = parts, weights
+    self.parts, self.weights = parts, _weights(weights, len(parts))
 
   def __len__(self) -> int:
     return len(self.parts) * min(len(part) for part in self.parts)
@@ -118,6 +115,8 @@ def open_source(
 ) -> Source:
   """The source of a name, or the mixture of several.
 
+  Of several, one that has clips, but none of the split, is left out with a warning.
+
   Args:
     names: of SOURCES, with commas between them; what follows a colon is the source's path, as in
       "synthetic,film:films/bunny.mp4".
@@ -131,24 +130,73 @@ def open_source(
   Raises:
     ValueError: a name is unknown, a path is missing or not wanted, or a source is not posed.
   """
+  opened = _parts(names, posed=posed, cache=cache, weights=weights, cutting=cutting, **options)
+  if len(names.split(",")) == 1 and not weights:
+    return opened[0][1]
+  _, parts, own = zip(*opened)
+  return Mixture(parts, own)
+
+
+def _parts(
+  names: str,
+  *,
+  posed: bool = True,
+  cache: str = "",
+  weights: Sequence[float] = (),
+  cutting: Mapping[str, Any] | None = None,
+  **options: Any,
+) -> list[tuple[str, Source, float]]:
+  """The sources of `open_source`, each with its name and weight."""
   items = [item.partition(":")[::2] for item in names.split(",")]
+  weights = _weights(weights, len(items))
   for name, _ in items:
     if posed and name in _UNPOSED:
       raise ValueError(
         f"Data source {name!r} knows neither cameras nor depth; it serves the autoencoder alone."
       )
-  parts = []
-  for whole, (name, path) in zip(names.split(","), items):
+  parts: list[tuple[str, Source, float]] = []
+  empty: list[EmptySplit] = []
+  recorded: dict[str, Recorded] = {}
+  for whole, weight, (name, path) in zip(names.split(","), weights, items):
     more = {"posed": posed, **(cutting or {})} if name in _CUT else {}
-    part = _open(name, path, {**options, **more})
+    try:
+      part = _open(name, path, {**options, **more})
+    except EmptySplit as error:
+      empty.append(error)
+      continue
+    if isinstance(part, Recorded):
+      recorded[whole] = part
     if cache and name not in _AS_FILES:
       # Another file under the same name has another place.
       told = {**options, **more, **getattr(part, "contents", dict)()}
       part = Stored(part, pathlib.Path(cache) / _identity(whole, told))
-    parts.append(part)
-  if len(parts) == 1 and not weights:
-    return parts[0]
-  return Mixture(parts, weights)
+    parts.append((whole, part, weight))
+  if not parts:
+    raise empty[0]
+  for error in empty:
+    warnings.warn(f"{error} It is left out of this split.", stacklevel=1)
+  if options.get("split", "train") == "train":
+    _warn_of_shared(recorded)
+  return parts
+
+
+def _weights(weights: Sequence[float], count: int) -> tuple[float, ...]:
+  weights = tuple(weights) or (1.0,) * count
+  positive = all(math.isfinite(x) and x > 0 for x in weights)
+  if len(weights) != count or not positive:
+    raise ValueError(f"Weights {weights} of {count} sources; expected a positive number for each.")
+  return weights
+
+
+def _warn_of_shared(parts: Mapping[str, Recorded]) -> None:
+  """Says which folders of shards train on what others hold out, as each decides by itself."""
+  for one, other in itertools.permutations(parts, 2):
+    if shared := parts[one].groups & parts[other].others:
+      warnings.warn(
+        f"{one} trains on {len(shared)} films or places, such as {min(shared)}, that {other} holds"
+        " out: scores flatter. Curate what shows the same into one folder.",
+        stacklevel=1,
+      )
 
 
 def open_buckets(
@@ -168,23 +216,22 @@ def open_buckets(
   opened = []
   for frames, height, width in shapes:
     size = {"frames": frames, "height": height, "width": width}
-    source = open_source(names, weights=weights, cutting=cutting, **{**options, **size})
-    opened.append(source if isinstance(source, Mixture) else Mixture([source]))
-  totals = [sum(len(x.parts[i]) for x in opened) for i in range(len(opened[0].parts))]
+    opened.append(_parts(names, weights=weights, cutting=cutting, **{**options, **size}))
+  totals = [sum(len(part) for _, part, _ in same) for same in zip(*opened)]
   if not all(totals):
-    empty = names.split(",")[totals.index(0)]
+    empty = opened[0][totals.index(0)][0]
     raise ValueError(f"{empty} has no clips for any of the shapes {list(shapes)}; check both.")
   sources, shares = [], []
   for mixture in opened:
     here = [
       (part, weight * len(part) / total)
-      for part, weight, total in zip(mixture.parts, mixture.weights, totals)
+      for (_, part, weight), total in zip(mixture, totals)
       if len(part)
     ]
     if here:
       parts, part_weights = zip(*here)
       sources.append(Mixture(parts, part_weights))
-      shares.append(sum(part_weights) / sum(mixture.weights))
+      shares.append(sum(part_weights) / sum(weight for *_, weight in mixture))
   return Buckets(sources, shares)
 
 

@@ -9,6 +9,10 @@ from collections.abc import Mapping
 _MANY = 320
 
 
+class EmptySplit(ValueError):
+  """There are clips, but none of the split."""
+
+
 def of_split(clips: Mapping[str, tuple[str, str]], wanted: str) -> list[str]:
   """The clips of a split, in the order that they are given in.
 

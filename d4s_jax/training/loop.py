@@ -139,7 +139,7 @@ def run(config: Config, place: places.Place, traced: tuple[int, int] | None = No
     wish, computed = processes.Wish("stop"), itertools.count()
     publish = functools.partial(places.publish, folder, place) if processes.writes() else None
     saves = recovery.Saves(saved, copies, config.checkpoint, publish)
-    record = Record(folder, start, config.steps, saved, time, diagnose)
+    record = Record(folder, start, config.steps, saved, time, diagnose, lambda: batches.skipped)
     with record, batches, profile, saves, StopRequest() as stop:
       record.say(_summary(config, now, place))
       embed = text_cache.make(cached, system.backbone, now.frozen, record.say)

@@ -35,6 +35,7 @@ class Record:
     saved: Checkpoints,
     time: clock.Clock,
     diagnose: Callable[[Any], str],
+    corrupt: Callable[[], int],
   ):
     """Opens the logs.
 
@@ -45,12 +46,14 @@ class Record:
       saved: the run's checkpoints, to name the last good one.
       time: of this process; closed with the logs.
       diagnose: says of a batch whose update was not finite where that came from.
+      corrupt: how many clips this process could not read so far.
     """
     self.time = time
     self._folder, self._latest, self._accounted = folder, start, start
     self._log = MetricLog(folder, start) if processes.writes() else None
     self._progress = Progress(start, steps, shown=processes.writes())
     self._saved, self._diagnose = saved, diagnose
+    self._corrupt, self._missed = corrupt, 0
     self._pending: tuple[int, Any, Any] | None = None
     self._told: set[str] = set()
     if self._log:
@@ -126,9 +129,10 @@ class Record:
       self._account(self._latest)
 
   def _account(self, number: int) -> None:
-    """Writes where time went since the last account, and the most memory so far."""
-    updates = {"updates": number - self._accounted}
-    self._accounted = number
+    """Writes where time went since the last account, clips that could not be read, and memory."""
+    corrupt = self._corrupt()
+    updates = {"updates": number - self._accounted, "corrupt": corrupt - self._missed}
+    self._accounted, self._missed = number, corrupt
     self._write("watch", number, updates | self.time.take() | clock.memory())
 
   def finish(self, number: int) -> None:

@@ -32,8 +32,8 @@ def write_report(
   """Writes curves.png, summary.json, samples.png, samples/; prints the table of both ends.
 
   summary.json has the table; under "watch" where the time of the whole run went, as
-  `clock.summary` says, and the most memory; under "counts" how many updates were skipped, and in
-  how many the renderer left something out.
+  `clock.summary` says, and the most memory; under "counts" how many updates were skipped, in how
+  many the renderer left something out, and how many clips the first process could not read.
   """
   write_samples(folder, system, stage, params, batches)
   if not processes.writes():
@@ -51,6 +51,7 @@ def write_report(
     f"{name}_updates": sum(row.get(key, 0) > 0 for row in rows["train"])
     for name, key in (("skipped", "skipped"), ("overflowing", "overflow"))
   }
+  counts["corrupt_clips"] = int(sum(row.get("corrupt", 0) for row in rows["watch"]))
   summary = table | {"watch": clock.summary(rows["watch"]), "counts": counts}
   (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
   draw_curves(folder)

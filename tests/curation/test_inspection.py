@@ -103,7 +103,7 @@ def test_a_mistaken_convention_shows(tmp_path, mistake):
   path.write_text("\n".join([header, *lines]) + "\n")
   view = open_dataset("virtual_kitti", tmp_path).open(written.scene).views[0]
   first: Any = view.depth(0)
-  other = partner(view, first)
+  other = partner(view.cameras, first)
   share = depth_agreement(first, view.cameras[0], view.depth(other), view.cameras[other])
   assert share > 0.9 if mistake == "none" else share < 0.3
   # A frame carried to another camera looks like its frame, or doesn't.

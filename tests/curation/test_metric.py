@@ -224,6 +224,30 @@ def test_depth_of_a_dataset_is_held_against_its_own_tracks(truth):
   assert found is None and told["reason"].startswith("own_scale_variation")
 
 
+def test_depth_without_tracks_is_held_against_later_frames(truth):
+  """As of TartanAir, MatrixCity, Spring and Virtual KITTI."""
+  own = {name: ends for name, ends in OPEN.items() if not name.startswith("own_")}
+  bare = dataclasses.replace(truth, tracks=None)
+  told, found = decided(None, bare, [], limits=own)
+  assert (
+    told["metres"] == "dataset" and found.depth is not None and "own_scale" not in told["figures"]
+  )
+  assert abs(told["figures"]["own_depth"] - 1) < 0.02
+  assert told["figures"]["own_depth_variation"] < 0.02
+  assert told["figures"]["own_depth_anchors"] > 500
+  depth = [records.read_depth(x, (truth.height, truth.width)) for x in truth.depth]
+  # A scale of its own in each frame, as networks give; and poses that are turned about.
+  factors = np.exp(np.random.default_rng(0).normal(0, 0.15, FRAMES))
+  scattered = [records.to_depth_png(x * factor) for x, factor in zip(depth, factors)]
+  told, found = decided(None, dataclasses.replace(bare, depth=scattered), [], limits=own)
+  assert found is None and told["reason"].startswith("own_depth")
+  # Cameras alone can't be held against anything, and that is said.
+  told, found = decided(None, dataclasses.replace(bare, depth=None), [], limits=own)
+  assert found is not None and told["notes"] == [
+    "scale not checked: the dataset has no depth to hold against its poses."
+  ]
+
+
 @pytest.mark.parametrize("points", ["tracks of the dataset", "a tracker", "none"])
 def test_a_networks_metric_depth_is_scaled_to_poses_that_are_metres(tmp_path, truth, points):
   """Depth that is 1.5 times off, beside true poses: as MultiCamVideo's and Stereo4D's."""

@@ -126,6 +126,25 @@ def test_duplicates_survive_compression_and_small_changes():
   assert duplicates.hashes(sample(pan(0) * 0 + 0.3)) == []
 
 
+def test_the_first_of_many_clips_is_found_whatever_bits_differ():
+  rng = np.random.default_rng(0)
+  kept = rng.integers(2**63, size=(40_000, duplicates.HASHES)).tolist()
+  seen = duplicates.Seen()
+  for number, found in enumerate(kept):
+    seen.add(str(number), found)
+  seen.add("flat", [])
+  for number in (0, 20_000, 39_999):
+    spread = kept[number][0] ^ 0x0101010101010101
+    assert seen.like([spread, *kept[number][1:]]) == (str(number), 8 / 3)
+    # 18 bits of three hashes are within six each, 19 are not.
+    near = [x ^ (2**6 - 1) for x in kept[number]]
+    assert seen.like(near) == (str(number), 6.0)
+    assert seen.like([near[0] ^ 2**40, *near[1:]]) is None
+  seen.add("again", kept[5])
+  assert seen.like(kept[5]) == ("5", 0.0)
+  assert seen.like([]) is None
+
+
 def test_limits_are_changed_by_name_and_judge_in_order():
   limits = stages.limits({"flow": ":0.5", "speed": "1:2"})
   assert limits["flow"] == (None, 0.5) and limits["speed"] == (1, 2)

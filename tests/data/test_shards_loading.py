@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 
+from d4s_jax.data import loader
 from d4s_jax.data.loader import make_loader
 from d4s_jax.data.record import CorruptRecord
 from d4s_jax.data.sampling import Augmentation, NoLength
@@ -83,6 +84,42 @@ def test_a_state_of_other_weights_is_refused(folders):
   with make_loader(mixture(folders, (1, 1)), tokenize, batch_size=2, seed=0) as batches:
     with pytest.raises(ValueError, match="same data settings"):
       batches.set_state(state)
+
+
+@pytest.mark.parametrize("buckets", [False, True])
+def test_a_folder_without_clips_of_a_split_is_left_out_of_a_mixture(tmp_path, buckets):
+  """A test split that was curated apart, and a folder of a single clip, beside another one."""
+  several = [plain_record(f"a/{number}") for number in range(12)]
+  write_folder(tmp_path / "many", several, heldout=("a/3",))
+  write_folder(tmp_path / "test", [plain_record("b/0")], heldout=("b/0",))
+  write_folder(tmp_path / "one", [plain_record("c/0")])
+  names = ",".join(f"shards:{tmp_path}/{name}" for name in ("many", "test", "one"))
+
+  def clips(split):
+    how = {"cutting": RANDOM, "weights": (1, 2, 3), "split": split, **OPTIONS}
+    if not buckets:
+      source = open_source(names, **SIZE, **how)
+      return source.weights, [len(part) for part in source.parts]
+    (source,) = open_buckets(names, [tuple(SIZE.values())], **how).sources
+    return source.weights, [len(part) for part in source.parts]
+
+  with pytest.warns(UserWarning, match="test has no clips of the split 'train' among 1.*left out"):
+    assert clips("train") == ((1, 3), [11, 1])
+  with pytest.warns(UserWarning, match="one has no clips of the split 'heldout'"):
+    assert clips("heldout") == ((1, 2), [1, 1])
+  with pytest.raises(ValueError, match="no clips of the split 'train' among 1; expected more"):
+    open_source(f"shards:{tmp_path}/test", cutting=RANDOM, **SIZE, **OPTIONS)
+  with pytest.raises(ValueError, match="one has no clips of the split 'heldout'"):
+    open_source(f"shards:{tmp_path}/one,shards:{tmp_path}/one", split="heldout", **SIZE, **OPTIONS)
+
+
+def test_a_folder_that_trains_on_what_another_holds_out_is_told(tmp_path):
+  same = [plain_record(f"a/{number}") for number in range(12)]
+  write_folder(tmp_path / "one", same, heldout=("a/3", "a/4"))
+  write_folder(tmp_path / "other", same, heldout=("a/3",))
+  names = f"shards:{tmp_path}/one,shards:{tmp_path}/other"
+  with pytest.warns(UserWarning, match="other trains on 1 films .*, such as a/4, that .*one"):
+    open_source(names, cutting=RANDOM, **SIZE, **OPTIONS)
 
 
 @pytest.mark.parametrize("weights", [(1,), (1, 0), (1, float("nan"))])
@@ -302,5 +339,9 @@ def test_processes_hand_pictures_over_in_8_bits_and_batches_have_floats(folders)
         np.testing.assert_array_equal(one, same)
     passed, _ = next(other._iterator)
     assert passed.source.images.dtype == passed.target.images.dtype == np.uint8
+    # What isn't known is not carried, pictures that are black are.
+    assert isinstance(passed.source.depth, loader._Zeros) and passed.instances.shape[0] == 6
+    assert isinstance(passed.source.images, np.ndarray)
+    assert there.source.depth.shape == there.source.images.shape[:-1]
   clip = source.parts[0].read(3)
   assert clip.source.images.dtype == np.float32 and 0 < clip.source.images.max() < 1

@@ -21,10 +21,10 @@ USUAL = {
 }
 
 
-def make(folder, start=0, steps=10):
+def make(folder, start=0, steps=10, corrupt=lambda: 0):
   saved: Any = SimpleNamespace(wait=lambda: None, latest=None)
   diagnose = "the batch is {}.".format
-  return Record(folder, start, steps, saved, clock.Clock(), diagnose)
+  return Record(folder, start, steps, saved, clock.Clock(), diagnose, corrupt)
 
 
 def told(tmp_path, capsys, steps, heldout=()):
@@ -43,6 +43,18 @@ def test_a_skipped_update_is_explained_and_counted(tmp_path, capsys):
   (line,) = (line for line in lines if "skipped" in line)
   assert line.startswith("2: gradient norm 123") and "optimizer.peak" in line
   assert [row["skipped"] for row in read_metrics(tmp_path, "train")] == [0, 1, 0]
+
+
+def test_clips_that_could_not_be_read_are_in_the_accounts_of_a_run(tmp_path):
+  """Of two starts; each account has those since the one before, so that a kill loses few."""
+  for start, so_far in ((0, [2, 2, 5]), (3, [1])):
+    counts = iter(so_far)
+    with make(tmp_path, start, corrupt=lambda counts=counts: next(counts)) as record:
+      for number in range(start + 1, start + 1 + len(so_far)):
+        record.train(number, USUAL, None)
+        record.settle()
+  told = [row["corrupt"] for row in read_metrics(tmp_path, "watch") if "corrupt" in row]
+  assert told == [2, 0, 3, 1]
 
 
 @pytest.mark.parametrize(

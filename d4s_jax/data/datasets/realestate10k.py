@@ -23,7 +23,7 @@ _SPLITS = {"train": "train", "test": "heldout"}
 
 
 class RealEstate10K(Dataset):
-  """`train|test/ID.txt` and `train|test/ID/TIMESTAMP.png`, both at most one folder down."""
+  """`train|test/ID.txt`, `train|test/ID/TIMESTAMP.png`; or chunks, `train|test/index.json`."""
 
   def _find(self) -> Iterable[str]:
     bases = [self.root, *sorted(path for path in self.root.iterdir() if path.is_dir())]

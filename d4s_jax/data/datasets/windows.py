@@ -14,7 +14,7 @@ from d4s_jax.data.datasets.scene import Dataset, Scene
 from d4s_jax.data.identity import digest
 from d4s_jax.data.record import CorruptRecord
 from d4s_jax.data.sampling import Augmentation, NoLength
-from d4s_jax.data.splits import of_split
+from d4s_jax.data.splits import EmptySplit, of_split
 from d4s_jax.data.transforms import in_floats
 from d4s_jax.data.wanted import Wanted
 from d4s_jax.types import Clip, Tracks
@@ -191,13 +191,14 @@ def split_names(dataset: Dataset, split: str) -> list[str]:
   """Scenes of a split; see `splits.of_split`.
 
   Raises:
-    ValueError: the split is empty.
+    EmptySplit: there are none.
   """
   own = dataset.splits()
   names = of_split({name: (own[name], dataset.group(name)) for name in dataset.names}, split)
   if not names:
-    raise ValueError(
+    raise EmptySplit(
       f"{dataset.root} has no scenes of the split {split!r} among {len(dataset.names)}; expected"
-      " more of the dataset."
+      " more of the dataset, or shards of it: curate cuts scenes into clips, some of which are held"
+      " out."
     )
   return names
