@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from numpy.typing import ArrayLike
 
 from d4s_jax.evaluation import xfeat
@@ -45,15 +45,20 @@ def pairs(frames: int, gap: int) -> list[tuple[int, int]]:
 
 def inliers(matches: Matches) -> int:
   """Matches within REACH pixels of their epipolar lines, of the fundamental matrix of RANSAC."""
+  return int(np.sum(agreeing(matches)))
+
+
+def agreeing(matches: Matches) -> Bool[np.ndarray, "n"]:
+  """Which ones those are."""
   if len(matches) < _LEAST:
-    return 0
+    return np.zeros(len(matches), bool)
   colmap = _colmap()
   options = colmap.RANSACOptions()
   options.max_error, options.random_seed = REACH, 0
   options.num_threads = 1
   with foreign("pycolmap"):
     found = colmap.estimate_fundamental_matrix(matches[:, :2], matches[:, 2:], options)
-  return 0 if found is None else int(np.sum(found["inlier_mask"]))
+  return np.zeros(len(matches), bool) if found is None else found["inlier_mask"]
 
 
 def average(video: Float[np.ndarray, "f h w 3"], gap: int, features: Callable, match: Callable):

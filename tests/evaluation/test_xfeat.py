@@ -64,6 +64,26 @@ def test_a_shifted_picture_is_matched_at_the_shift(picture):
   assert matching.inliers(matches) > 0.6 * len(matches)
 
 
+def test_noise_gives_more_corners_whose_matches_are_right_so_the_count_rises(picture):
+  """What the documentation warns of; SIFT's count falls."""
+  rng, weights = np.random.default_rng(0), xfeat.load_weights()
+  tools = {
+    "xfeat": (lambda x: xfeat.detect(x, weights), xfeat.match),
+    "sift": (matching.sift_features, matching.sift_match),
+  }
+  found, right = {}, {}
+  for level in (0, 0.15):
+    noisy = [x + level * rng.normal(size=x.shape) for x in (picture[:, :-8], picture[:, 8:])]
+    pair = [np.clip(x, 0, 1).astype(np.float32) for x in noisy]
+    for name, (features, match) in tools.items():
+      matches = match(*(features(x) for x in pair))
+      agreed = matches[matching.agreeing(matches)]
+      found[name, level] = len(agreed)
+      right[name, level] = np.mean(np.abs(agreed[:, :2] - agreed[:, 2:] - (8, 0)).max(axis=1) < 4)
+  assert found["xfeat", 0.15] > 1.2 * found["xfeat", 0] and right["xfeat", 0.15] > 0.8
+  assert found["sift", 0.15] < 0.8 * found["sift", 0]
+
+
 def test_small_pictures_are_refused():
   with pytest.raises(ValueError, match="31 x 64 pixels"):
     xfeat.detect(np.zeros((64, 31, 3), np.float32), {})
