@@ -60,8 +60,7 @@ class Maker:
 
     def make(costs: Costs) -> DynamicGaussians:
       with costs.stage("video model"):
-        sampled = self.pipeline.sample(image, cameras, text, self.seed)
-        latents = jax.block_until_ready(sampled)
+        latents = jax.block_until_ready(self.pipeline.sample(image, cameras, text, self.seed))
       return self._reconstruct(costs, latents, cameras)
 
     told = self._metadata(cameras, times, text, self.trained.name)
@@ -77,29 +76,31 @@ class Maker:
 
     self._make(folder, "reconstructed", make, self._of_clip(clip, self.trained.name))
 
-  def fit(self, folder: pathlib.Path, clip: Clip, begin: str) -> None:
-    """The second of two stages: Gaussians fitted to a video, that of the clip as decoded.
+  def fit(self, folder: pathlib.Path, clip: Clip, kind: str) -> None:
+    """Gaussians, as many as the model's, fitted to a decoded video.
 
     Args:
       folder: of the scene, which gets its curve (`fit_curve`).
-      clip: the video, and the views that are looked at meanwhile.
-      begin: a name in `_STARTS`: where the Gaussians, as many as the model's, are at first.
+      clip: the video, or the picture, path and caption to generate it from, and the views that are
+        looked at meanwhile.
+      kind: a name in `_FITTED`: to which video, and where the Gaussians are at first.
     """
-    told = self._of_clip(clip, f"{begin}, {fit_curve.STEPS[-1]} steps")
+    told = self._of_clip(clip, f"{kind}, {fit_curve.STEPS[-1]} steps")
     curve: list[fit_curve.Moment] = []
+    stage, begin = _FITTED[kind]
 
     def make(costs: Costs) -> DynamicGaussians:
-      with costs.stage("encoder"):
-        latents = self._latents(clip)
+      with costs.stage(stage):
+        latents = self._generated(clip) if stage == "video model" else self._latents(clip)
         decoded = np.clip(self._decode(self._autoencoder, latents[None])[0], 0, 1)
       views = fitting.video_views(decoded, told)
       with costs.stage("start"):
-        start = jax.block_until_ready(_STARTS[begin](self, latents, views))
-      moments = fit_curve.STEPS if begin in self._warm else (0, 1)
+        start = jax.block_until_ready(begin(self, latents, views))
+      moments = fit_curve.STEPS if kind in self._warm else (0, 1)
       fitted, curve[:] = fit_curve.optimise(start, views, clip.target, costs, self.seed, moments)
       return fitted
 
-    self._make(folder, begin, make, told, lambda staged: fit_curve.write(staged, curve))
+    self._make(folder, kind, make, told, lambda staged: fit_curve.write(staged, curve))
 
   def from_random(self, views: Views) -> DynamicGaussians:
     """Points of any depth and colour."""
@@ -108,6 +109,10 @@ class Maker:
   def from_points(self, views: Views) -> DynamicGaussians:
     """Points of SIFT matches at the true cameras."""
     return starts.of_sift(views, self._gaussians)[0]
+
+  def _generated(self, clip: Clip):
+    image, cameras = np.asarray(clip.source.images[0]), clip.source.cameras
+    return self.pipeline.sample(image, cameras, str(clip.text), self.seed)
 
   def _latents(self, clip: Clip):
     return self._encode(self._autoencoder, np.asarray(clip.source.images)[None])[0]
@@ -144,11 +149,20 @@ class Maker:
       leave(staged)
 
 
-# Where per-scene optimisation begins.
-_STARTS: dict[str, Callable[[Maker, Any, Views], DynamicGaussians]] = {
-  "two_stage": lambda maker, latents, views: maker.from_random(views),
-  "from_points": lambda maker, latents, views: maker.from_points(views),
-  "refined": lambda maker, latents, views: maker.pipeline.reconstruct(latents, views.cameras),
+def _random(maker: Maker, latents: Any, views: Views) -> DynamicGaussians:
+  del latents
+  return maker.from_random(views)
+
+
+# What per-scene optimisation sees, as the stage that makes it, and where it begins.
+_FITTED: dict[str, tuple[str, Callable[[Maker, Any, Views], DynamicGaussians]]] = {
+  "two_stage": ("video model", _random),
+  "from_random": ("encoder", _random),
+  "from_points": ("encoder", lambda maker, latents, views: maker.from_points(views)),
+  "refined": (
+    "encoder",
+    lambda maker, latents, views: maker.pipeline.reconstruct(latents, views.cameras),
+  ),
 }
 
 # What is made of an embedded clip.
@@ -160,9 +174,11 @@ KINDS: dict[str, Callable[[Maker, pathlib.Path, Clip], None]] = {
   ),
   # From the true video.
   "reconstructed": lambda maker, folder, clip: maker.reconstruct(folder, clip),
+  # Fitted from random points to the video that is generated from the same.
+  "two_stage": lambda maker, folder, clip: maker.fit(folder, clip, "two_stage"),
   # Fitted to the true video through the autoencoder: from random points, from points of SIFT, from
   # what the model reconstructs.
-  "two_stage": lambda maker, folder, clip: maker.fit(folder, clip, "two_stage"),
+  "from_random": lambda maker, folder, clip: maker.fit(folder, clip, "from_random"),
   "from_points": lambda maker, folder, clip: maker.fit(folder, clip, "from_points"),
   "refined": lambda maker, folder, clip: maker.fit(folder, clip, "refined"),
 }

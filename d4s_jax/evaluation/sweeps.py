@@ -7,8 +7,9 @@ A sweep is a config file (`configs/sweeps/`): `rows` by name, each with
              --config=; a stage's LDRM starts from the one before
   sampling   settings of the sampler other than the checkpoint's
   scenes     a kind of `maker.KINDS`: "generated" from a picture, "reconstructed" from the true
-             video, or Gaussians fitted to the decoded video: "two_stage" from random points,
-             "from_points" from those of SIFT, "refined" from what the model reconstructs
+             video, or Gaussians fitted per scene: "two_stage" to the video that is generated, from
+             random points; to the true video, decoded, "from_random" ones, "from_points" of SIFT,
+             "refined" from what the model reconstructs
   count      scenes, if not as many as the sweep says: the first of the others'
   paper      what the paper prints for this row, by metric
   told       what else the paper says of it

@@ -213,21 +213,41 @@ def test_fitting_is_followed_over_time_from_each_start(maker, tmp_path, monkeypa
   monkeypatch.setattr(fit_curve, "STEPS", (0, 30))
   clip = open_source("synthetic", split="heldout", views=2, frames=5, height=16, width=16).read(0)
   folder = tmp_path / "refined" / "clip000"
-  maker_of.KINDS["refined"](maker, folder, clip)
-  maker_of.KINDS["two_stage"](maker, tmp_path / "two_stage" / "clip000", clip)
+  kinds = ("refined", "from_random", "two_stage")
+  seen, optimise = {}, fit_curve.optimise
+
+  def noted(start, views, *rest):
+    seen[kind] = views.images
+    return optimise(start, views, *rest)
+
+  monkeypatch.setattr(fit_curve, "optimise", noted)
+  for kind in kinds:
+    maker_of.KINDS[kind](maker, tmp_path / kind / "clip000", clip)
+  # One of two stages is given what the video model makes of the first frame, the others the truth.
+  generated = maker.pipeline.sample(
+    np.asarray(clip.source.images[0]), clip.source.cameras, str(clip.text), maker.seed
+  )
+  for kind, latents in (("two_stage", generated), ("from_random", maker._latents(clip))):
+    decoded = np.clip(maker._decode(maker._autoencoder, latents[None])[0], 0, 1)
+    np.testing.assert_array_equal(seen[kind], decoded)
+  np.testing.assert_array_equal(seen["refined"], seen["from_random"])
+  assert not np.array_equal(seen["two_stage"], seen["from_random"])
   (tmp_path / "true").mkdir()
   options = {"split": "heldout", "views": 2, "frames": 5, "height": 16, "width": 16}
   told = {"source": "synthetic", "options": options, "clips": {"clip000": 0}}
   (tmp_path / "true" / sample_sets.SOURCE).write_text(json.dumps(told))
   settings = Settings(
-    samples=f"{tmp_path / 'refined'},{tmp_path / 'two_stage'}",
+    samples=",".join(str(tmp_path / kind) for kind in kinds),
     reference=str(tmp_path / "true"),
-    metrics="fit_psnr_0,fit_psnr_30,fit_psnr_100,fit_seconds_0,fit_seconds_30,seconds,seconds_fit",
+    metrics="fit_psnr_0,fit_psnr_30,fit_psnr_100,fit_seconds_0,fit_seconds_30,seconds,seconds_fit,"
+    "seconds_video",
     output=str(tmp_path / "out"),
   )
   report = runner.evaluate(settings)
   found = {row.name: row.results for row in report.rows}
-  for name in ("refined", "two_stage"):
+  given = {name: x.count for name, x in found["seconds_video"].items()}
+  assert given == {"refined": 0, "from_random": 0, "two_stage": 1}
+  for name in kinds:
     values = {key: x[name].value for key, x in found.items()}
     # Fitted to what an untrained autoencoder decodes, so better or worse, but not the same.
     assert abs(values["fit_psnr_30"] - values["fit_psnr_0"]) > 0.01
@@ -238,8 +258,8 @@ def test_fitting_is_followed_over_time_from_each_start(maker, tmp_path, monkeypa
     assert values["fit_psnr_30"] == pytest.approx(np.mean(-10 * np.log10(errors)), abs=0.01)
     assert 0 < values["seconds_fit"] <= values["fit_seconds_30"] <= values["seconds"]
     assert found["fit_psnr_100"][name].failures == {"clip000": "it has no such moment"}
-  (drawn,) = plots.fits(report, ["refined", "two_stage"])
-  assert drawn.count("<circle") == 4 and "refined</text>" in drawn
+  (drawn,) = plots.fits(report, list(kinds))
+  assert drawn.count("<circle") == 6 and "refined</text>" in drawn
   # SIFT finds nothing in pictures that small, and nothing takes its place.
   with pytest.raises(ValueError, match="0 points were triangulated; expected at least 4"):
     maker_of.KINDS["from_points"](maker, tmp_path / "from_points" / "clip000", clip)
