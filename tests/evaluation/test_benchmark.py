@@ -1,7 +1,11 @@
 """Sets of scenes: the paper's design from photographs, embedded scenes, what they cost."""
 
 import json
+import pathlib
+import shlex
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -28,6 +32,8 @@ from d4s_jax.models.system import System
 from d4s_jax.pipeline import progress
 from d4s_jax.training import inference
 from tests.support import random_params, run_command, small_config, write_run
+
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -167,6 +173,50 @@ def test_the_command_refuses_bad_input_before_it_compiles(run, tmp_path, capsys)
     with pytest.raises(SystemExit) as stop:
       run_command("benchmark", *arguments, more)
     assert stop.value.code == 1 and message in capsys.readouterr().err
+
+
+def command(module, *arguments) -> str:
+  """What a command prints, which ends well."""
+  whole = [sys.executable, "-m", f"d4s_jax.{module}", *arguments]
+  done = subprocess.run(whole, cwd=ROOT, capture_output=True, text=True, check=False)
+  assert not done.returncode, done.stderr
+  return done.stdout
+
+
+@pytest.mark.slow
+def test_the_command_makes_a_set_and_says_how_to_score_it(tmp_path):
+  told = [command("benchmark", "--scenes=1", f"--output={tmp_path / 'set'}") for _ in range(2)]
+  assert told[0] == told[1]
+  for kind in ("generated", "reconstructed"):
+    assert cost.read(tmp_path / "set" / kind / "clip000")["reconstruction"].seconds > 0
+  arguments = shlex.split(told[0].partition("d4s_jax.evaluate ")[2])
+  more = ["--config.metrics=psnr,view_psnr,depth_abs_rel", f"--config.output={tmp_path / 'out'}"]
+  command("evaluate", *arguments, *more)
+  found = json.loads((tmp_path / "out" / "report.json").read_text())["metrics"]
+  values = {
+    name: {key: x["value"] for key, x in metric["results"].items()}
+    for name, metric in found.items()
+  }
+  # As the shipped weights do on average.
+  for name in ("psnr", "view_psnr"):
+    assert values[name]["reconstructed"] > values[name]["generated"] > 15, name
+  assert values["psnr"]["still"] > 15 and values["view_psnr"]["still"] is None
+  assert values["depth_abs_rel"]["reconstructed"] < 0.5
+
+
+@pytest.mark.slow
+def test_the_command_makes_the_papers_design_of_photographs(tmp_path):
+  photographs(tmp_path / "photos", 1)
+  output = tmp_path / "set"
+  told = command(
+    tmp_path, "benchmark", f"--photographs={tmp_path / 'photos'}", f"--output={output}"
+  )
+  assert told == f"5 scenes in {output / 'generated'} (the paper's design has 160)\n"
+  made = sample_sets.open_set(output / "generated").samples
+  assert set(made) == {f"photo0-{path}" for path in benchmark.PATHS}
+  for sample in made.values():
+    assert sample.text == "caption 0" and np.ptp(sample.video) > 0.1
+    assert cost.read(sample.path)["video model"].seconds > 0
 
 
 def test_costs_are_measured_and_read_back(tmp_path):

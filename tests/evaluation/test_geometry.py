@@ -5,6 +5,8 @@ import dataclasses
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.optimize
+import scipy.stats
 
 from d4s_jax.data.synthetic import SyntheticScenes
 from d4s_jax.evaluation import geometry
@@ -53,6 +55,34 @@ def test_depth_scores_have_their_closed_forms():
     np.testing.assert_allclose(found["scale"], 1 / 3)
   shifted = geometry.depth_scores(2 * truth + 1, truth, align="scale and shift")
   np.testing.assert_allclose(shifted["absolute_relative"], 0, atol=1e-9)
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("align", geometry.ALIGNMENTS)
+def test_depth_scores_are_those_of_torchmetrics_after_an_alignment_by_scipy(align):
+  torch, torchmetrics = pytest.importorskip("torch"), pytest.importorskip("torchmetrics")
+  rng = np.random.default_rng(0)
+  truth = rng.uniform(0.5, 100, (3, 8, 10))
+  truth[0, :4] = 0
+  found = 0.3 * truth * rng.uniform(0.7, 1.4, truth.shape) + 2
+  found[1, 2:5] = 0
+  known = (truth > 0) & (truth <= 80) & (found > 0)
+  a, b = found[known], truth[known]
+  if align == "median":
+    a = a * scipy.stats.scoreatpercentile(b, 50) / scipy.stats.scoreatpercentile(a, 50)
+  elif align == "scale":
+    a = a * scipy.optimize.lsq_linear(a[:, None], b).x[0]
+  elif align == "scale and shift":
+    line = scipy.stats.linregress(a, b)
+    a = line.slope * a + line.intercept
+  a, b = torch.from_numpy(a), torch.from_numpy(b)
+  relative = torchmetrics.functional.mean_absolute_percentage_error(a, b)
+  near = torchmetrics.functional.classification.binary_accuracy(
+    (torch.maximum(a / b, b / a) < 1.25).float(), torch.ones(len(a))
+  )
+  got = geometry.depth_scores(found, truth, align=align)
+  np.testing.assert_allclose(got["absolute_relative"], relative, rtol=1e-6)
+  np.testing.assert_allclose(got["delta1"], near, rtol=1e-6)
 
 
 def test_depth_scores_leave_out_what_is_unknown_and_say_what_is_not_covered():

@@ -207,6 +207,23 @@ def test_consistency_has_its_closed_forms():
     semantics.consistency(np.ones((1, 4)))
 
 
+@pytest.mark.parity
+def test_consistency_is_what_torch_makes_of_vbenchs_formula():
+  torch = pytest.importorskip("torch")
+  rng = np.random.default_rng(0)
+  for frames, shared in ((2, 0.0), (7, 0.0), (16, 3.0)):
+    # Those of little in common have negative cosines, which count as none.
+    features = (rng.normal(size=(frames, 12)) + shared * rng.normal(size=12)).astype(np.float32)
+    rows = torch.from_numpy(features).double()
+    total = 0.0
+    for number in range(1, frames):
+      for other in (number - 1, 0):
+        cosine = torch.nn.functional.cosine_similarity(rows[number], rows[other], dim=0)
+        total += max(0.0, cosine.item()) / 2
+    want = 100 * total / (frames - 1)
+    np.testing.assert_allclose(semantics.consistency(features), want, rtol=1e-6)
+
+
 def test_consistency_is_full_for_a_frozen_video_and_falls_with_shuffling_and_noise(clip, video):
   model = encoders.read_clip(clip).vision
   rng = np.random.default_rng(0)
