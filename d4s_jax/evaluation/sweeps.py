@@ -121,17 +121,19 @@ def run(config: Mapping[str, Any], settings: Settings) -> runner.Report:
     frames=min(settings.frames, size),
   )
   found = runner.evaluate(settings)
-  notes = {name: [*lines, *_told(rows.get(name))] for name, lines in found.notes.items()}
+  notes = {
+    name: [*lines, *_told(rows.get(name), config["count"])] for name, lines in found.notes.items()
+  }
   paper = {name: dict(row.paper) for name, row in rows.items() if row.paper}
   return dataclasses.replace(found, notes=notes, paper=paper)
 
 
-def _told(row: Row | None) -> list[str]:
+def _told(row: Row | None, count: int) -> list[str]:
   """What a reader has to know of a row; None is the truth."""
   if row is None:
     return []
   few = f"the first {row.count} scenes alone: its means are of other scenes than those of the rest"
-  return [few] * bool(row.count) + [f"the paper: {row.told}"] * bool(row.told)
+  return [few] * (0 < row.count < count) + [f"the paper: {row.told}"] * bool(row.told)
 
 
 def _trained(name: str, row: Row, workdir: pathlib.Path) -> pathlib.Path:
