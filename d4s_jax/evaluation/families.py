@@ -26,8 +26,8 @@ from d4s_jax.losses import lpips
 from d4s_jax.losses.similarity import ssim
 from d4s_jax.types import Cameras
 
-# Pictures that a network sees at once.
-_CHUNK = 8
+# Pixels that a network sees at once: 16 pictures of 256 x 256.
+_PIXELS = 2**20
 # A path is closed if its ends are nearer than this, metres and in the entries of rotations.
 _CLOSED = 1e-4
 # Radians of a whole turn, but for what a file rounds.
@@ -80,7 +80,8 @@ def image_scores(images: np.ndarray, truth: np.ndarray, weights) -> dict[str, np
     raise ValueError(
       f"pictures of {images.shape} and true ones of {truth.shape}; expected one size"
     )
-  rows = [_similar(images[rows], truth[rows], weights) for rows in _chunks(len(images))]
+  chunks = frames_in_chunks(len(images), max(1, _PIXELS // images[0, ..., 0].size))
+  rows = [_similar(images[rows], truth[rows], weights) for rows in chunks]
   similar, distance = (np.concatenate(x)[: len(images)] for x in zip(*rows))
   return {"psnr": psnr(images, truth), "ssim": similar, "lpips": distance}
 
@@ -98,10 +99,6 @@ def psnr(images: np.ndarray, truth: np.ndarray) -> np.ndarray:
 @jax.jit
 def _similar(images, truth, weights):
   return ssim(images, truth), lpips.distance(images, truth, weights, net=LPIPS_NET)
-
-
-def _chunks(count: int) -> list[np.ndarray]:
-  return frames_in_chunks(count, _CHUNK)
 
 
 @one_by_one

@@ -25,7 +25,7 @@ from d4s_jax.formats import atomic
 from d4s_jax.pipeline import progress
 
 # Changes when a family's numbers do for another reason than its protocol.
-_VERSION = 3
+_VERSION = 4
 # Names that a note lists.
 _MOST_NAMES = 10
 

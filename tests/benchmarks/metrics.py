@@ -102,7 +102,7 @@ def compare_lpips(net: str, side: int, batch: int, repeats: int) -> None:
   """One row of LPIPS, after checking that both find the same distances."""
   rng = np.random.default_rng(0)
   x, y = (rng.random((batch, side, side, 3), np.float32) for _ in range(2))
-  weights = lpips.load_weights(net)
+  weights = jax.device_put(lpips.load_weights(net))
   jitted = jax.jit(functools.partial(lpips.distance, net=net))
   theirs = torch_lpips(net)
 
