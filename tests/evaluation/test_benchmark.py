@@ -208,9 +208,7 @@ def test_the_command_makes_a_set_and_says_how_to_score_it(tmp_path):
 def test_the_command_makes_the_papers_design_of_photographs(tmp_path):
   photographs(tmp_path / "photos", 1)
   output = tmp_path / "set"
-  told = command(
-    tmp_path, "benchmark", f"--photographs={tmp_path / 'photos'}", f"--output={output}"
-  )
+  told = command("benchmark", f"--photographs={tmp_path / 'photos'}", f"--output={output}")
   assert told == f"5 scenes in {output / 'generated'} (the paper's design has 160)\n"
   made = sample_sets.open_set(output / "generated").samples
   assert set(made) == {f"photo0-{path}" for path in benchmark.PATHS}
