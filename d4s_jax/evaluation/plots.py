@@ -57,8 +57,8 @@ def _dots(label: str, row: Row, values: dict[str, dict[str, float]], names: list
       )
   height = 24 + len(values) * _ROW
   ends = (
-    f'<text x="{_LEFT}" y="{height - 2}" font-size="11">{low:.3g}</text>'
-    f'<text x="{_WIDTH - 10}" y="{height - 2}" font-size="11" text-anchor="end">{high:.3g}</text>'
+    f'<text x="{_LEFT}" y="{height - 2}" font-size="11">{low:.4g}</text>'
+    f'<text x="{_WIDTH - 10}" y="{height - 2}" font-size="11" text-anchor="end">{high:.4g}</text>'
   )
   return _figure(_WIDTH, height, [*lines, ends], label)
 

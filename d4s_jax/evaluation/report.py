@@ -94,7 +94,7 @@ def missing(report: Report) -> dict[str, str]:
   for row in report.rows:
     if row.missing:
       found.setdefault(row.missing, []).append(METRICS[row.name].label)
-  return {why: ", ".join(labels) for why, labels in found.items()}
+  return {why: "; ".join(labels) for why, labels in found.items()}
 
 
 def remarks(report: Report) -> list[str]:

@@ -26,6 +26,8 @@ def address(tmp_path):
     for i, name in enumerate(OURS)
   }
   rows = [runner.Row(name, "a-protocol", "", results) for name in METRICS]
+  needs = "a matcher: config.matcher=PACKAGE.MODULE:FUNCTION"  # no space for 40 letters
+  rows.append(runner.Row("matches_plug_in", "a-protocol", "", {}, needs))
   notes = {name: ["2 samples", "b: broken"] for name in sets}
   page.write(tmp_path / "a.html", runner.Report(Settings(), sets, "true", notes, rows))
   return (tmp_path / "a.html").as_uri()
