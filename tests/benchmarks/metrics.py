@@ -1,10 +1,10 @@
 r"""Seconds of our metric networks beside PyTorch's on the same inputs and cores, in one run.
 
   pip install --no-deps cd-fvd==0.1.1
-  python tests/benchmarks/metrics.py
+  chrt -r 5 python tests/benchmarks/metrics.py  # without chrt on an idle machine
 
-What `evaluate` computes of a video of 9 frames and of its truth, PSNR, SSIM and LPIPS (AlexNet) in
-parts of 5, beside the same three of torchmetrics, in one part; LPIPS alone (AlexNet, and the VGG of
+What `evaluate` computes of a video of 9 frames and of its truth, PSNR, SSIM and LPIPS (AlexNet),
+beside the same three of torchmetrics; LPIPS alone (AlexNet, and the VGG of
 training) beside torchmetrics' copy of the authors' package with the same weights; I3D features
 beside the network of cd-fvd, whose weights are random here: its time doesn't depend on them.
 Resizing, normalising and copying in and out are part of both. Medians of several calls after one
