@@ -118,11 +118,11 @@ def _video(sample: Sample) -> str:
 
 
 def _brief(report: Report, name: str, key: str) -> str:
+  """Values that stand under a video: not what it cost, which its row of figures tells too."""
   told_of = []
   for row in report.rows:
-    result = row.results.get(name)
-    if result and key in result.samples:
-      metric = METRICS[row.name]
+    result, metric = row.results.get(name), METRICS[row.name]
+    if result and key in result.samples and not metric.family.timed:
       told_of.append(f"{_cell(metric.label)} {result.samples[key]:.{metric.digits}f}")
   return "".join(f"<br><small>{x}</small>" for x in told_of)
 

@@ -44,6 +44,9 @@ def test_the_truth_and_the_sets_are_side_by_side(address, tmp_path):
       assert len(row) == 4 and len(set(row)) == 1
     captions = tab.run("[...document.querySelectorAll('.clip figcaption')].map(x => x.innerText)")
     assert [x.splitlines()[0] for x in captions[:4]] == ["true", *OURS]
+    # Costs are told below.
+    assert "SSIM" in captions[1] and "GiB" not in captions[1]
+    assert "GiB" in tab.run("document.querySelector('table:last-of-type').innerText")
     # What was printed in the paper is in sight beside them.
     right = "document.querySelector('th:last-child').getBoundingClientRect().right"
     assert tab.run(right) < 1300
