@@ -197,6 +197,10 @@ def _description(path: pathlib.Path) -> bytes:
       f"{path} says nothing of its scene; expected the folder that generate wrote, or what export"
       " made of it."
     )
+  if len(found) > _MAX_JSON:
+    raise ValueError(
+      f"{path} describes its scene in {len(found)} characters; expected at most {_MAX_JSON}."
+    )
   return found.encode()
 
 

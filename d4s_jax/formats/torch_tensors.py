@@ -182,6 +182,7 @@ def _assemble(script: bytes, made: Callable[[Unread], Any]) -> Any:
   marks: list[int] = []
   # Numbers in the file are keys here, not sizes.
   memo: dict[int, Any] = {}
+  bare: set[str] = set()
 
   def since_mark() -> list[Any]:
     start = marks.pop()
@@ -196,6 +197,8 @@ def _assemble(script: bytes, made: Callable[[Unread], Any]) -> Any:
       case "PROTO" | "FRAME":
         pass
       case "STOP":
+        if bare:
+          raise ValueError(f"{len(bare)} storages that are of no tensor")
         return stack.pop()
       case "NONE" | "NEWTRUE" | "NEWFALSE" | "EMPTY_TUPLE" as name:
         stack.append(_CONSTANTS[name])
@@ -232,10 +235,14 @@ def _assemble(script: bytes, made: Callable[[Unread], Any]) -> Any:
         stack.append(_Name(_text(module), _text(name)))
       case "BINPERSID":
         stack.append(_storage(stack.pop()))
+        bare.add(stack[-1].storage)
       case "REDUCE":
         arguments, called = stack.pop(), stack.pop()
         told = _called(called, arguments)
-        stack.append(made(told) if isinstance(told, Unread) else told)
+        if isinstance(told, Unread):
+          bare.discard(told.storage)
+          told = made(told)
+        stack.append(told)
       case "BUILD":
         # What PyTorch notes beside the tensors of a module.
         stack.pop()

@@ -109,13 +109,16 @@ def fuse(
 ) -> Field:
   """Fuses pictures into one field; each tells the voxels from `truncation` behind its surface on.
 
+  Only blocks of voxels are told that hold a point, or have one within two voxels: there the surface
+  is.
+
   Args:
     depth: z-depth in metres; 0 where unknown, infinite where there is nothing.
     cameras: of the pictures, [v]; their arrays are NumPy's.
     low: position of the first voxel.
     voxel: metres from one to the next.
     shape: voxels a side, multiples of 4.
-    truncation: in voxels, at most 4.
+    truncation: in voxels; distances are shares of it.
     found: `points` of the pictures, if they are at hand.
   """
   found = points(depth, cameras) if found is None else found
@@ -245,10 +248,10 @@ def _between(depth, column, row):
 def _near(found, low, voxel: float, shape) -> np.ndarray:
   """Flat indices of all blocks that hold a point, or have one within two voxels."""
   marked = np.zeros(np.array(shape) // 2 + 2, bool)
-  # Cells of two voxels a side, with a border that what lies outside falls on.
-  steps = np.float32(0.5 / voxel) * (found - np.float32(low)) + 1
-  cells = (np.clip(steps[:, i], 0, size - 1) for i, size in enumerate(marked.shape))
-  marked[tuple(x.astype(np.int32) for x in cells)] = True
+  # Cells of two voxels a side, with a border that keeps what lies outside apart.
+  cells = np.floor(np.float32(0.5 / voxel) * (found - np.float32(low))).astype(np.int32) + 1
+  cells = cells[((cells > 0) & (cells < np.array(marked.shape) - 1)).all(axis=1)]
+  marked[tuple(cells.T)] = True
   for axis in range(3):
     marked = marked | np.roll(marked, 1, axis) | np.roll(marked, -1, axis)
   order, half = "(x i) (y j) (z k) -> (x y z) (i j k)", _BLOCK // 2

@@ -1,7 +1,8 @@
 """The surface of a scene at one time, as a mesh: depth from many views, fused."""
 
+import collections
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import jax
 import numpy as np
@@ -17,7 +18,7 @@ from d4s_jax.types import Cameras, DynamicGaussians
 
 # Voxels along the longest side: 4 cm in a room.
 _VOXELS = 128
-# How far from the surface distances are told, voxels.
+# What distances from the surface are told as shares of, voxels.
 _TRUNCATION = 4.0
 # Rows of what they see: a pixel is then about half a voxel.
 _ROWS = 256
@@ -55,8 +56,14 @@ def meshes(
     return surface(fusion.without_edges(depth, _JUMP), np.asarray(drawn.image), cameras)
 
   # Two moments at once, while the caller writes a third: none uses all cores by itself.
+  coming: collections.deque[Future[Mesh]] = collections.deque()
   with ThreadPoolExecutor(2) as threads:
-    yield from threads.map(mesh, times)
+    for time in times:
+      coming.append(threads.submit(mesh, time))
+      if len(coming) > 2:
+        yield coming.popleft().result()
+    while coming:
+      yield coming.popleft().result()
 
 
 def surface(

@@ -26,7 +26,9 @@ class Status(Progress):
   """A job."""
 
   id: str
-  warnings: list[str] = Field(description="What is probably wrong with the camera file.")
+  warnings: list[str] = Field(
+    description="What is probably wrong with the camera file; what of a long prompt is left out."
+  )
   before: int | None = Field(description="Jobs that come first, while it waits.")
   files: dict[str, str] = Field(description="Results: where to get each of them.")
   viewer: str | None = Field(description="Page that shows the scene.")

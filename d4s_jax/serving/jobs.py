@@ -49,7 +49,7 @@ class Job:
   Attributes:
     order: what is to be made; None once it has ended.
     folder: of its results.
-    warnings: what is probably wrong with the order.
+    warnings: what was said of the order when it was taken.
     identity: its name, which can't be guessed.
     state: one of STATES.
     what: is being done, or why it failed.

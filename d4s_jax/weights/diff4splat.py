@@ -300,16 +300,16 @@ class LDRM(Part):
       )
     sides = [n * stride for n, stride in zip(grid, strides)]
     frames, height, width = 1 + sides[0] - strides[0], *sides[1:]
-    asked = times.shape[1] if times.ndim == 2 else 1
+    if times.ndim != 2 or len(times) != batch:
+      raise ValueError(f"times are {tuple(times.shape)}, expected [{batch}, any number].")
     wanted = {
       "world_from_camera": (batch, frames, 4, 4),
       "intrinsics": (batch, frames, 3, 3),
       "size": (height, width),
-      "times": (batch, asked),
       "sigma": (batch,),
       "video": (batch, frames, height, width, 3),
     }
-    given = (world_from_camera, intrinsics, size, times, sigma, video)
+    given = (world_from_camera, intrinsics, size, sigma, video)
     found = {
       name: tuple(x.shape if isinstance(x, Tensor) else x)
       for name, x in zip(wanted, given)

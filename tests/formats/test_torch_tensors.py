@@ -220,6 +220,12 @@ def test_structures_that_ask_for_what_is_not_there(script, message, tmp_path):
     read_tensors(tmp_path / "a.pth")
 
 
+def test_numbers_of_no_tensor_are_refused(tmp_path):
+  torch.save({"a": torch.FloatStorage([1.0, 2.0])}, tmp_path / "a.pth")
+  with pytest.raises(ValueError, match="a.pth cannot be read.*1 storages that are of no tensor"):
+    read_tensors(tmp_path / "a.pth")
+
+
 def test_encrypted_and_oddly_packed_archives(tmp_path):
   path = tmp_path / "a.pth"
   for method in (zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2):

@@ -2,6 +2,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+from scipy.spatial import cKDTree
 
 from d4s_jax.geometry import fusion, poses
 from d4s_jax.geometry.cameras import intrinsics_from_fov
@@ -52,6 +53,13 @@ def test_the_field_changes_sign_at_the_ball():
   # Distances along rays are longer than those to the surface; the sign is what both share.
   told = field.seen & (np.abs(outside) > voxel) & (outside > -4 * voxel)
   assert told.sum() > 1000
+  # No hole: near a point it is what it is with all blocks.
+  everywhere = (low + voxel * cells).reshape(-1, 3).astype("f4")
+  whole = fusion.fuse(depth, views, low, voxel, shape, found=everywhere)
+  near = cKDTree(fusion.points(depth, views)).query(everywhere)[0] < voxel
+  near = whole.seen & near.reshape(shape)
+  assert near.sum() > 1000 and field.seen[near].all()
+  np.testing.assert_array_equal(field.distance[near], whole.distance[near])
   assert (np.sign(field.distance[told]) == np.sign(outside[told])).mean() > 0.99
 
 

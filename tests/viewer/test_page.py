@@ -253,7 +253,7 @@ def test_the_ride_is_the_path_of_the_scene(tab):
   np.testing.assert_allclose(turn, want[:3, :3], atol=1e-5)
 
 
-def test_key_frames_are_saved_and_render_scene_goes_the_same_way(tab):
+def test_key_frames_are_saved_and_render_scene_goes_the_same_way(tab, capsys):
   for moment, move in ((0.2, "KeyW"), (0.5, "KeyD"), (0.9, "KeyE")):
     slide(tab, moment)
     tab.key(move, move[-1].lower(), 0.25)
@@ -274,6 +274,7 @@ def test_key_frames_are_saved_and_render_scene_goes_the_same_way(tab):
   found = trajectories.read_trajectory(file, in_scene=True)
   assert len(found.times) == 5  # With the ends, where it stands still.
   path = shot.camera_path(str(file), 11, in_scene=True)
+  assert "WARNING" not in capsys.readouterr().err
   for moment, pose in zip(path.times, path.world_from_camera):
     here = tab.run(f"rideAt({moment})")
     np.testing.assert_allclose(here["eye"], pose[:3, 3], atol=2e-5)
@@ -312,6 +313,9 @@ def test_pictures_and_videos_are_saved(tab):
   _, metadata = make()
   for name in ("scene.png", "scene.webm"):
     assert provenance.read(tab.folder / name) == provenance.facts(metadata)
+  # What is no film that the page knows stays as it is.
+  for size in (0, 100, 5000):
+    assert tab.run(f"tagged(new Blob([new Uint8Array({size})])).then((film) => film.size)") == size
   saved = np.asarray(Image.open(tab.folder / "scene.png").convert("RGB"), np.float64)
   change = np.sqrt(np.mean((saved - screen) ** 2))
   assert 0.5 < change < 1.4

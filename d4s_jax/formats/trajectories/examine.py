@@ -63,12 +63,12 @@ def examine(shots: Shots) -> Findings:
     warnings.append(
       "the path is longer than a kilometre: are its units millimetres or centimetres?"
     )
-  if count > 1 and steps.sum() == 0 and turns.max() == 0:
-    warnings.append("the camera stands still")
   lines.append(f"frame rate   {_rate(shots, warnings)}")
   if not shots.in_scene:
+    if count > 1 and steps.sum() == 0 and turns.max() == 0:
+      warnings.append("the camera stands still")
     warnings += _jumps(steps, "moves", "units") + _jumps(turns, "turns", "degrees")
-  warnings += _conventions(pose)
+    warnings += _conventions(pose)
   return Findings(tuple(lines), tuple(warnings))
 
 

@@ -4,6 +4,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
+from scipy.spatial.transform import Rotation
 
 from d4s_jax.formats.trajectories import examine
 from d4s_jax.formats.trajectories.shots import OPENGL, Shots
@@ -58,6 +59,18 @@ def test_jumps_gaps_and_units_are_named():
   assert "millimetres" in " ".join(look(far).warnings)
   still = look(np.tile(np.eye(4), (5, 1, 1))).warnings
   assert "the camera stands still" in still
+
+
+def test_key_frames_of_the_viewer_are_as_they_were_meant():
+  # To the left while turning left, as OpenGL's axes would look at one point.
+  keys = np.tile(np.eye(4), (3, 1, 1))
+  keys[:, 0, 3] = 0, -1, -5
+  for pose, degrees in zip(keys, np.radians([0, -15, -30])):
+    pose[:3, :3] = Rotation.from_rotvec([0, degrees, 0]).as_matrix()
+  for path in (keys, keys[:1], np.tile(keys[:1], (2, 1, 1))):
+    times = np.linspace(0, 1, len(path)) ** 2
+    assert look(path, times=times, in_scene=True).warnings == ()
+  assert "OpenGL" in look(keys).warnings[-1]
 
 
 def test_the_longest_path_is_looked_at_in_little_memory_and_float32():
