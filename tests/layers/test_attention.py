@@ -1,4 +1,5 @@
 import functools
+import os
 
 import jax
 import jax.numpy as jnp
@@ -76,3 +77,29 @@ def test_many_logits_are_never_whole_in_memory():
   x = jax.ShapeDtypeStruct((1, 4096, 4, 16), jnp.float32)
   plan = jax.jit(attention).lower(x, x, x).compile().memory_analysis()
   assert plan.temp_size_in_bytes < 32 * 2**20
+
+
+@pytest.mark.skipif(
+  not os.environ.get("JAX_PLATFORMS", "").startswith("cuda"), reason="needs a GPU"
+)
+@pytest.mark.parametrize("queries, keys, heads, head", [(256, 256, 4, 64), (100, 77, 3, 128)])
+def test_the_kernel_of_a_gpu_is_the_same_there_and_back(queries, keys, heads, head, key):
+  """`JAX_PLATFORMS=cuda python -m pytest tests/layers/test_attention.py`, with the extra `cuda`."""
+  shapes = ((2, queries, heads, head), (2, keys, heads, head), (2, keys, heads, head))
+  args = [jax.random.normal(k, s, jnp.bfloat16) for k, s in zip(jax.random.split(key, 3), shapes)]
+  mask = (jnp.arange(keys) < keys - 5)[None, None, None, :]
+  bias = jax.random.normal(key, (1, heads, queries, keys), jnp.bfloat16)
+  for options in ({}, {"mask": mask}, {"bias": bias}):
+
+    @functools.partial(jax.value_and_grad, argnums=(0, 1, 2), has_aux=True)
+    def loss(*args, options=options):
+      y = attention(*args, **options)
+      return jnp.sum(jnp.square(y.astype(jnp.float32))), y
+
+    fused = jax.jit(loss).lower(*args).compile()
+    assert "cudnn$fmha" in fused.as_text() or "__cudnn" in fused.as_text()
+    (_, y), got = fused(*args)
+    (_, exact), want = loss(*(x.astype(jnp.float32) for x in args))
+    for a, b in ((y, exact), *zip(got, want)):
+      # Eight bits of mantissa in inputs, weights and output.
+      np.testing.assert_allclose(np.float32(a), b, atol=0.03 * max(1, float(jnp.abs(b).max())))

@@ -1,4 +1,8 @@
 import functools
+import json
+import os
+import subprocess
+import sys
 
 import flax.linen as nn
 import jax
@@ -56,6 +60,52 @@ def test_remat_changes_neither_values_nor_gradients(trained):
       np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
   with pytest.raises(ValueError, match="remat is 'some'; expected one of"):
     gradient(params, "some")
+
+
+ON_A_MESH = """
+import json, sys
+import flax.linen as nn
+import jax, jax.numpy as jnp
+from d4s_jax.layers.transformer import Transformer
+from d4s_jax.training import sharding
+
+x = jax.random.normal(jax.random.key(0), (4, 8, 32))
+
+def gradient(params, x, remat):
+  def loss(params):
+    y, _ = Transformer(depth=3, heads=4, remat=remat).apply({"params": params}, x)
+    return jnp.sum(jnp.sin(y))
+  return jax.grad(loss)(params)
+
+boxed = jax.jit(Transformer(depth=3, heads=4).init)(jax.random.key(0), x)["params"]
+params, mesh, found = nn.unbox(boxed), sharding.make_mesh(fsdp=2, tensor=2), {}
+with jax.set_mesh(mesh), nn.logical_axis_rules(sharding.RULES):
+  layout = sharding.parameter_shardings(mesh, boxed)
+  placed = jax.device_put((params, x), (layout, sharding.batch_sharding(mesh)))
+  for remat in ("products", "offload"):
+    traced = jax.jit(gradient, static_argnums=2).trace(*placed, remat)
+    found[remat] = [float(jnp.sum(jnp.abs(g))) for g in jax.tree.leaves(
+      traced.lower().compile()(*placed))]
+    text = traced.lower(lowering_platforms=("tpu",)).as_text()
+    found[remat].append([text.count(x) for x in ("pinned_host", "annotate_device_placement")])
+print(json.dumps(found))
+"""
+
+
+def test_on_a_mesh_the_host_keeps_what_it_is_asked_to():
+  """Four devices of a CPU compute it, whose memory is the host's; lowered for TPUs it travels."""
+  flags = "--xla_force_host_platform_device_count=4"
+  done = subprocess.run(
+    [sys.executable, "-c", ON_A_MESH],
+    env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": os.getcwd()},
+    **{"capture_output": True, "text": True, "check": False},
+  )
+  assert done.returncode == 0, done.stderr[-2000:]
+  found = json.loads(done.stdout)
+  (*plain, here), (*kept, there) = found["products"], found["offload"]
+  np.testing.assert_allclose(kept, plain, rtol=1e-4)
+  # Results of three products of a block, there and back.
+  assert here == [0, 0] and there == [3, 6]
 
 
 def test_parameters_know_their_axes_and_blocks_start_different(trained):
