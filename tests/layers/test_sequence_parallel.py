@@ -93,7 +93,7 @@ def test_parts_of_the_keys_add_up_to_all(key):
 
 @pytest.mark.parametrize(("queries", "keys"), [(256, 256), (200, 130)])
 def test_the_kernel_of_a_tpu_is_the_same_there_and_back(key, queries, keys):
-  """In Python; that it compiles is for `tests/training/test_plan.py`."""
+  """In Python; for real chips `d4s_jax.plan` compiles it."""
   inputs = _inputs(key, queries, keys, 64)
 
   def loss(function):
