@@ -81,10 +81,12 @@ def test_a_photograph_becomes_a_scene(address, picture, tmp_path):
 def test_what_looks_wrong_with_a_camera_file_is_answered(address, picture):
   path = {"version": 1, "height": 1, "width": 1}
   path["frames"] = [{"world_from_camera": np.eye(4).tolist()}] * 3
-  answer = order(address, picture, trajectory=json.dumps(path)).json()
+  answer = order(address, picture, trajectory=json.dumps(path), prompt="a cat").json()
   assert answer["warnings"] == ["WARNING: trajectory: the camera stands still."]
   assert ended(address, answer["id"])["warnings"] == answer["warnings"]
-  assert order(address, picture).json()["warnings"] == []
+  assert order(address, picture, prompt="a cat").json()["warnings"] == []
+  (warning,) = order(address, picture, prompt="a cat " * 20).json()["warnings"]
+  assert "its end is not read" in warning
 
 
 def test_the_command_serves_until_it_is_interrupted(run, picture):
