@@ -141,9 +141,7 @@ class Endpoint:
     return ask(self.address + path, body, os.environ.get("OPENAI_API_KEY", ""), timeout)
 
 
-def ask(
-  url: str, body: dict[str, Any] | None, key: str, timeout: float, attempts: int = _ATTEMPTS
-) -> Any:
+def ask(url: str, body: dict[str, Any] | None, key: str, timeout: float) -> Any:
   """What a server answers, in JSON; asks again, a few times, where it is too busy.
 
   Args:
@@ -151,7 +149,6 @@ def ask(
     body: is sent, in JSON; None for nothing.
     key: of the server, "" for none.
     timeout: seconds for an answer.
-    attempts: how often it is asked at most.
 
   Raises:
     ConnectionError: it can't be reached, or is too busy.
@@ -164,7 +161,7 @@ def ask(
   )
   data = None if body is None else json.dumps(body).encode()
   reason = ""
-  for attempt in range(attempts):
+  for attempt in range(_ATTEMPTS):
     if attempt:
       time.sleep(_PAUSE * 2 ** (attempt - 1))
     try:
@@ -183,7 +180,7 @@ def ask(
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
       raise ValueError(f"{url} answered with no JSON ({error}).") from None
   raise ConnectionError(
-    f"{url} can't be reached ({reason}, {attempts} attempts); is the server running?"
+    f"{url} can't be reached ({reason}, {_ATTEMPTS} attempts); is the server running?"
   )
 
 

@@ -5,8 +5,7 @@ python -m d4s_jax.evaluate --config=configs/evaluate.py --sweep=configs/sweeps/t
 15 of the rows took 100 minutes on two shared cores, 70 of them training, two rows at a time;
 progressive and direct train for 18 minutes of a core more. Rows of a kind are trained for as many
 steps (progressive and direct for about as long), far too few to be good: they are to be compared
-with each other. Numbers of the paper are its own: table 4 and
-the supplement's table 3.
+with each other. Numbers of the paper are its own: table 4 and the supplement's table 3.
 """
 
 from ml_collections import ConfigDict

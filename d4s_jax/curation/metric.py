@@ -78,7 +78,7 @@ def find_scale(record: Record, row: Row, settings: Settings) -> Found:
     # Poses and depth of two units would contradict each other.
     found.notes.append("depth is left out: its unit is not that of the poses")
     depth = None
-  elif depth is not None and record.metric:
+  elif depth is not None and record.metric and not row.get("relative_depth"):
     _checked(found, row, cameras, depth)
   elif record.metric:
     found.notes.append("scale not checked: the dataset has no depth to hold against its poses.")

@@ -26,8 +26,9 @@ from d4s_jax.losses import lpips
 from d4s_jax.losses.similarity import ssim
 from d4s_jax.types import Cameras
 
-# Pixels that a network sees at once: 16 pictures of 256 x 256.
-_PIXELS = 2**20
+# What a network sees at once: so many pixels, 16 pictures of 256 x 256, and no more pictures than
+# these, since it is compiled for each number of them.
+_PIXELS, _PICTURES = 2**20, 16
 # A path is closed if its ends are nearer than this, metres and in the entries of rotations.
 _CLOSED = 1e-4
 # Radians of a whole turn, but for what a file rounds.
@@ -80,7 +81,8 @@ def image_scores(images: np.ndarray, truth: np.ndarray, weights) -> dict[str, np
     raise ValueError(
       f"pictures of {images.shape} and true ones of {truth.shape}; expected one size"
     )
-  chunks = frames_in_chunks(len(images), max(1, _PIXELS // images[0, ..., 0].size))
+  most = max(1, min(_PICTURES, _PIXELS // images[0, ..., 0].size))
+  chunks = frames_in_chunks(len(images), most)
   rows = [_similar(images[rows], truth[rows], weights) for rows in chunks]
   similar, distance = (np.concatenate(x)[: len(images)] for x in zip(*rows))
   return {"psnr": psnr(images, truth), "ssim": similar, "lpips": distance}

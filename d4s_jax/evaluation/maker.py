@@ -1,6 +1,7 @@
 """Makes scenes of any kind with one checkpoint, and leaves each with what it cost."""
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -85,13 +86,13 @@ class Maker:
         looked at meanwhile.
       kind: a name in `_FITTED`: to which video, and where the Gaussians are at first.
     """
-    told = self._of_clip(clip, f"{kind}, {fit_curve.STEPS[-1]} steps")
+    stage, to_latents, begin = _FITTED[kind]
+    told = self._of_clip(clip, f"{kind} of {stage}, {fit_curve.STEPS[-1]} steps")
     curve: list[fit_curve.Moment] = []
-    stage, begin = _FITTED[kind]
 
     def make(costs: Costs) -> DynamicGaussians:
       with costs.stage(stage):
-        latents = self._generated(clip) if stage == "video model" else self._latents(clip)
+        latents = to_latents(self, clip)
         decoded = np.clip(self._decode(self._autoencoder, latents[None])[0], 0, 1)
       views = fitting.video_views(decoded, told)
       with costs.stage("start"):
@@ -154,15 +155,26 @@ def _random(maker: Maker, latents: Any, views: Views) -> DynamicGaussians:
   return maker.from_random(views)
 
 
-# What per-scene optimisation sees, as the stage that makes it, and where it begins.
-_FITTED: dict[str, tuple[str, Callable[[Maker, Any, Views], DynamicGaussians]]] = {
-  "two_stage": ("video model", _random),
-  "from_random": ("encoder", _random),
-  "from_points": ("encoder", lambda maker, latents, views: maker.from_points(views)),
-  "refined": (
-    "encoder",
-    lambda maker, latents, views: maker.pipeline.reconstruct(latents, views.cameras),
-  ),
+def _points(maker: Maker, latents: Any, views: Views) -> DynamicGaussians:
+  del latents
+  return maker.from_points(views)
+
+
+def _predicted(maker: Maker, latents: Any, views: Views) -> DynamicGaussians:
+  return maker.pipeline.reconstruct(latents, views.cameras)
+
+
+_Latents = Callable[[Maker, Clip], Any]
+_Start = Callable[[Maker, Any, Views], DynamicGaussians]
+# What is fitted to each clip: the stage that makes what the fit sees, how, and where it begins.
+_FITTED: dict[str, tuple[str, _Latents, _Start]] = {
+  # To the video that is generated from the first frame, the true path and the caption.
+  "two_stage": ("video model", Maker._generated, _random),
+  # To the true video through the autoencoder: from random points, from points of SIFT, from what
+  # the model reconstructs.
+  "from_random": ("encoder", Maker._latents, _random),
+  "from_points": ("encoder", Maker._latents, _points),
+  "refined": ("encoder", Maker._latents, _predicted),
 }
 
 # What is made of an embedded clip.
@@ -174,13 +186,7 @@ KINDS: dict[str, Callable[[Maker, pathlib.Path, Clip], None]] = {
   ),
   # From the true video.
   "reconstructed": lambda maker, folder, clip: maker.reconstruct(folder, clip),
-  # Fitted from random points to the video that is generated from the same.
-  "two_stage": lambda maker, folder, clip: maker.fit(folder, clip, "two_stage"),
-  # Fitted to the true video through the autoencoder: from random points, from points of SIFT, from
-  # what the model reconstructs.
-  "from_random": lambda maker, folder, clip: maker.fit(folder, clip, "from_random"),
-  "from_points": lambda maker, folder, clip: maker.fit(folder, clip, "from_points"),
-  "refined": lambda maker, folder, clip: maker.fit(folder, clip, "refined"),
+  **{kind: functools.partial(Maker.fit, kind=kind) for kind in _FITTED},
 }
 
 

@@ -41,18 +41,16 @@ def write(path: pathlib.Path, report: Report) -> None:
 
 def _table(report: Report, names: list[str]) -> str:
   header, *rows = told.table(report)
-  measured = {told.heading(row): row for row in report.rows if not row.missing}
+  metrics = {told.heading(row): row for row in report.rows}
   body = []
   for label, *cells in rows:
-    row = measured.get(label)
-    best = _best(row, names) if row else None
-    kind = "other" if row else "paper"
+    best = _best(metrics[label], names)
     marked = [
-      f"<td class={'best' if name == best else kind}>{_small(_cell(cell))}</td>"
-      for name, cell in zip(names, cells[:-1])
+      f"<td class={'paper' if theirs else 'best' if name == best else 'other'}>"
+      f"{_small(_cell(cell))}</td>"
+      for (name, theirs), cell in zip([*told.columns(report), ("", True)], cells)
     ]
-    paper = f"<td class=paper>{_cell(cells[-1])}</td>"
-    body.append(f"<tr><td class={kind}>{_cell(label)}</td>{''.join(marked)}{paper}</tr>")
+    body.append(f"<tr><td>{_cell(label)}</td>{''.join(marked)}</tr>")
   # The star stays at its word.
   heads = "".join(f"<th>{_cell(cell).replace(' *', '&nbsp;*')}</th>" for cell in header)
   return (

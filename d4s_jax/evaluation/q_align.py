@@ -63,7 +63,7 @@ class Judge:
     try:
       # Whoever has it lists its models at once; an answer takes as long as the model does.
       with contextlib.suppress(ValueError):
-        ask(f"{self._url}/models", None, _key(), _LISTED, attempts=1)
+        ask(f"{self._url}/models", None, _key(), _LISTED)
       _first_token(self._answer(grey, _FIRST))
     except ConnectionError as error:
       self._absent = str(error)

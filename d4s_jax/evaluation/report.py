@@ -32,22 +32,32 @@ def heading(row: Row) -> str:
   return f"{metric.label} ({'up' if metric.better == 'higher' else 'down'})"
 
 
+def columns(report: Report) -> list[tuple[str, bool]]:
+  """Each set but the truth, and beside it (True) what the paper prints for it, where it does."""
+  sets = [name for name in report.sets if name != report.reference]
+  return [(name, theirs) for name in sets for theirs in (False, True)[: 1 + (name in report.paper)]]
+
+
 def table(report: Report) -> list[list[str]]:
-  """The header, with the number of samples, and a row for each metric that was measured."""
-  names = [name for name in report.sets if name != report.reference]
-  heads = [f"{name} ({len(report.sets[name].samples)})" for name in names]
+  """The header, with the number of samples, and a row for each metric that has a number.
+
+  That is one that was measured, or that the paper prints for a set.
+  """
+  heads = [
+    f"{name}: the paper's *" if theirs else f"{name} ({len(report.sets[name].samples)})"
+    for name, theirs in columns(report)
+  ]
   rows = [["", *heads, f"{PAPER} *"]]
   for row in report.rows:
-    if not row.missing:
-      metric = METRICS[row.name]
-      values = [written(row.results.get(name), metric.digits) for name in names]
-      paper = "" if metric.paper is None else f"{metric.paper:g}"
-      rows.append([heading(row), *values, paper])
-    # What the paper prints stands by itself, also where nothing was measured.
-    printed = [report.paper.get(name, {}).get(row.name) for name in names]
-    if any(x is not None for x in printed):
-      label = f"{METRICS[row.name].label}: printed in the paper *"
-      rows.append([label, *("" if x is None else f"{x:g}" for x in printed), ""])
+    metric = METRICS[row.name]
+    paper = {name: f"{x[row.name]:g}" for name, x in report.paper.items() if row.name in x}
+    if row.missing and not paper:
+      continue
+    values = [
+      paper.get(name, "") if theirs else written(row.results.get(name), metric.digits)
+      for name, theirs in columns(report)
+    ]
+    rows.append([heading(row), *values, "" if metric.paper is None else f"{metric.paper:g}"])
   return rows
 
 
@@ -57,8 +67,8 @@ def text(report: Report) -> str:
   widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
   lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)) for row in rows]
   lines.append(
-    f"* {PAPER}: as printed in the paper, on other data, by protocols that it tells in part; the"
-    " unit of its rotations is not told."
+    "* As printed in the paper, on other data, by protocols that it tells in part; the unit of its"
+    " rotations is not told."
   )
   lines += [
     "",

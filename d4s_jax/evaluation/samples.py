@@ -120,7 +120,8 @@ class Video(Sample):
     if self.path.suffix.lower() != ".npy":
       return read_video(self.path, _MOST_FRAMES)
     try:
-      array = np.load(self.path, mmap_mode="r", allow_pickle=False)
+      # Of one array: `np.load` would open an archive of several as well.
+      array = np.lib.format.open_memmap(self.path, mode="r")
     except (ValueError, OSError, EOFError) as error:
       raise ValueError(f"{self.path} cannot be read as an array ({error}).") from error
     if array.shape[:1] > (_MOST_FRAMES,):

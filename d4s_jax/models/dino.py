@@ -68,7 +68,7 @@ class DINO(nn.Module):
     side = self.size // self.patch
     positions = self.param("positions", partitioned(init, None, "embed"), (1 + side**2, self.dim))
     grid = rearrange(positions[1:], "(i j) d -> i j d", i=side)
-    shift = _SHIFT if height != width else 0.0
+    shift = _SHIFT if size[0] != size[1] else 0.0
     ways = [_resize(side, new, new + shift) for new in (rows, columns)]
     grid = jnp.einsum("ijd,ai,bj->abd", grid, *ways)
     x = x + jnp.concatenate([positions[:1], grid.reshape(-1, self.dim)])[None]

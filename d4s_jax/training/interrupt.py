@@ -1,4 +1,4 @@
-"""Turns SIGTERM and Ctrl-C into a request to save and stop after the current step."""
+"""Turns SIGTERM and Ctrl-C into a request to save and stop, when what runs is done."""
 
 import signal
 import threading

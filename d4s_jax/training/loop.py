@@ -149,22 +149,26 @@ def run(config: Config, place: places.Place, traced: tuple[int, int] | None = No
         for batch in heldout:
           yield sharding.to_device(embed(batch, now.frozen), mesh, heldout.batch_size)
 
-      def asked() -> bool:
-        """Whether all processes stop here; to be asked after each program that they share."""
-        return wish.due(stop.requested, next(computed))
+      stopping = False
 
-      def scored(number: int) -> bool:
-        """Records the scores after `number` steps; False if it was to stop within them."""
+      def ask() -> bool:
+        """Whether all processes stop here; to be asked after each program that they share."""
+        nonlocal stopping
+        stopping = wish.due(stop.requested, next(computed))
+        return stopping
+
+      def score(number: int) -> None:
+        """Records the scores after `number` steps, unless it stops before the last batch."""
         with time.part("heldout"):
-          scores = validate(state.averaged_params(now), look(), asked)
+          params, count = state.averaged_params(now), heldout.batches
+          scores = validate(params, look(), lambda done: ask() and done < count)
           if scores:
             record.heldout(number, scores)
-        return bool(scores)
 
       # An earlier process may have been stopped while it made them.
       due = start % config.heldout.every == 0 or start == config.steps
-      missing = processes.told([int(due and not record.has_heldout(start))])[0][0]
-      stopping = bool(missing) and not scored(start)
+      if processes.told([int(due and not record.has_heldout(start))])[0][0]:
+        score(start)
       for number in range(0) if stopping else range(start + 1, config.steps + 1):
         profile.begin(number)
         with time.part("data"):
@@ -173,9 +177,9 @@ def run(config: Config, place: places.Place, traced: tuple[int, int] | None = No
         record.train(number, metrics, batch)
         profile.end(number, metrics)
         last = number == config.steps
-        stopping = asked()
+        ask()
         if not stopping and (number % config.heldout.every == 0 or last):
-          stopping = not scored(number)
+          score(number)
         with time.part("checkpoint"):
           saves.after(number, now, record.settle, must=last or stopping)
         if stopping:

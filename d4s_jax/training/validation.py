@@ -70,8 +70,8 @@ class HeldOut(Iterable[Clip]):
       batches: how many, fewer if the source has not so many clips.
       rows: which clips of each batch are made here; None is all of them.
     """
-    whole = min(batches, -(-len(source) // batch_size))
-    self._source, self._tokenize = _Round(source, whole * batch_size), tokenize
+    self.batches = min(batches, -(-len(source) // batch_size))
+    self._source, self._tokenize = _Round(source, self.batches * batch_size), tokenize
     self.batch_size, self._rows = batch_size, rows
 
   def __iter__(self) -> Iterator[Clip]:
@@ -113,7 +113,8 @@ def without_motion(dynamic: DynamicGaussians) -> DynamicGaussians:
 def make_validation(system: System, stage: Stage) -> Callable[..., Scores]:
   """The function from parameters and batches to mean scores of what the stage trains.
 
-  It takes one function more, which it asks after each batch whether to stop there, without scores.
+  It takes one function more, which it tells after each batch how many are done, and which says
+  whether to stop there, without scores.
   """
 
   @functools.partial(jax.jit, out_shardings=whole())
@@ -125,12 +126,12 @@ def make_validation(system: System, stage: Stage) -> Callable[..., Scores]:
     return scores
 
   def validate(
-    params: Any, batches: Iterable[Clip], stop: Callable[[], bool] = lambda: False
+    params: Any, batches: Iterable[Clip], stop: Callable[[int], bool] = lambda done: False
   ) -> Scores:
     scores = []
     for batch in batches:
       scores.append(jax.device_get(one(params, batch)))
-      if stop():
+      if stop(len(scores)):
         return {}
     return {name: float(np.mean([score[name] for score in scores])) for name in scores[0]}
 

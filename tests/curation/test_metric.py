@@ -177,6 +177,12 @@ def test_matches_of_a_stereo_pair_scale_depth_and_then_poses(tmp_path, truth):
   assert told["metres"] == "depth maps", told
   check_poses(told, found, truth)
   assert found.depth is not None and told["figures"]["depth_scale_variation"] < 0.05
+  # Beside a dataset's metres it is a network's still: not held against itself as their own depth.
+  metres = dataclasses.replace(truth, tracks=None, depth=None)
+  told, found = decided(tmp_path, metres, ["depth", "matches"], baseline=baseline)
+  assert told["metres"] == "dataset" and found.depth is not None
+  assert "own_depth" not in told["figures"] and "depth_scale" in told["figures"]
+  assert told["notes"] == ["scale not checked: the dataset has no depth to hold against its poses."]
 
 
 def test_depth_of_a_dataset_stays_its_own_beside_matches(tmp_path, truth):
@@ -236,11 +242,26 @@ def test_depth_without_tracks_is_held_against_later_frames(truth):
   assert told["figures"]["own_depth_variation"] < 0.02
   assert told["figures"]["own_depth_anchors"] > 500
   depth = [records.read_depth(x, (truth.height, truth.width)) for x in truth.depth]
-  # A scale of its own in each frame, as networks give; and poses that are turned about.
-  factors = np.exp(np.random.default_rng(0).normal(0, 0.15, FRAMES))
-  scattered = [records.to_depth_png(x * factor) for x, factor in zip(depth, factors)]
-  told, found = decided(None, dataclasses.replace(bare, depth=scattered), [], limits=own)
-  assert found is None and told["reason"].startswith("own_depth")
+
+  def scaled(factors):
+    files = [records.to_depth_png(x * factor) for x, factor in zip(depth, factors)]
+    return dataclasses.replace(bare, depth=files)
+
+  # A scale of its own in each frame, as networks give.
+  scattered = scaled(np.exp(np.random.default_rng(0).normal(0, 0.15, FRAMES)))
+  told, found = decided(None, scattered, [], limits=own)
+  assert found is None and re.fullmatch(r"own_depth_variation .* is above 0\.05", told["reason"])
+  # One that drifts: from frame to frame by the same.
+  for drift, side in ((1.05, "above 1.25"), (0.95, "below 0.8")):
+    told, found = decided(None, scaled(drift ** np.arange(FRAMES)), [], limits=own)
+    assert found is None and re.fullmatch(f"own_depth .* is {side}", told["reason"])
+    assert told["figures"]["own_depth_variation"] < 0.05
+  # Poses that are turned about make two scales of one: no estimate, and a note that says so.
+  turned = np.linalg.inv(truth.world_from_camera).astype(np.float32)
+  told, found = decided(None, dataclasses.replace(bare, world_from_camera=turned), [], limits=own)
+  assert found is not None and "own_depth" not in told["figures"]
+  (note,) = told["notes"]
+  assert re.fullmatch("scale not checked: .* agree with one scale and .* with another; .*", note)
   # Cameras alone can't be held against anything, and that is said.
   told, found = decided(None, dataclasses.replace(bare, depth=None), [], limits=own)
   assert found is not None and told["notes"] == [

@@ -339,9 +339,19 @@ def test_processes_hand_pictures_over_in_8_bits_and_batches_have_floats(folders)
         np.testing.assert_array_equal(one, same)
     passed, _ = next(other._iterator)
     assert passed.source.images.dtype == passed.target.images.dtype == np.uint8
-    # What isn't known is not carried, pictures that are black are.
+    # What isn't known is not carried.
     assert isinstance(passed.source.depth, loader._Zeros) and passed.instances.shape[0] == 6
     assert isinstance(passed.source.images, np.ndarray)
     assert there.source.depth.shape == there.source.images.shape[:-1]
   clip = source.parts[0].read(3)
   assert clip.source.images.dtype == np.float32 and 0 < clip.source.images.max() < 1
+
+
+def test_a_batch_that_is_black_all_over_comes_in_floats_too(tmp_path):
+  """Its pictures are zeros, which aren't carried any more than what isn't known."""
+  write_folder(tmp_path, [plain_record(f"c/{250 * x}", 13, 24, 24) for x in range(4)])
+  source = open_source(f"shards:{tmp_path}", cutting=RANDOM, **SIZE, **OPTIONS)
+  with make_loader(source, tokenize, batch_size=4, seed=1, workers=1) as batches:
+    black = next(batches).source.images
+    assert isinstance(next(batches._iterator)[0].source.images, loader._Zeros)
+  assert black.shape == (4, 5, 16, 16, 3) and black.dtype == np.float32 and not black.any()

@@ -128,7 +128,9 @@ def test_run_leaves_everything_it_promises(whole):
   # Where time went: accounts up to each checkpoint, a line, and the sums of all of them.
   assert [row["step"] for row in read_metrics(folder, "watch")] == [0, 3, 6, 9, 12, 12]
   (line,) = re.findall(r"time: \d+ s in 1 start\(s\), [\d.]+% of it in steps.*", done.stdout)
-  watch = json.loads((folder / "summary.json").read_text())["watch"]
+  summary = json.loads((folder / "summary.json").read_text())
+  assert summary["counts"]["corrupt_clips"] == 0
+  watch = summary["watch"]
   assert watch["host_gib"] > 0.2 and watch["lost"] == 0 and watch["starts"] == 1
   assert all(watch[part] > 0 for part in ("steps", "heldout", "checkpoint", "logging", "start"))
   assert f"{watch['goodput']:.1%} of it" in line and 0 < watch["goodput"] < 1

@@ -271,6 +271,11 @@ def test_fitting_is_followed_over_time_from_each_start(maker, tmp_path, monkeypa
   monkeypatch.setattr(fit_curve, "optimise", noted)
   for kind in kinds:
     maker_of.KINDS[kind](maker, tmp_path / kind / "clip000", clip)
+  # What was fitted to another video is not taken for it.
+  kind, folder_of = "from_random", tmp_path / "two_stage" / "clip000"
+  assert read_scene(folder_of)[1].checkpoint == "two_stage of video model, 30 steps"
+  with pytest.raises(ValueError, match="two_stage of video model, 30 steps', not 'from_random of"):
+    maker_of.KINDS[kind](maker, folder_of, clip)
   # One of two stages is given what the video model makes of the first frame, the others the truth.
   generated = maker.pipeline.sample(
     np.asarray(clip.source.images[0]), clip.source.cameras, str(clip.text), maker.seed

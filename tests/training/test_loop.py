@@ -121,12 +121,19 @@ class Nothing:
 
 
 @pytest.mark.parametrize(
-  "at", [2, pytest.param(0, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.slow)]
+  "at, batch",
+  [
+    (2, 1),
+    (2, 3),
+    pytest.param(0, 1, marks=pytest.mark.slow),
+    pytest.param(4, 1, marks=pytest.mark.slow),
+  ],
 )
-def test_a_signal_waits_for_the_heldout_batch_at_hand_alone(at, monkeypatch, tmp_path):
-  """Before the first step, between two, after the last: SIGTERM comes in a look's first batch.
+def test_a_signal_waits_for_the_heldout_batch_at_hand_alone(at, batch, monkeypatch, tmp_path):
+  """Before the first step, between two, after the last: SIGTERM comes in a batch of a look at 3.
 
-  The scores that were given up are made when the run goes on. Nothing is trained, drawn or scored.
+  Scores that were given up are made when the run goes on; those of the last batch are kept. Nothing
+  is trained, drawn or scored.
   """
   monkeypatch.setattr(loop, "make_update", lambda *arguments: Nothing())
   monkeypatch.setattr(loop, "write_report", lambda *arguments: None)
@@ -143,21 +150,22 @@ def test_a_signal_waits_for_the_heldout_batch_at_hand_alone(at, monkeypatch, tmp
     looks.append(0)
     clip = self.example()
     for _ in range(3):
-      if len(looks) == 1 + at // 2 and not looks[-1]:
-        os.kill(os.getpid(), signal.SIGTERM)
       looks[-1] += 1
+      if len(looks) == 1 + at // 2 and looks[-1] == batch:
+        os.kill(os.getpid(), signal.SIGTERM)
       yield clip
 
   monkeypatch.setattr(validation.HeldOut, "__iter__", look)
   config = small_config()
   config.stage, config.steps, config.batch_size, config.optimizer.warmup = "diffusion", 4, 1, 1
-  config.heldout.every, config.checkpoint.every = 2, 100
+  config.heldout.every, config.heldout.batches, config.checkpoint.every = 2, 3, 100
   assert not loop.run(config, tmp_path)
-  assert looks == at // 2 * [3] + [1]
+  assert looks == at // 2 * [3] + [batch]
   assert checkpoint.whole_steps(tmp_path) == [at][: at // 2]
   scored = [row["step"] for row in read_metrics(tmp_path, "heldout")]
-  assert scored == [0, 2, 4][: at // 2]
+  done = at // 2 + (batch == 3)
+  assert scored == [0, 2, 4][:done]
   assert loop.run(config, tmp_path)
   assert [row["step"] for row in read_metrics(tmp_path, "heldout")] == [0, 2, 4]
   assert [row["step"] for row in read_metrics(tmp_path, "train")] == [1, 2, 3, 4]
-  assert looks == at // 2 * [3] + [1] + (3 - at // 2) * [3]
+  assert looks == at // 2 * [3] + [batch] + (3 - done) * [3]

@@ -89,7 +89,7 @@ def test_dino_embeds_pictures_as_transformers_does(dino):
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize("size", [(40, 56), (72, 24), (32, 64)])
+@pytest.mark.parametrize("size", [(40, 56), (72, 24), (32, 64), (64, 65)])
 def test_dino_keeps_the_aspect_and_interpolates_positions_as_its_own_code_does(
   dino, size, monkeypatch
 ):

@@ -67,7 +67,8 @@ STAGES = {
       # that were mistaken are further off. Within 1.25 is how metric depth is mostly called right.
       "own_scale": (0.8, 1.25),
       "own_scale_variation": (None, CONSISTENT),
-      # The same of depth and the depth of later frames, where nothing else is known.
+      # The same of a dataset's own depth and that of later frames, where nothing else is known:
+      # a network's depth, however it was scaled, may waver and is not held against itself.
       "own_depth": (0.8, 1.25),
       "own_depth_variation": (None, CONSISTENT),
       # In any unit; of a network's metric depth it says how far off that was.
