@@ -22,9 +22,7 @@ from d4s_jax.pipeline import marking, preview, progress
 from d4s_jax.training import compilation, fitting
 from d4s_jax.types import DynamicGaussians, Views
 
-_SCENE = flags.DEFINE_string(
-  "scene", None, "Folder that generate wrote, or .safetensors of export.", required=True
-)
+_SCENE = flags.DEFINE_string("scene", None, "Folder, or .safetensors of export.", required=True)
 _VIDEO = flags.DEFINE_string("video", None, "What it is to look like.", required=True)
 _OUTPUT = flags.DEFINE_string("output", None, "Folder of the new scene.", required=True)
 _STEPS = flags.DEFINE_integer("steps", 2000, "Of the optimisation.")
