@@ -64,7 +64,7 @@ class Place:
 
   def __init__(self, folder, preset):
     self.folder, self.preset = folder, preset
-    self._narrow = published_pipelines.write(preset, folder / "published") | NARROW
+    self.narrow = published_pipelines.write(preset, folder / "published") | NARROW
     self.convert("published", "ours", "flax")
     write_image(folder / "photo.png", np.random.default_rng(0).random((40, 30, 3), np.float32))
 
@@ -77,7 +77,7 @@ class Place:
     ours = self.folder / "ours"
     init = dict.fromkeys(("transformer", "autoencoder", "text_encoder"), "ours")
     init |= {key.removeprefix("init."): changes.pop(key) for key in [*changes] if "init." in key}
-    settings = self._narrow | {f"init.{part}": self.folder / name for part, name in init.items()}
+    settings = self.narrow | {f"init.{part}": self.folder / name for part, name in init.items()}
     settings |= {"model.backbone.tokenizer": ours / "tokenizer"}
     settings |= {"text_cache": self.folder / "prompts"} | changes
     flags = [f"--config.{key}={value}" for key, value in settings.items()]
@@ -117,7 +117,7 @@ def test_joint_training_from_a_published_model_to_a_scene_and_to_torch(preset, t
   before, after = (tensors(folder / "transformer") for folder in (published, out))
   assert {x: y[:2] for x, y in after.items()} == {x: y[:2] for x, y in before.items()}
   assert sum(before[name] != after[name] for name in before) > len(before) // 2
-  assert_torch_computes_the_same(system, params, out)
+  assert_torch_computes_the_same(system, params, out, place.narrow["model.backbone.text_length"])
 
   # What left comes in again.
   place.convert("out", "back", "flax")
@@ -132,7 +132,7 @@ def test_joint_training_from_a_published_model_to_a_scene_and_to_torch(preset, t
     np.testing.assert_array_equal(found[path], value, err_msg=path)
 
 
-def assert_torch_computes_the_same(system, params, folder):
+def assert_torch_computes_the_same(system, params, folder, length):
   """The video model with its cameras, of diffusers, and the scene, on torch alone."""
   backbone = system.backbone
   theirs = module(folder / "diff4splat")
@@ -142,9 +142,9 @@ def assert_torch_computes_the_same(system, params, folder):
   shape = list(backbone.latent_shape(1, 5, 32, 32))
   latents = jax.random.normal(jax.random.key(0), shape)
   shape[1] += backbone.padding(shape[1])
-  noisy, words = (jax.random.normal(jax.random.key(1), x) for x in (shape, (1, 24, 16)))
+  noisy, words = (jax.random.normal(jax.random.key(1), x) for x in (shape, (1, length, 16)))
   cameras, times = make_cameras(1, 5, 32, 32), jnp.array([[0.0, 0.4, 1.0]])
-  maps, text = system.camera_maps(cameras), Text(words, jnp.ones((1, 24), bool))
+  maps, text = system.camera_maps(cameras), Text(words, jnp.ones((1, length), bool))
 
   @jit
   def ours(params):
