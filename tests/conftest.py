@@ -3,6 +3,13 @@
 import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# What tests compile runs once or twice: XLA takes a quarter of its time without these passes, and
+# what they start inherits it. `XLA_FLAGS= python -m pytest` compiles as users do.
+os.environ.setdefault(
+  "XLA_FLAGS",
+  "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+  " --xla_cpu_parallel_codegen_split_count=1",
+)
 
 import hypothesis  # noqa: E402
 import jax  # noqa: E402

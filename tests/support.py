@@ -30,6 +30,14 @@ from d4s_jax.training import checkpoint, run_folder, state
 from d4s_jax.weights.rules import Rule, pairs
 
 ROOT = pathlib.Path(__file__).parents[1]
+
+
+def on_devices(count: int) -> dict[str, str]:
+  """The environment of a process for which this machine has `count` devices."""
+  flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={count}"
+  return os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
+
+
 # Layers are so few and narrow that compiling, not computing, takes the time.
 _SMALL = {
   "clip": {"frames": 5, "height": 16, "width": 16, "targets": 2},
@@ -192,8 +200,6 @@ def serving(name: str, *arguments: str) -> Iterator[str]:
   """Where `python -m d4s_jax.NAME` serves, as a user starts it; Ctrl-C is to end it in silence."""
   command = [sys.executable, "-m", f"d4s_jax.{name}", *arguments, "--port=0"]
   own = {"JAX_PLATFORMS": "cpu", "JAX_ENABLE_COMPILATION_CACHE": "false"}
-  # What they compile runs once.
-  own["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
   # What a shell starts in the background ignores Ctrl-C, and so does what that starts.
   ours = signal.signal(signal.SIGINT, signal.default_int_handler)
   try:

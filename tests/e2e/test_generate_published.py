@@ -1,7 +1,6 @@
 """A published pipeline, converted, generates a plain video; on one device and cut over four."""
 
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -21,7 +20,7 @@ from d4s_jax.pipeline import Pipeline, progress, shot
 from d4s_jax.training import inference
 from tests import published_pipelines, published_tokenizers
 from tests.models.test_clip import torch_encoder
-from tests.support import random_params, run_command, small_config, write_run
+from tests.support import on_devices, random_params, run_command, small_config, write_run
 
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
@@ -275,14 +274,10 @@ print(json.dumps([jax.device_count(), share(kernel)]))
 def test_four_devices_make_the_same_video(place, tmp_path):
   run_command("generate", *arguments(place, "one"))
   # Where compiled programs are kept otherwise, if anywhere.
-  here = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
+  here = {name: value for name, value in on_devices(4).items() if "COMPILATION_CACHE" not in name}
   done = subprocess.run(
     [sys.executable, "-c", SCRIPT, str(place / "ours"), *arguments(place, "four")],
-    env=here
-    | {
-      "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
-      "XDG_CACHE_HOME": str(tmp_path),
-    },
+    env=here | {"XDG_CACHE_HOME": str(tmp_path)},
     capture_output=True,
     text=True,
     check=False,

@@ -58,12 +58,10 @@ def command(place, workdir, *options, steps=12):
 
 
 def environment(place):
-  # Twelve steps run sooner than XLA optimises them, and the compilation cache makes every process
-  # after the first start quickly.
+  # The compilation cache makes every process after the first start quickly.
   return {
     **os.environ,
     "JAX_PLATFORMS": "cpu",
-    "XLA_FLAGS": os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0",
     "PYTHONPATH": str(ROOT),
     "JAX_COMPILATION_CACHE_DIR": str(place / "cache"),
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",

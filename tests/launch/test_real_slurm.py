@@ -90,7 +90,6 @@ class Slurm:
       "PYTHONPATH": str(ROOT),
       "SLURM_CONF": str(place / "slurm.conf"),
       "JAX_PLATFORMS": "cpu",
-      "XLA_FLAGS": "--xla_backend_optimization_level=0",
       "JAX_COMPILATION_CACHE_DIR": str(place / "cache"),
       "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
     }

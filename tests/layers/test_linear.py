@@ -1,6 +1,5 @@
 """Dense layers whose product has an axis of heads."""
 
-import os
 import subprocess
 import sys
 
@@ -12,6 +11,7 @@ import pytest
 
 from d4s_jax.layers import linear
 from d4s_jax.layers.linear import FromHeads, ToHeads, dense
+from tests.support import on_devices
 
 
 @pytest.mark.parametrize("platform", ["cpu", "tpu"])
@@ -68,10 +68,9 @@ for heads in (8, 6):
 
 
 def test_devices_that_do_not_divide_the_heads_share_the_product_all_the_same():
-  flags = "--xla_force_host_platform_device_count=4"
   done = subprocess.run(
     [sys.executable, "-c", _ON_FOUR_DEVICES],
-    env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": os.getcwd()},
+    env=on_devices(4),
     **{"capture_output": True, "text": True, "check": False},
   )
   assert done.returncode == 0, done.stderr

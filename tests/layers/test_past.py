@@ -1,5 +1,3 @@
-import functools
-
 import flax.linen as nn
 import hypothesis
 import hypothesis.strategies as st
@@ -12,7 +10,6 @@ from d4s_jax.layers.convolution import CausalConv3d
 from d4s_jax.layers.past import by_chunks, first_chunk
 
 # Compiled without LLVM's optimiser: these networks run once.
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 class Layers(nn.Module):
@@ -55,16 +52,18 @@ def test_chunks_equal_the_whole_exactly(first, length, repeat_first, key):
   shapes = jax.eval_shape(chunked.init, key, x)
   assert set(shapes) == {"params"}
   variables = _whole_numbers(random, nn.unbox(shapes))
-  np.testing.assert_array_equal(jit(chunked.apply)(variables, x), jit(whole.apply)(variables, x))
+  np.testing.assert_array_equal(
+    jax.jit(chunked.apply)(variables, x), jax.jit(whole.apply)(variables, x)
+  )
 
 
 def test_gradients_cross_from_chunk_to_chunk(key):
   x = jax.random.normal(key, (1, 5, 2, 2, 2))
-  variables = jit(Clip(5, 0).init)(key, x)
+  variables = jax.jit(Clip(5, 0).init)(key, x)
 
   def gradients(module):
     loss = lambda variables, x: jnp.sum(jnp.sin(module.apply(variables, x)))  # noqa: E731
-    return jit(jax.grad(loss, (0, 1)))(variables, x)
+    return jax.jit(jax.grad(loss, (0, 1)))(variables, x)
 
   got, want = gradients(Clip(1, 2)), gradients(Clip(5, 0))
   # 1e-5: sums over the frames, in another order.

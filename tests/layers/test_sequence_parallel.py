@@ -1,7 +1,6 @@
 """Attention on virtual devices: equal to that of one, there and back, on every kind of mesh."""
 
 import json
-import os
 import subprocess
 import sys
 
@@ -12,6 +11,7 @@ import pytest
 
 from d4s_jax.layers.sequence_parallel import partial_attention
 from d4s_jax.layers.splash import splash_attention
+from tests.support import on_devices
 
 SCRIPT = """
 import json
@@ -54,13 +54,8 @@ print(json.dumps([found, errors]))
 
 
 def test_every_mesh_gives_the_same_values_and_gradients():
-  environment = os.environ | {
-    "JAX_PLATFORMS": "cpu",
-    "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-    "PYTHONPATH": os.getcwd(),
-  }
   done = subprocess.run(
-    [sys.executable, "-c", SCRIPT], env=environment, capture_output=True, text=True, timeout=300
+    [sys.executable, "-c", SCRIPT], env=on_devices(8), capture_output=True, text=True, timeout=300
   )
   assert done.returncode == 0, done.stderr[-2000:]
   found, errors = json.loads(done.stdout.splitlines()[-1])

@@ -1,6 +1,5 @@
 import functools
 import json
-import os
 import subprocess
 import sys
 
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 
 from d4s_jax.layers.transformer import REMAT, Transformer, TransformerBlock
+from tests.support import on_devices
 
 
 @jax.jit
@@ -94,10 +94,9 @@ print(json.dumps(found))
 
 def test_on_a_mesh_the_host_keeps_what_it_is_asked_to():
   """Four devices of a CPU compute it, whose memory is the host's; lowered for TPUs it travels."""
-  flags = "--xla_force_host_platform_device_count=4"
   done = subprocess.run(
     [sys.executable, "-c", ON_A_MESH],
-    env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": os.getcwd()},
+    env=on_devices(4),
     **{"capture_output": True, "text": True, "check": False},
   )
   assert done.returncode == 0, done.stderr[-2000:]

@@ -1,7 +1,5 @@
 """Low-rank adapters: what they add, where they are, and that a new one changes nothing."""
 
-import functools
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -15,7 +13,6 @@ from d4s_jax.training.state import flatten, unflatten
 from tests.support import small_config
 
 # Compiled without LLVM's optimiser: these networks run once.
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 FAMILIES = {
   "wan": dict(family="wan", transformer=dict(dim=16, ffn_dim=24, heads=2, depth=2, remat="all")),
   "cogvideox": dict(
@@ -57,8 +54,8 @@ def denoise(backbone, params):
 def test_it_adds_what_the_merged_kernel_would_and_a_new_one_changes_no_bit(family):
   plain, adapted = make(family), make(family, **LORA)
   params = draw(adapted)
-  with_adapter = jit(lambda x: denoise(adapted, x))
-  without = jit(lambda x: denoise(plain, x))
+  with_adapter = jax.jit(lambda x: denoise(adapted, x))
+  without = jax.jit(lambda x: denoise(plain, x))
 
   flat, adapter = flatten(params["transformer"]), flatten(params["adapter"])
   for path in [path for path in adapter if path.endswith("/down")]:
@@ -81,7 +78,7 @@ def test_all_of_it_learns():
   def loss(adapter):
     return jnp.mean(denoise(backbone, params | {"adapter": adapter}) ** 2)
 
-  gradient = jit(jax.grad(loss))
+  gradient = jax.jit(jax.grad(loss))
   # At the start only `up` has a gradient, after a step `down` has one too, in every block.
   for path, value in flatten(gradient(new)).items():
     assert bool(jnp.any(value != 0)) == path.endswith("/up"), path

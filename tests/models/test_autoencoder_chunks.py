@@ -23,7 +23,6 @@ MODELS = {
   "cogvideox": CogVideoXAutoencoder(widths=(4, 6), z_dim=3, num_res_blocks=1, groups=2),
 }
 # Compiled without LLVM's optimiser: these networks run once.
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 # One of each kind of model, and each direction; the others are slow.
@@ -86,8 +85,10 @@ def test_chunks_equal_the_whole(name, method):
   whole, variables = MODELS[name], _variables(name)
   # Latents that the chunks don't divide: the first one is longer.
   x = _input(name, method, 7)
-  want = jit(functools.partial(_apply, whole, method))(variables, x)
-  _assert_equal(jit(functools.partial(_apply, whole.clone(chunk=2), method))(variables, x), want)
+  want = jax.jit(functools.partial(_apply, whole, method))(variables, x)
+  _assert_equal(
+    jax.jit(functools.partial(_apply, whole.clone(chunk=2), method))(variables, x), want
+  )
 
 
 @pytest.mark.parametrize(("name", "method"), _KINDS)
@@ -109,8 +110,8 @@ def test_values_and_gradients_are_the_same_formula(name, method, monkeypatch):
       (_, out), gradients = jax.value_and_grad(objective, (0, 1), has_aux=True)(variables, x)
       return out, gradients
 
-    want = jit(functools.partial(run, whole))(variables, x)
-    got = jit(functools.partial(run, whole.clone(chunk=2)))(variables, x)
+    want = jax.jit(functools.partial(run, whole))(variables, x)
+    got = jax.jit(functools.partial(run, whole.clone(chunk=2)))(variables, x)
   assert want[0].dtype == jnp.float64
   _assert_equal(got[0], want[0])
   for a, b in zip(jax.tree.leaves(got[1]), jax.tree.leaves(want[1]), strict=True):
@@ -129,8 +130,8 @@ def test_clips_of_every_shape_are_the_same_in_chunks(name, latents, batch, rows,
   chunk = (2 if name == "cogvideox" else 1) * (1 + more)
   for method in ("encode", "decode"):
     x = _input(name, method, latents, batch, rows)
-    got = jit(functools.partial(_apply, whole.clone(chunk=chunk), method))(variables, x)
-    _assert_equal(got, jit(functools.partial(_apply, whole, method))(variables, x))
+    got = jax.jit(functools.partial(_apply, whole.clone(chunk=chunk), method))(variables, x)
+    _assert_equal(got, jax.jit(functools.partial(_apply, whole, method))(variables, x))
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -139,7 +140,7 @@ def test_chunks_take_the_memory_of_a_chunk(name):
 
   def temporary(module):
     x = _input(name, "decode", 17, rows=8)
-    compiled = jit(functools.partial(_apply, module, "decode")).lower(variables, x).compile()
+    compiled = jax.jit(functools.partial(_apply, module, "decode")).lower(variables, x).compile()
     return compiled.memory_analysis().temp_size_in_bytes
 
   # Of 17 latents the first chunk has three; the result is held twice while it is put together.

@@ -1,5 +1,3 @@
-import functools
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -11,7 +9,6 @@ from d4s_jax.models.backbone import BACKBONES, build
 from d4s_jax.models.condition import Condition
 
 # Compiled without LLVM's optimiser: these networks run once.
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 TINY = PRESETS["tiny"]["backbone"]
 CONFIG = dict(
   family="wan",
@@ -39,7 +36,7 @@ def backbone():
 
 @pytest.fixture(scope="module")
 def params(backbone):
-  return jit(backbone.init)(jax.random.key(0))
+  return jax.jit(backbone.init)(jax.random.key(0))
 
 
 def test_it_says_what_it_is(backbone):
@@ -62,16 +59,16 @@ def test_parameters_are_plain_and_know_their_axes(backbone, params):
 
 def test_latents_are_normalised_and_decode_undoes_it(backbone, params, key):
   video = jax.random.uniform(key, (1, 5, 16, 16, 3))
-  latents = jit(backbone.encode)(params, video)
+  latents = jax.jit(backbone.encode)(params, video)
   assert latents.shape == backbone.latent_shape(1, 5, 16, 16)
   raw = backbone.autoencoder.clone(latents_mean=(), latents_std=())
-  apply = jit(raw.apply, static_argnames="method")
+  apply = jax.jit(raw.apply, static_argnames="method")
   variables = {"params": params["autoencoder"]}
   mean, _ = apply(variables, 2 * video - 1, method="encode")
   offset, scale = jnp.array([0.0, 1.0, 2.0]), jnp.array([1.0, 2.0, 3.0])
   want = (mean - offset.reshape(1, 1, 1, 1, 3)) / scale.reshape(1, 1, 1, 1, 3)
   np.testing.assert_allclose(latents, want, atol=1e-6)
-  decoded = jit(backbone.decode)(params, latents)
+  decoded = jax.jit(backbone.decode)(params, latents)
   want = (apply(variables, mean, method="decode") + 1) / 2
   # 1e-3: normalisations of an untrained decoder enlarge the rounding of the latents.
   np.testing.assert_allclose(decoded, want, atol=1e-3)
@@ -79,7 +76,7 @@ def test_latents_are_normalised_and_decode_undoes_it(backbone, params, key):
 
 def test_text_is_zero_beyond_its_end_and_dropped_text_is_the_empty_prompt(backbone, params):
   tokens = jnp.stack([backbone.tokenizer(text) for text in ("a cat", "a dog", "")])
-  encode = jit(backbone.encode_text)
+  encode = jax.jit(backbone.encode_text)
   text = encode(params, tokens)
   assert text.embeddings.shape == (3, 12, 16)
   np.testing.assert_array_equal(text.mask.sum(1), [6, 6, 1])
@@ -93,10 +90,10 @@ def test_text_is_zero_beyond_its_end_and_dropped_text_is_the_empty_prompt(backbo
 def test_denoise_hears_every_condition_once_it_is_trained(backbone, params, key):
   latents = jax.random.normal(key, backbone.latent_shape(1, 5, 16, 16))
   maps = jax.random.normal(key, (1, 5, 16, 16, 6))
-  text = jit(backbone.encode_text)(params, jnp.asarray(backbone.tokenizer("a cat"))[None])
+  text = jax.jit(backbone.encode_text)(params, jnp.asarray(backbone.tokenizer("a cat"))[None])
   draw = np.random.default_rng(0).standard_normal
   noisy = jax.tree.map(lambda p: np.asarray(p) + 0.2 * draw(p.shape, np.float32), params)
-  denoise = jit(backbone.denoise)
+  denoise = jax.jit(backbone.denoise)
   sigma, first = jnp.full(1, 0.5), latents[:, :1]
   velocity = denoise(noisy, latents, sigma, text, maps, Condition(first))
   assert velocity.shape == latents.shape

@@ -1,5 +1,3 @@
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +11,6 @@ from d4s_jax.weights.clip import ENCODER
 from tests.support import from_torch
 
 # Compiled without LLVM's optimiser: these networks run once.
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 SMALL = dict(dim=32, ffn_dim=48, heads=2, depth=3, size=28, patch=7, projection_dim=12)
 
 
@@ -61,7 +58,7 @@ def test_both_outputs_equal_transformers(projected):
     pixels = preprocess(jnp.asarray(image.movedim(1, -1).numpy()), 28)
     out = model(torch.from_numpy(np.moveaxis(np.array(pixels), -1, 1)), output_hidden_states=True)
   params = encoder_parameters(model, config)
-  apply = jit(lambda params, x: CLIPVision(**config).apply({"params": params}, x))
+  apply = jax.jit(lambda params, x: CLIPVision(**config).apply({"params": params}, x))
   tokens, embedding = apply(params, image.movedim(1, -1).numpy())
   # 1e-5: float32 sums in another order.
   np.testing.assert_allclose(tokens, out.hidden_states[-2], atol=1e-5)
@@ -113,7 +110,7 @@ def test_bfloat16_is_as_near_to_float32_as_that_of_transformers():
       for out in [model(x, output_hidden_states=True)]
     )
   module = CLIPVision(**SMALL, dtype=jnp.bfloat16)
-  got = jit(module.apply)({"params": encoder_parameters(whole, SMALL)}, image)
+  got = jax.jit(module.apply)({"params": encoder_parameters(whole, SMALL)}, image)
   for ours, other, want in zip(got, theirs, wanted, strict=True):
     assert ours.dtype == jnp.bfloat16
     error, allowed = np.std(np.asarray(ours, np.float32) - want), np.std(other - want)

@@ -16,7 +16,6 @@ from tests.models.cogvideox_oracle import autoencoder_parameters, channel_last, 
 
 SMALL = dict(widths=(4, 6, 8), z_dim=3, num_res_blocks=1, groups=2, scale=0.7)
 # Compiled without LLVM's optimiser: these networks run once.
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 @functools.cache
@@ -47,7 +46,7 @@ def test_encode_equals_diffusers(frames):
   video = 2 * torch.rand(2, 3, frames, 8, 12) - 1
   with torch.no_grad():
     posterior = model.encode(video).latent_dist
-  encode = jit(functools.partial(ours.apply, method="encode"))
+  encode = jax.jit(functools.partial(ours.apply, method="encode"))
   mean, log_variance = encode(variables, channel_last(video, 1))
   assert mean.shape == (2, 1 + (frames - 1) // 4, 2, 3, 3)
   # 2e-5: float32 sums in another order, through some thirty layers.
@@ -63,7 +62,7 @@ def test_decode_equals_diffusers_for_odd_numbers_of_latents(frames):
   z = torch.randn(2, 3, frames, 2, 3)
   with torch.no_grad():
     want = channel_last(model.decode(z).sample, 1)
-  got = jit(functools.partial(ours.apply, method="decode"))(variables, 0.7 * channel_last(z, 1))
+  got = jax.jit(functools.partial(ours.apply, method="decode"))(variables, 0.7 * channel_last(z, 1))
   assert got.shape == (2, 4 * frames - 3, 8, 12, 3)
   # 1e-4 of the largest value: float32 sums in another order, through some forty layers.
   np.testing.assert_allclose(got, want, atol=1e-4 * np.abs(want).max())
@@ -83,7 +82,7 @@ def test_gradients_equal_diffusers(method):
   weights = torch.randn_like(out)
   (out * weights).sum().backward()
 
-  @jit
+  @jax.jit
   def gradients(variables, x):
     def objective(variables, x):
       if method == "encode":
@@ -124,7 +123,7 @@ def test_bfloat16_is_as_near_to_float32_as_that_of_diffusers(method):
 
   exact = run(model, x)
   theirs = run(copy.deepcopy(model).to(torch.bfloat16), x.to(torch.bfloat16))
-  half = jit(functools.partial(ours.clone(dtype=jnp.bfloat16).apply, method=method))
+  half = jax.jit(functools.partial(ours.clone(dtype=jnp.bfloat16).apply, method=method))
   if method == "encode":
     got = half(variables, channel_last(x, 1))[0] / 0.7
   else:
@@ -153,10 +152,12 @@ def test_every_shape_equals_diffusers(latents, batch, rows, columns, chunk):
     z = model.encode(video).latent_dist.mean
     want = channel_last(model.decode(z).sample, 1)
   ours, z = ours.clone(chunk=chunk), 0.7 * channel_last(z, 1)
-  got, _ = jit(functools.partial(ours.apply, method="encode"))(variables, channel_last(video, 1))
+  got, _ = jax.jit(functools.partial(ours.apply, method="encode"))(
+    variables, channel_last(video, 1)
+  )
   # As above: of the largest value, float32 sums in another order.
   np.testing.assert_allclose(got, z, atol=1e-4 * max(1.0, np.abs(z).max()))
-  got = jit(functools.partial(ours.apply, method="decode"))(variables, z)
+  got = jax.jit(functools.partial(ours.apply, method="decode"))(variables, z)
   np.testing.assert_allclose(got, want, atol=1e-4 * np.abs(want).max())
 
 
@@ -170,8 +171,8 @@ def test_even_numbers_of_latents_decode_to_the_frames_they_came_from(key):
 def test_chunks_do_not_see_later_ones(key):
   ours = CogVideoXAutoencoder(**SMALL)
   video = jax.random.normal(key, (1, 17, 8, 8, 3))
-  params = nn.unbox(jit(ours.init)(key, video[:, :5]))
-  both = jit(lambda x: (ours.apply(params, x, method="encode")[0], ours.apply(params, x)))
+  params = nn.unbox(jax.jit(ours.init)(key, video[:, :5]))
+  both = jax.jit(lambda x: (ours.apply(params, x, method="encode")[0], ours.apply(params, x)))
   latents, decoded = both(video)
   changed_latents, changed = both(video.at[:, 9:].add(jax.random.normal(key, (8, 8, 8, 3))[None]))
   np.testing.assert_array_equal(latents[:, :3], changed_latents[:, :3])

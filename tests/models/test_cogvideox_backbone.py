@@ -10,7 +10,6 @@ from d4s_jax.models.backbone import build
 from d4s_jax.models.condition import Condition
 
 # Compiled without LLVM's optimiser: these networks run once.
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 CONFIG = dict(
   family="cogvideox",
   text_length=12,
@@ -71,14 +70,14 @@ def test_latents_are_scaled_and_padding_is_read_as_text(key):
   video = jax.random.uniform(key, (1, 5, 16, 16, 3))
   raw = backbone.autoencoder.clone(scale=1.0)
   variables = {"params": params["autoencoder"]}
-  mean, _ = jit(functools.partial(raw.apply, method="encode"))(variables, 2 * video - 1)
-  np.testing.assert_allclose(jit(backbone.encode)(params, video), 0.5 * mean, atol=1e-6)
+  mean, _ = jax.jit(functools.partial(raw.apply, method="encode"))(variables, 2 * video - 1)
+  np.testing.assert_allclose(jax.jit(backbone.encode)(params, video), 0.5 * mean, atol=1e-6)
 
   tokens = jnp.stack([backbone.tokenizer(text) for text in ("a cat", "")])
-  text = jit(backbone.encode_text)(params, tokens)
+  text = jax.jit(backbone.encode_text)(params, tokens)
   assert text.mask.all()
   encoder = {"params": params["text_encoder"]}
-  want = jit(backbone.text_encoder.apply)(encoder, tokens, jnp.ones(tokens.shape, bool))
+  want = jax.jit(backbone.text_encoder.apply)(encoder, tokens, jnp.ones(tokens.shape, bool))
   np.testing.assert_array_equal(text.embeddings, want)
 
 
@@ -89,8 +88,8 @@ def test_denoise_hears_every_condition(mode, key):
   frames = FRAMES[mode]
   latents = backbone.padded(jax.random.normal(key, backbone.latent_shape(1, frames, 32, 32)))
   maps = jax.random.normal(key, (1, frames, 32, 32, 6))
-  text = jit(backbone.encode_text)(params, jnp.asarray(backbone.tokenizer("a cat"))[None])
-  denoise = jit(backbone.denoise)
+  text = jax.jit(backbone.encode_text)(params, jnp.asarray(backbone.tokenizer("a cat"))[None])
+  denoise = jax.jit(backbone.denoise)
   padding = backbone.padding((frames + 3) // 4)
   sigma, first = jnp.full(1, 0.5), latents[:, : padding + 1]
   velocity = denoise(params, latents, sigma, text, maps, Condition(first))
@@ -113,13 +112,13 @@ def test_a_photograph_and_its_cameras_stand_for_the_padding_too(key):
   backbone = _build("1.5")
   params = _params(backbone)
   image = jax.random.uniform(key, (1, 32, 32, 3))
-  first = jit(backbone.condition, static_argnums=2)(params, image, 9).first
+  first = jax.jit(backbone.condition, static_argnums=2)(params, image, 9).first
   np.testing.assert_array_equal(first[:, 0], first[:, 1])
   assert first.shape[1] == 2 and backbone.condition(params, image, 5).first.shape[1] == 1
   latents = jax.random.normal(key, (1, 4, 4, 4, 3))
   maps = jax.random.normal(key, (1, 9, 32, 32, 6))
-  text = jit(backbone.encode_text)(params, jnp.asarray(backbone.tokenizer("a cat"))[None])
-  denoise, sigma = jit(backbone.denoise), jnp.full(1, 0.5)
+  text = jax.jit(backbone.encode_text)(params, jnp.asarray(backbone.tokenizer("a cat"))[None])
+  denoise, sigma = jax.jit(backbone.denoise), jnp.full(1, 0.5)
   want = denoise(params, latents, sigma, text, maps, Condition(first))
   other = denoise(params, latents.at[:, :2].add(1.0), sigma, text, maps, Condition(first))
   np.testing.assert_array_equal(other, want)

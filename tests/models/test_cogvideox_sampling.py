@@ -1,7 +1,6 @@
 """The complete loop, from a photograph and noise to latents and video, against diffusers."""
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +22,6 @@ from tests.models.cogvideox_oracle import (
 from tests.support import random_params, small_config
 
 # Compiled without LLVM's optimiser: these networks run once.
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 STEPS, SCALE, LENGTH, WIDTH = 5, 3.0, 7, 16
 AUTOENCODER = dict(widths=(4, 4, 4, 4), z_dim=4, num_res_blocks=1, groups=2, scale=0.7)
 # Transformer, SNR shift, frames; pictures are 32 x 48.
@@ -158,8 +156,8 @@ def test_sampling_with_guidance_equals_the_pipeline_of_diffusers(
     output_type="pt",
   )
 
-  condition = jit(backbone.condition, static_argnums=2)
-  denoise = jit(backbone.denoise)
+  condition = jax.jit(backbone.condition, static_argnums=2)
+  denoise = jax.jit(backbone.denoise)
 
   def ours(noise, image, prompt, empty):
     known = condition(params, image, frames) if given else None
@@ -182,7 +180,7 @@ def test_sampling_with_guidance_equals_the_pipeline_of_diffusers(
   # 1e-4 of the largest: ten float32 passes, their differences enlarged by guidance.
   np.testing.assert_allclose(got, want, atol=1e-4 * np.abs(want).max())
   if count % 2:  # Of an even number they decode four frames of the first.
-    decoded = jit(backbone.decode)(params, got[:, padding:])
+    decoded = jax.jit(backbone.decode)(params, got[:, padding:])
     assert decoded.shape == (1, frames, 32, 48, 3)
     np.testing.assert_allclose(np.clip(decoded, 0, 1), channel_last(video), atol=1e-4)
 

@@ -1,7 +1,6 @@
 """CogVideoX's transformer against diffusers at every shape, and in bfloat16."""
 
 import copy
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +20,6 @@ from tests.models.test_cogvideox_transformer import SMALL, VARIANTS
 
 torch = pytest.importorskip("torch")
 # Compiled without LLVM's optimiser: these networks run once.
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def _models(variant, grid, **changes):
@@ -59,7 +57,7 @@ def _check(variant, batch, grid, length):
   with torch.no_grad():
     want = channel_last(model(latents, text, time, **more).sample)
   inputs = channel_last(latents), time.numpy(), text.numpy()
-  got = jit(module.apply)(_parameters(model, config), *inputs)
+  got = jax.jit(module.apply)(_parameters(model, config), *inputs)
   # 1e-4 of the largest: float32 sums in another order.
   np.testing.assert_allclose(got, want, atol=1e-4 * max(1.0, np.abs(want).max()))
 
@@ -101,7 +99,7 @@ def test_bfloat16_is_as_near_to_float32_as_that_of_diffusers(variant):
     theirs = channel_last(half(latents, text, time, **more).sample.float())
   ours = CogVideoXTransformer(**config, dtype=jnp.bfloat16)
   inputs = channel_last(latents.float()), time.numpy(), text.float().numpy()
-  got = jit(ours.apply)(_parameters(half, config), *inputs)
+  got = jax.jit(ours.apply)(_parameters(half, config), *inputs)
 
   def error(x):
     return np.sqrt(np.mean((np.asarray(x) - want) ** 2) / np.mean(want**2))

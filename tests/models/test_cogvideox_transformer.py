@@ -19,7 +19,6 @@ from tests.models.cogvideox_oracle import (
 )
 
 # Compiled without LLVM's optimiser: these networks run once.
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 SMALL = dict(heads=2, head_dim=16, depth=2, out_channels=4, time_dim=24, text_length=7)
 # The published variants, at the size of these tests: 3 or 4 latent frames of 4 x 6.
 VARIANTS = {
@@ -78,7 +77,7 @@ def test_values_and_gradients_equal_diffusers(variant):
   weights = torch.randn_like(velocity)
   (velocity * weights).sum().backward()
 
-  @jit
+  @jax.jit
   def ours(params, latents, text):
     def objective(params, latents, text):
       got = module.apply({"params": params}, latents, jnp.asarray(time.numpy()), text)
@@ -138,7 +137,7 @@ def test_sine_positions_equal_diffusers(grid):
 @functools.cache
 def _forward(variant, **changes):
   module = CogVideoXTransformer(**(SMALL | VARIANTS[variant] | changes))
-  return jit(lambda params, *args: module.apply({"params": params}, *args), static_argnums=5)
+  return jax.jit(lambda params, *args: module.apply({"params": params}, *args), static_argnums=5)
 
 
 def _trained(variant):
@@ -183,7 +182,7 @@ def test_denoise_of_text_to_video_puts_clean_frames_at_time_zero(variant, known,
   """Of tokens of two latents only those of which both are clean."""
   params, latents, _, text, maps = _trained(variant)
   module = CogVideoXTransformer(**(SMALL | VARIANTS[variant]))
-  denoise = jit(lambda *a: module.apply({"params": params}, *a, method="denoise"))
+  denoise = jax.jit(lambda *a: module.apply({"params": params}, *a, method="denoise"))
   first, sigma = 3.0 + latents[:, :known], jnp.array([0.3, 0.8])
   got = denoise(latents, sigma, text, maps, Condition(first))
   replaced = jnp.concatenate([first, latents[:, known:]], axis=1)
@@ -206,7 +205,7 @@ def test_denoise_of_text_to_video_puts_clean_frames_at_time_zero(variant, known,
 def test_denoise_of_image_to_video_takes_the_image_beside_the_noise(scale):
   params, latents, _, text, maps = _trained("1.5-5b-i2v")
   module = CogVideoXTransformer(**(SMALL | VARIANTS["1.5-5b-i2v"]), image_scale=scale)
-  denoise = jit(lambda *a: module.apply({"params": params}, *a, method="denoise"))
+  denoise = jax.jit(lambda *a: module.apply({"params": params}, *a, method="denoise"))
   noisy, first, sigma = latents[..., :4], latents[:, :1, :, :, 4:], jnp.array([0.3, 0.8])
   got = denoise(noisy, sigma, text, maps, Condition(first))
   image = jnp.zeros_like(noisy).at[:, :1].set(scale * first)

@@ -41,7 +41,6 @@ WAN22 = dict(
 )
 VARIANTS = {"wan2.1": WAN21, "patched": PATCHED, "wan2.2": WAN22}
 # Compiled without LLVM's optimiser: these networks run once.
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def _torch_model(fields, device="cpu"):
@@ -102,8 +101,8 @@ def test_encode_and_decode_equal_diffusers(variant, frames):
     z = torch.randn_like(posterior.mean)
     decoded = model.decode(z).sample
 
-  encode = jit(functools.partial(ours.apply, method="encode"))
-  decode = jit(functools.partial(ours.apply, method="decode"))
+  encode = jax.jit(functools.partial(ours.apply, method="encode"))
+  decode = jax.jit(functools.partial(ours.apply, method="decode"))
   offset, scale = ours.latents_mean or 0.0, ours.latents_std or 1.0
   offset, scale = np.asarray(offset, np.float32), np.asarray(scale, np.float32)
 
@@ -141,7 +140,7 @@ def test_gradients_equal_diffusers(variant, method):
   weights = torch.randn_like(out)
   (out * weights).sum().backward()
 
-  @jit
+  @jax.jit
   def gradients(variables, x):
     def objective(variables, x):
       if method == "encode":
@@ -183,7 +182,7 @@ def test_bfloat16_is_as_near_to_float32_as_that_of_diffusers(variant, method):
 
   exact = run(model, x)
   theirs = run(copy.deepcopy(model).to(torch.bfloat16), x.to(torch.bfloat16))
-  half = jit(functools.partial(ours.clone(dtype=jnp.bfloat16).apply, method=method))
+  half = jax.jit(functools.partial(ours.clone(dtype=jnp.bfloat16).apply, method=method))
   if method == "encode":
     got = np.asarray(half(variables, _channel_last(x))[0]) * scale + offset
   else:
@@ -214,12 +213,12 @@ def test_every_shape_equals_diffusers(variant, latents, batch, rows, columns, ch
     z = model.encode(video).latent_dist.mean
     decoded = _channel_last(model.decode(z).sample)
   ours = ours.clone(chunk=chunk)
-  got, _ = jit(functools.partial(ours.apply, method="encode"))(variables, _channel_last(video))
+  got, _ = jax.jit(functools.partial(ours.apply, method="encode"))(variables, _channel_last(video))
   offset, scale = (np.asarray(x, np.float32) for x in (ours.latents_mean, ours.latents_std))
   want = (_channel_last(z) - offset) / scale
   # 3e-5: float32 sums in another order, through some thirty convolutions.
   np.testing.assert_allclose(got, want, atol=3e-5)
-  got = jit(functools.partial(ours.apply, method="decode"))(variables, want)
+  got = jax.jit(functools.partial(ours.apply, method="decode"))(variables, want)
   np.testing.assert_allclose(np.clip(got, -1, 1), decoded, atol=3e-5)
 
 
@@ -228,8 +227,8 @@ def test_first_frame_and_past_do_not_see_the_future(key):
     base_dim=4, z_dim=2, num_res_blocks=1, dim_mult=(1, 1, 1), temporal_downsample=(True, True)
   )
   video = jax.random.normal(key, (1, 9, 8, 8, 3))
-  params = nn.unbox(jit(ours.init)(key, video[:, :5]))
-  both = jit(lambda x: (ours.apply(params, x, method="encode")[0], ours.apply(params, x)))
+  params = nn.unbox(jax.jit(ours.init)(key, video[:, :5]))
+  both = jax.jit(lambda x: (ours.apply(params, x, method="encode")[0], ours.apply(params, x)))
   latents, decoded = both(video)
   changed_latents, changed = both(video.at[:, 5:].add(1.0))
   np.testing.assert_array_equal(latents[:, :2], changed_latents[:, :2])

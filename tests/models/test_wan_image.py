@@ -18,7 +18,6 @@ from d4s_jax.weights.wan import TRANSFORMER
 from tests.support import from_torch
 
 # Compiled without LLVM's optimiser: these networks run once.
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 SMALL = dict(dim=32, ffn_dim=48, heads=2, depth=2, out_channels=4, freq_dim=16)
 # All but 512 tokens of context are the image's in diffusers.
 LENGTH, TEXT, IMAGE = 512, 20, 24
@@ -124,7 +123,7 @@ def test_values_and_gradients_equal_diffusers(takes_image):
   weights = torch.randn_like(want)
   (want * weights).sum().backward()
 
-  @jit
+  @jax.jit
   def ours(params, latents, text, condition):
     def objective(params, latents, text, condition):
       got = _denoise(module, params, latents, sigma, text, condition)
@@ -169,7 +168,7 @@ def test_bfloat16_is_as_near_to_float32_as_that_of_diffusers(takes_image):
     theirs = _theirs(torch, half, *inputs, torch.bfloat16)[0].float().numpy()
   params = to_ours(_arrays(whole.state_dict().items()))
   module = WanTransformer(**SMALL, takes_image=takes_image, dtype=jnp.bfloat16)
-  ours = jit(functools.partial(_denoise, module))(params, *inputs)
+  ours = jax.jit(functools.partial(_denoise, module))(params, *inputs)
   error, allowed = np.std(ours - want), np.std(theirs - want)
   # Twice theirs: both round at other places.
   assert 0 < error < 2 * allowed and error < 0.05 * np.std(want)
@@ -194,7 +193,7 @@ def test_every_shape_gives_what_diffusers_does(takes_image, batch, frames, rows,
   with torch.no_grad():
     want, _ = _theirs(torch, model, *inputs)
   params = to_ours(_arrays(model.state_dict().items()))
-  got = jit(functools.partial(_denoise, module))(params, *inputs)
+  got = jax.jit(functools.partial(_denoise, module))(params, *inputs)
   np.testing.assert_allclose(got, want, atol=1e-5)
 
 
@@ -236,13 +235,13 @@ def params(backbone):
 def test_the_condition_is_the_photograph_then_grey_and_what_clip_sees_in_it(backbone, params, key):
   frames = 5
   image = jax.random.uniform(key, (2, 16, 32, 3))
-  got = jit(backbone.condition, static_argnums=2)(params, image, frames)
+  got = jax.jit(backbone.condition, static_argnums=2)(params, image, frames)
   video = jnp.full((2, frames, 16, 32, 3), 0.5).at[:, 0].set(image)
-  latents = jit(backbone.encode)(params, video)
+  latents = jax.jit(backbone.encode)(params, video)
   np.testing.assert_allclose(got.video, latents, atol=1e-5)
-  np.testing.assert_allclose(got.first, jit(backbone.encode)(params, video[:, :1]), atol=1e-5)
+  np.testing.assert_allclose(got.first, jax.jit(backbone.encode)(params, video[:, :1]), atol=1e-5)
   variables = {"params": params["image_encoder"]}
-  tokens, _ = jit(backbone.image_encoder.apply)(variables, image)
+  tokens, _ = jax.jit(backbone.image_encoder.apply)(variables, image)
   np.testing.assert_allclose(got.image, tokens, atol=1e-5)
 
 
@@ -252,10 +251,10 @@ def test_image_to_video_hears_every_condition(backbone, params, key):
   maps = jax.random.normal(keys[1], (1, 5, 16, 32, 6))
   text = Text(jax.random.normal(keys[2], (1, 12, 16)), jnp.ones((1, 12), bool))
   sigma = jnp.full(1, 0.5)
-  condition = jit(backbone.condition, static_argnums=2)(
+  condition = jax.jit(backbone.condition, static_argnums=2)(
     params, jax.random.uniform(keys[3], (1, 16, 32, 3)), 5
   )
-  denoise = jit(backbone.denoise)
+  denoise = jax.jit(backbone.denoise)
   velocity = denoise(params, latents, sigma, text, maps, condition)
   others = (
     denoise(params, latents, sigma, text, maps, condition._replace(video=condition.video + 1.0)),
@@ -284,5 +283,6 @@ def test_cameras_that_are_not_trained_change_no_bit(backbone, params, key):
   maps = 100.0 * jax.random.normal(key, (1, 5, 16, 32, 6))
   args = params, latents, jnp.full(1, 0.5), text
   np.testing.assert_array_equal(
-    jit(backbone.denoise)(*args, maps, condition), jit(backbone.denoise)(*args, None, condition)
+    jax.jit(backbone.denoise)(*args, maps, condition),
+    jax.jit(backbone.denoise)(*args, None, condition),
   )

@@ -20,7 +20,6 @@ from tests.published_pipelines import wan_transformer
 from tests.support import from_torch, random_params, small_config
 
 # Compiled without LLVM's optimiser: these networks run once.
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 # Diffusers takes all but 512 tokens of context for the image's.
 STEPS, SCALE, SHIFT, LENGTH, WIDTH = 5, 3.0, 3.0, 512, 16
 CLIP = dict(dim=20, ffn_dim=24, heads=2, depth=3, size=32, patch=8)
@@ -121,12 +120,12 @@ def _both(mode, dtype, batch=1, solver="ddim"):
   given = {} if mode == "t2v" else {"image": image_module.fromarray(pixels)}
   want = _theirs(pipeline, given, noise, prompt, empty)
 
-  denoise = jit(backbone.denoise)
+  denoise = jax.jit(backbone.denoise)
 
   def ours(noise, image, prompt, empty):
     condition = None
     if given:
-      condition = jit(backbone.condition, static_argnums=2)(params, image, FRAMES)
+      condition = jax.jit(backbone.condition, static_argnums=2)(params, image, FRAMES)
 
     def velocity(text):
       text = Text(text, jnp.ones(text.shape[:2], bool))

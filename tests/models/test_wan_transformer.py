@@ -18,7 +18,6 @@ from d4s_jax.weights.wan import TRANSFORMER
 from tests.support import from_torch
 
 # Compiled without LLVM's optimiser: these networks run once.
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 SMALL = dict(dim=32, ffn_dim=48, heads=2, depth=2, out_channels=4, freq_dim=16, strides=(4, 8, 8))
 
 
@@ -72,7 +71,7 @@ def _channel_last(x):
 @functools.cache
 def _forward(**changes):
   module = WanTransformer(**(SMALL | changes))
-  return jit(lambda params, *args: module.apply({"params": params}, *args), static_argnums=6)
+  return jax.jit(lambda params, *args: module.apply({"params": params}, *args), static_argnums=6)
 
 
 @pytest.mark.parity
@@ -91,7 +90,7 @@ def test_values_and_gradients_equal_diffusers(case, clean):
   weights = torch.randn_like(velocity)
   (velocity * weights).sum().backward()
 
-  @jit
+  @jax.jit
   def ours(params, latents, text):
     def objective(params, latents, text):
       module = WanTransformer(**SMALL)
@@ -129,7 +128,7 @@ def test_bfloat16_is_as_near_to_float32_as_that_of_diffusers(case, clean):
     theirs = _channel_last(half(latents, by_token, text).sample.float())
   params = _parameters({n: v.numpy() for n, v in whole.state_dict().items()})
   module = WanTransformer(**SMALL, dtype=jnp.bfloat16)
-  ours = jit(functools.partial(module.apply, clean=clean))(
+  ours = jax.jit(functools.partial(module.apply, clean=clean))(
     {"params": params},
     *(_channel_last(latents.float()), jnp.asarray(time), text.float().numpy()),
   )
@@ -159,7 +158,7 @@ def test_the_forms_for_tpus_have_the_same_gradient_and_keep_the_same_products(
   for platform in ("cpu", "tpu"):
     for module in (linear, embeddings):
       monkeypatch.setattr(module, "platform", functools.partial(str, platform))
-    gradients.append(jit(jax.grad(loss))(params))
+    gradients.append(jax.jit(jax.grad(loss))(params))
     sizes.append(kept())
   for (path, a), b in zip(
     jax.tree_util.tree_leaves_with_path(gradients[1]), jax.tree.leaves(gradients[0]), strict=True
@@ -183,7 +182,7 @@ def trained():
   text = jax.random.normal(keys[1], (2, 7, 20))
   maps = 100.0 * jax.random.normal(keys[2], (2, 9, 32, 48, 6))
   module = WanTransformer(**SMALL)
-  params = nn.unbox(jit(module.init)(keys[3], latents, jnp.zeros(2), text, maps))["params"]
+  params = nn.unbox(jax.jit(module.init)(keys[3], latents, jnp.zeros(2), text, maps))["params"]
   params["head"]["kernel"] = jax.random.normal(keys[4], params["head"]["kernel"].shape)
   return params, latents, jnp.array([300.0, 800.0]), text, maps
 
@@ -210,7 +209,7 @@ def test_denoise_puts_the_clean_first_frame_at_time_zero(trained):
   first = 3.0 + latents[:, :1]
   sigma = jnp.array([0.3, 0.8])
   module = WanTransformer(**SMALL)
-  denoise = jit(lambda *a: module.apply({"params": params}, *a, method="denoise"))
+  denoise = jax.jit(lambda *a: module.apply({"params": params}, *a, method="denoise"))
   got = denoise(latents, sigma, text, maps, Condition(first))
   # Cameras are not trained yet, and change no bit.
   np.testing.assert_array_equal(denoise(latents, sigma, text, None, Condition(first)), got)

@@ -1,7 +1,6 @@
 """Generation on several devices: what one device makes, cut as it should be."""
 
 import json
-import os
 import subprocess
 import sys
 
@@ -10,7 +9,7 @@ import pytest
 
 from d4s_jax.models.system import System
 from d4s_jax.pipeline.programs import programs
-from tests.support import small_cogvideox
+from tests.support import on_devices, small_cogvideox
 
 SCRIPT = """
 import json, sys
@@ -104,16 +103,9 @@ print(json.dumps(found))
 
 
 def run(*arguments, devices=4):
-  environment = os.environ | {
-    "JAX_PLATFORMS": "cpu",
-    # These networks run once: LLVM's optimiser would take longer than they do.
-    "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"
-    " --xla_backend_optimization_level=0",
-    "PYTHONPATH": os.getcwd(),
-  }
   done = subprocess.run(
     [sys.executable, "-c", SCRIPT, *arguments],
-    env=environment,
+    env=on_devices(devices),
     capture_output=True,
     text=True,
     timeout=600,

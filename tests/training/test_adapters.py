@@ -14,8 +14,6 @@ from d4s_jax.training.checkpoint import CheckpointError
 from d4s_jax.training.stages import trained
 from tests.support import lora_config, random_params, run_command, write_run
 
-QUICKLY = {"xla_backend_optimization_level": 0}
-
 
 @pytest.fixture(scope="module", autouse=True)
 def quickly(tmp_path_factory):
@@ -49,9 +47,8 @@ def train(folder, **changes):
   config = lora_config()
   config.update_from_flattened_dict(changes)
   with pytest.MonkeyPatch.context() as patch:
-    # Charts and films take longer than the steps, and so does XLA's optimiser.
+    # Charts and films take longer than the steps.
     patch.setattr(loop, "write_report", lambda *args: None)
-    patch.setattr(jax, "jit", functools.partial(jax.jit, compiler_options=QUICKLY))
     loop.run(config, folder)
 
 

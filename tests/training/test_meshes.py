@@ -1,11 +1,12 @@
 """A state goes from any mesh to any other, bit for bit, and training goes on there."""
 
-import os
 import pathlib
 import subprocess
 import sys
 
 import pytest
+
+from tests.support import on_devices
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -112,10 +113,9 @@ print("loss", float(metrics["loss"]))
 
 
 def run(script, devices, *arguments):
-  flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
   done = subprocess.run(
     [sys.executable, "-c", script, *map(str, arguments)],
-    env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)},
+    env=on_devices(devices),
     capture_output=True,
     text=True,
     timeout=900,

@@ -60,7 +60,7 @@ def gradients(system, params, clip):
     objective = objectives.make_objective(system, stage(name), chosen)
 
     # Compiled without LLVM's optimiser: each runs once.
-    @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+    @jax.jit
     def run(params):
       return jax.value_and_grad(objective, has_aux=True)(params, clip, jax.random.key(0))
 
@@ -155,7 +155,7 @@ def test_padding_in_front_of_latents_is_neither_predicted_nor_reconstructed():
   watched = dataclasses.replace(system, backbone=Watched(**fields))
 
   # Compiled without LLVM's optimiser: it runs once.
-  @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+  @jax.jit
   def run(params, clean):
     found = objectives.diffusion(watched, params, clip, clean, jax.random.key(0), settings)
     return found, validation.denoised(watched, params, clip, clean)

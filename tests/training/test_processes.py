@@ -55,8 +55,6 @@ def start(count, folder, port=None, **changes):
   for index in range(count):
     environment = os.environ | {
       **{"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)},
-      # They run a few steps, and each of them compiles.
-      "XLA_FLAGS": "--xla_backend_optimization_level=0",
       "JAX_COMPILATION_CACHE_DIR": str(pathlib.Path(folder).parent / "cache"),
       "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
     }

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import re
 import subprocess
 import sys
@@ -19,7 +18,7 @@ from d4s_jax.training import checkpoint, initialize, sharding
 from d4s_jax.training.optimizer import make_optimizer
 from d4s_jax.training.planning.chips import CHIPS
 from d4s_jax.training.planning.plan import _far
-from tests.support import small_config
+from tests.support import on_devices, small_config
 
 STEP = """
 import contextlib, json, pathlib, sys
@@ -109,15 +108,9 @@ print(json.dumps({
 
 
 def run(script, devices, *arguments):
-  environment = {
-    **os.environ,
-    "JAX_PLATFORMS": "cpu",
-    "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-    "PYTHONPATH": os.getcwd(),
-  }
   done = subprocess.run(
     [sys.executable, "-c", textwrap.dedent(script), *map(str, arguments)],
-    env=environment,
+    env=on_devices(devices),
     capture_output=True,
     text=True,
     timeout=1800,
@@ -295,15 +288,14 @@ optimizer = optax.sgd(1.0 if STEPS == 1 else 1e-5, momentum=0.9)
 chosen = stage("joint")
 objective = objectives.make_objective(system, chosen, objectives.Settings(**config.loss.to_dict()))
 step = make_step(objective, optimizer, seed=0, average_decay=0.9)
-options = {"xla_backend_optimization_level": 0}
 
 def train(mesh):
   with jax.set_mesh(mesh), nn.logical_axis_rules(sharding.RULES):
     like = initialize.abstract_state(system, chosen.trainable, optimizer, mesh)
     now = jax.device_put(state.create(params, chosen.trainable, optimizer), sharding.of(like))
     placed = [sharding.to_device(batch, mesh, 8) for batch in batches]
-    update = jax.jit(step, out_shardings=(sharding.of(like), sharding.whole()),
-                     compiler_options=options).lower(now, placed[0]).compile()
+    update = jax.jit(step, out_shardings=(sharding.of(like), sharding.whole()))
+    update = update.lower(now, placed[0]).compile()
     losses, norms = [], []
     for batch in placed:
       now, metrics = update(now, batch)

@@ -15,7 +15,6 @@ from d4s_jax.training import loop, objectives, state, text_cache
 from tests.support import full_disk, random_params, small_config
 
 # Compiled without LLVM's optimiser: each runs once.
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 PROMPTS = ("a cat", "a dog on a wall", "a cat")
 
 
@@ -62,7 +61,7 @@ def test_cached_embeddings_are_those_of_the_encoder(reads_padding, dtype, tiny, 
   embedded = jax.tree.map(jnp.asarray, embedded)
   encode, drop = system.backbone.encode_text, jnp.array([True, False, False])
   tokens = jnp.asarray(clip.text)
-  wanted = jit(lambda params: [encode(params, tokens, x) for x in (None, drop)])
+  wanted = jax.jit(lambda params: [encode(params, tokens, x) for x in (None, drop)])
   # bf16: batches of other sizes may round differently, by a step or two of 2^-8.
   near = 2e-2 if dtype == "bfloat16" else 1e-5
   for dropped, want in zip((None, drop), wanted(state.unflatten(params))):
@@ -176,7 +175,7 @@ def test_the_loss_is_that_without_the_cache(tiny, tmp_path):
   nothing = jax.tree.map(jnp.zeros_like, text.text)
   texts = [clip.text, text, text._replace(text=nothing), text._replace(empty=nothing)]
 
-  @jit
+  @jax.jit
   def loss(params, text):
     changed = dataclasses.replace(clip, text=text)
     return objectives.diffusion(system, params, changed, clean, key, settings)[0]["flow_matching"]

@@ -1,6 +1,5 @@
 """LoRA adapters through `python -m d4s_jax.convert`: every bit, the same outputs, merged or not."""
 
-import functools
 import json
 import re
 import shutil
@@ -26,7 +25,6 @@ diffusers = pytest.importorskip("diffusers")
 peft = pytest.importorskip("peft")
 
 # Compiled without LLVM's optimiser: these networks run once.
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 RANK, ALPHA = 3, 6
 ENDS = ["to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2"]
 ENDS_OF_COGVIDEOX = [name.replace("ffn", "ff") for name in ENDS]
@@ -246,7 +244,7 @@ def test_the_adapter_of_a_run_of_cogvideox_loads_in_diffusers(tmp_path):
   latents, text = torch.randn(1, 3, 4, 4, 4), torch.randn(1, 24, 16)
   words = Text(jnp.asarray(text.numpy()), jnp.ones((1, 24), bool))
   inputs = jnp.asarray(latents.movedim(2, -1).numpy()), jnp.array([0.5]), words
-  want = torch.from_numpy(np.array(jit(system.backbone.denoise)(params, *inputs)))
+  want = torch.from_numpy(np.array(jax.jit(system.backbone.denoise)(params, *inputs)))
   # 1e-4: float32 sums in another order, through two blocks.
   torch.testing.assert_close(got, want, rtol=0, atol=1e-4 * float(want.abs().max()))
   assert (got - alone.movedim(2, -1)).abs().max() > 0.05 * want.abs().max()
@@ -258,7 +256,7 @@ def _ours(system, params):
   latents, text = torch.randn(1, 4, 3, 4, 4), torch.randn(1, 5, 16)
   text = Text(jnp.asarray(text.numpy()), jnp.ones((1, 5), bool))
   latents = jnp.asarray(latents.movedim(1, -1).numpy())
-  out = jit(system.backbone.denoise)(params, latents, jnp.array([0.5]), text)
+  out = jax.jit(system.backbone.denoise)(params, latents, jnp.array([0.5]), text)
   return torch.from_numpy(np.array(out)).movedim(-1, 1)
 
 

@@ -26,7 +26,6 @@ diffusers = pytest.importorskip("diffusers")
 transformers = pytest.importorskip("transformers")
 
 # Compiled without LLVM's optimiser: these networks run once.
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 T5 = dict(
   vocab_size=50,
   d_model=24,
@@ -215,7 +214,7 @@ def assert_same_outputs(name, original, published, converted, back):
   params = traverse_util.unflatten_dict(flat, sep="/")
   is_autoencoder = name.startswith("vae")
   apply = functools.partial(module.apply, method="encode" if is_autoencoder else None)
-  got = jit(apply)({"params": params}, *(x.numpy() for x in inputs))
+  got = jax.jit(apply)({"params": params}, *(x.numpy() for x in inputs))
   assert description.published == json.loads((published / "config.json").read_text())
   # 2e-5: float32 sums in another order.
   got = got[0] if is_autoencoder else got

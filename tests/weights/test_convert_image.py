@@ -1,6 +1,5 @@
 """What only image-to-video models have: the CLIP encoder, a transformer with an image branch."""
 
-import functools
 import json
 
 import jax
@@ -25,7 +24,6 @@ diffusers = pytest.importorskip("diffusers")
 transformers = pytest.importorskip("transformers")
 
 # Compiled without LLVM's optimiser: these networks run once.
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 CLIP = dict(dim=20, ffn_dim=24, heads=2, depth=3, size=16, patch=8)
 PROJECTED = CLIP | {"projection_dim": 12}
 UNREAD = [f"blocks.{i}.attn2.norm_added_q.weight" for i in range(2)]
@@ -116,7 +114,7 @@ def test_models_come_back_bit_for_bit_and_compute_what_the_original_does(
   flat = {p: parts.as_float32(stored, p) for p in stored.specs if not p.startswith(parts.UNREAD)}
   params = traverse_util.unflatten_dict(flat, sep="/")
   inputs = [x if x is None else jnp.asarray(x.numpy()) for x in inputs]
-  got = jit(component.module(**fields).apply)({"params": params}, *inputs)
+  got = jax.jit(component.module(**fields).apply)({"params": params}, *inputs)
   got = got if name.startswith("transformer") else got[0]
   # 2e-5: float32 sums in another order.
   np.testing.assert_allclose(got, want.numpy(), atol=2e-5 * float(want.abs().max()))
@@ -142,7 +140,7 @@ def test_a_run_exports_what_transformers_and_diffusers_load(tmp_path, monkeypatc
   for model, part in ((transformer, "transformer"), (encoder, "image_encoder")):
     want, inputs = _outputs(model)
     inputs = [x if x is None else jnp.asarray(x.numpy()) for x in inputs]
-    got = jit(getattr(system.backbone, part).apply)({"params": params[part]}, *inputs)
+    got = jax.jit(getattr(system.backbone, part).apply)({"params": params[part]}, *inputs)
     got = got if part == "transformer" else got[0]
     np.testing.assert_allclose(got, want.numpy(), atol=2e-5 * float(want.abs().max()))
 

@@ -1,7 +1,6 @@
 """A run leaves for PyTorch: the code beside the weights computes what ours does, on torch alone."""
 
 import dataclasses
-import functools
 import importlib.util
 import json
 import re
@@ -30,7 +29,6 @@ from tests.support import Held, random_params, run_command, small_cogvideox, sma
 torch = pytest.importorskip("torch")
 
 # Compiled without LLVM's optimiser: these networks run once.
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 TIMES = np.array([[0.0, 0.4, 1.0], [0.1, 0.5, 0.6]], np.float32)
 VARIANTS = {
   "tiny": {},
@@ -83,7 +81,7 @@ def test_gaussians_equal_ours(variant, tmp_path):
   latents = jax.random.normal(jax.random.key(0), system.backbone.latent_shape(2, 5, 32, 48))
   times, sigma = jnp.asarray(TIMES), jnp.array([0.0, 0.3])
 
-  @jit
+  @jax.jit
   def ours(params):
     scene, _ = system.reconstruct(params, latents, cameras, times, sigma=sigma)
     return scene, deform(scene)
@@ -136,7 +134,7 @@ def test_the_backbone_with_its_cameras_equals_ours(exported, monkeypatch):
   latents = jax.random.normal(jax.random.key(2), backbone.latent_shape(1, 5, 32, 48))
   maps = system.camera_maps(make_cameras(1, 5, 32, 48))
 
-  @jit
+  @jax.jit
   def ours(params):
     text = backbone.encode_text(params, tokens)
     sigma = jnp.array([0.5])
@@ -187,7 +185,7 @@ def test_cogvideox_with_its_cameras_equals_ours(variant, frames, tmp_path):
   # The samples have cameras of their own.
   maps = maps.at[1].set(maps[1, ::-1])
   text = Text(words, jnp.ones(words.shape[:2], bool))
-  want = jit(backbone.denoise)(params, latents, jnp.array([0.5, 0.5]), text, maps, None)
+  want = jax.jit(backbone.denoise)(params, latents, jnp.array([0.5, 0.5]), text, maps, None)
   noisy = tensor(latents).movedim(-1, 2)
   if backbone.transformer.takes_image:
     noisy = torch.cat([noisy, torch.zeros_like(noisy)], 2)
@@ -237,8 +235,8 @@ def test_a_run_of_cogvideox_becomes_models_of_diffusers_and_transformers(tmp_pat
 
   tokens = jnp.asarray(backbone.tokenizer("a cat"))[None]
   latents = jax.random.normal(jax.random.key(2), backbone.latent_shape(1, 1, 16, 16))
-  text = jit(backbone.encode_text)(params, tokens)
-  video = 2 * jit(backbone.decode)(params, latents) - 1
+  text = jax.jit(backbone.encode_text)(params, tokens)
+  video = 2 * jax.jit(backbone.decode)(params, latents) - 1
   with torch.no_grad():
     # Padding is read as text.
     embeddings = encoder(tensor(tokens).long()).last_hidden_state

@@ -31,13 +31,7 @@ def orthographic(cameras):
   return dataclasses.replace(cameras, intrinsics=lens, model="orthographic")
 
 
-# Compiling takes longer than running.
-FAST = {"xla_backend_optimization_level": 0}
-
-
-@functools.partial(
-  jax.jit, static_argnames=("backend", "antialiased", "blur"), compiler_options=FAST
-)
+@functools.partial(jax.jit, static_argnames=("backend", "antialiased", "blur"))
 def value_and_gradients(
   scene, cameras, weights, *, backend, antialiased=False, blur=projection.BLUR
 ):

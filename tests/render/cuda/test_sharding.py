@@ -1,11 +1,11 @@
 """A batch that lies on eight devices is drawn where it lies: nothing is gathered."""
 
 import json
-import os
 import subprocess
 import sys
 
 from tests.render.cuda import emulator
+from tests.support import on_devices
 
 SCRIPT = """
 import json, re
@@ -57,12 +57,7 @@ def test_eight_devices_draw_their_own_clips():
   emulator.load()
   done = subprocess.run(
     [sys.executable, "-c", SCRIPT],
-    env={
-      **os.environ,
-      "JAX_PLATFORMS": "cpu",
-      "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-      "PYTHONPATH": os.getcwd(),
-    },
+    env=on_devices(8),
     capture_output=True,
     text=True,
     check=False,

@@ -1,7 +1,6 @@
 """What compiled programs move, against exchanges and loops whose size is known."""
 
 import json
-import os
 import subprocess
 import sys
 
@@ -10,6 +9,7 @@ import jax.numpy as jnp
 import pytest
 
 from d4s_jax.training.planning.hlo import Program, size_of
+from tests.support import on_devices
 
 SCRIPT = """
 import dataclasses, json
@@ -38,13 +38,8 @@ print(json.dumps([dataclasses.asdict(c) for c in Program(text).collectives(mesh.
 
 
 def test_exchanges_are_counted_by_kind_and_axis():
-  environment = os.environ | {
-    "JAX_PLATFORMS": "cpu",
-    "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-    "PYTHONPATH": os.getcwd(),
-  }
   done = subprocess.run(
-    [sys.executable, "-c", SCRIPT], env=environment, capture_output=True, text=True, timeout=300
+    [sys.executable, "-c", SCRIPT], env=on_devices(8), capture_output=True, text=True, timeout=300
   )
   assert done.returncode == 0, done.stderr[-2000:]
   found = {(x["kind"], tuple(x["axes"])): x for x in json.loads(done.stdout.splitlines()[-1])}

@@ -5,11 +5,12 @@ be right and go unnoticed, and at the published sizes take gigabytes for each sa
 """
 
 import json
-import os
 import subprocess
 import sys
 
 import pytest
+
+from tests.support import on_devices
 
 SCRIPT = """
 import json, math, re
@@ -38,7 +39,7 @@ with jax.set_mesh(mesh), nn.logical_axis_rules(sharding.RULES):
   clip = abstract_clip(config, system, 8, sharding.batch_sharding(mesh))
   update = make_update(config, system, chosen, settings, optimizer, like)
   lowered = update.lower(like, clip, load_weights(settings.lpips))
-  text = lowered.compile({"xla_backend_optimization_level": 0}).as_text()
+  text = lowered.compile().as_text()
 
 def sizes(shape):
   return math.prod(shape)
@@ -67,14 +68,9 @@ print(json.dumps({
 
 @pytest.fixture(scope="module")
 def found():
-  environment = os.environ | {
-    "JAX_PLATFORMS": "cpu",
-    "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-    "PYTHONPATH": os.getcwd(),
-  }
   done = subprocess.run(
     [sys.executable, "-c", SCRIPT.replace("\\\\", "\\")],
-    env=environment,
+    env=on_devices(8),
     capture_output=True,
     text=True,
     timeout=900,
