@@ -70,6 +70,10 @@ class Unread:
   shape: tuple[int, ...]
 
 
+class _Storage(Unread):
+  """Raw numbers that the structure names, as a tensor of them all."""
+
+
 def read_tensors(path: pathlib.Path) -> Any:
   """What was saved: dicts, lists, numbers and texts as they were, tensors as NumPy arrays.
 
@@ -163,8 +167,8 @@ class _Storages:
     return values[start : start + math.prod(tensor.shape)].reshape(tensor.shape)
 
 
-def _storage(entry: Any) -> Unread:
-  """What an entry of the structure claims of raw numbers, as a tensor of them all."""
+def _storage(entry: Any) -> _Storage:
+  """What an entry of the structure claims of raw numbers."""
   if not isinstance(entry, tuple) or len(entry) != 5:
     raise ValueError("an entry that is no storage")
   kind, name, key, _, count = entry
@@ -173,7 +177,7 @@ def _storage(entry: Any) -> Unread:
     raise ValueError("an entry that is no storage")
   if type(count) is not int:
     raise ValueError(f"storage {key} of a size that is no number")
-  return Unread(key, np.dtype(name.dtype), count, 0, (count,))
+  return _Storage(key, np.dtype(name.dtype), count, 0, (count,))
 
 
 def _assemble(script: bytes, made: Callable[[Unread], Any]) -> Any:
@@ -182,7 +186,6 @@ def _assemble(script: bytes, made: Callable[[Unread], Any]) -> Any:
   marks: list[int] = []
   # Numbers in the file are keys here, not sizes.
   memo: dict[int, Any] = {}
-  bare: set[str] = set()
 
   def since_mark() -> list[Any]:
     start = marks.pop()
@@ -197,9 +200,10 @@ def _assemble(script: bytes, made: Callable[[Unread], Any]) -> Any:
       case "PROTO" | "FRAME":
         pass
       case "STOP":
-        if bare:
+        saved = stack.pop()
+        if bare := _bare(saved):
           raise ValueError(f"{len(bare)} storages that are of no tensor")
-        return stack.pop()
+        return saved
       case "NONE" | "NEWTRUE" | "NEWFALSE" | "EMPTY_TUPLE" as name:
         stack.append(_CONSTANTS[name])
       case "BININT" | "BININT1" | "BININT2" | "LONG1" | "BINFLOAT":
@@ -235,14 +239,10 @@ def _assemble(script: bytes, made: Callable[[Unread], Any]) -> Any:
         stack.append(_Name(_text(module), _text(name)))
       case "BINPERSID":
         stack.append(_storage(stack.pop()))
-        bare.add(stack[-1].storage)
       case "REDUCE":
         arguments, called = stack.pop(), stack.pop()
         told = _called(called, arguments)
-        if isinstance(told, Unread):
-          bare.discard(told.storage)
-          told = made(told)
-        stack.append(told)
+        stack.append(made(told) if isinstance(told, Unread) else told)
       case "BUILD":
         # What PyTorch notes beside the tensors of a module.
         stack.pop()
@@ -250,6 +250,21 @@ def _assemble(script: bytes, made: Callable[[Unread], Any]) -> Any:
       case other:
         raise ValueError(f"an instruction {other}, which makes no tensors")
   raise ValueError("a structure without an end")
+
+
+def _bare(saved: Any) -> set[str]:
+  """The storages that are in what was saved themselves, not by a tensor."""
+  found: set[str] = set()
+  seen: set[int] = set()
+  rest = [saved]
+  while rest:
+    value = rest.pop()
+    if isinstance(value, _Storage):
+      found.add(value.storage)
+    elif isinstance(value, dict | list | tuple) and id(value) not in seen:
+      seen.add(id(value))
+      rest += value.values() if isinstance(value, dict) else value
+  return found
 
 
 def _whole(value: Any) -> int:
@@ -294,7 +309,7 @@ def _rebuild(storage: Any, offset: int, shape: Any, strides: Any, *_: Any) -> Un
   sizes = isinstance(shape, tuple) and isinstance(strides, tuple) and len(shape) == len(strides)
   if not sizes or len(shape) > _MOST_AXES:
     raise ValueError(f"a tensor without a shape of at most {_MOST_AXES} axes and their strides")
-  if not isinstance(storage, Unread) or not all(
+  if not isinstance(storage, _Storage) or not all(
     type(size) is int and 0 <= size < 2**40 for size in (offset, *shape, *strides)
   ):
     raise ValueError("a tensor without numbers")
@@ -304,4 +319,4 @@ def _rebuild(storage: Any, offset: int, shape: Any, strides: Any, *_: Any) -> Un
     raise ValueError(f"a tensor of shape {shape} with strides {strides}")
   if offset + count > storage.size:
     raise ValueError(f"a tensor of shape {shape} beyond its {storage.size} numbers")
-  return dataclasses.replace(storage, offset=offset, shape=shape)
+  return Unread(storage.storage, storage.dtype, storage.size, offset, shape)

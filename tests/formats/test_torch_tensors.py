@@ -221,9 +221,12 @@ def test_structures_that_ask_for_what_is_not_there(script, message, tmp_path):
 
 
 def test_numbers_of_no_tensor_are_refused(tmp_path):
-  torch.save({"a": torch.FloatStorage([1.0, 2.0])}, tmp_path / "a.pth")
-  with pytest.raises(ValueError, match="a.pth cannot be read.*1 storages that are of no tensor"):
-    read_tensors(tmp_path / "a.pth")
+  path, numbers = tmp_path / "a.pth", torch.ones(2)
+  # One of its own, one that a tensor uses as well.
+  for bare in (torch.FloatStorage([1.0, 2.0]), numbers.storage()):
+    torch.save({"a": [(numbers, bare)]}, path)
+    with pytest.raises(ValueError, match="a.pth cannot be read.*1 storages that are of no tensor"):
+      read_tensors(path)
 
 
 def test_encrypted_and_oddly_packed_archives(tmp_path):
