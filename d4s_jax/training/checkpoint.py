@@ -104,7 +104,7 @@ _LATE = ("Event loop is closed", "Encountered error while reading array")
 
 
 @functools.cache
-def _leave_one_line() -> None:
+def _log_failures_once() -> None:
   """Keeps what Orbax's threads print of a failure from the error that it raises of it as well.
 
   Each of them logs a traceback; and when one array fails, Orbax closes its event loop while others
@@ -127,7 +127,7 @@ def _leave_one_line() -> None:
 @contextlib.contextmanager
 def reading(place: Place) -> Iterator[ocp.PyTreeCheckpointHandler]:
   """Yields what reads items of a step's folder; whatever goes wrong is one CheckpointError."""
-  _leave_one_line()
+  _log_failures_once()
   # Each process reads by itself: one that fails must not leave the others waiting.
   me = jax.process_index()
   alone = ocp.options.MultiprocessingOptions(
@@ -203,7 +203,7 @@ class Checkpoints:
       keep_hours: of those that follow each other within so many hours, the first is kept for ever;
         0 for none.
     """
-    _leave_one_line()
+    _log_failures_once()
     kept: list[Any] = [policies.LatestN(keep)]
     if keep_every:
       kept.append(policies.EveryNSteps(keep_every))
