@@ -169,7 +169,9 @@ def run(config: Config, place: places.Place, traced: tuple[int, int] | None = No
       due = start % config.heldout.every == 0 or start == config.steps
       if processes.told([int(due and not record.has_heldout(start))])[0][0]:
         score(start)
-      for number in range(0) if stopping else range(start + 1, config.steps + 1):
+      number = start
+      while number < config.steps and not stopping:
+        number += 1
         profile.begin(number)
         with time.part("data"):
           batch = embed(next(batches), now.frozen)
@@ -182,8 +184,6 @@ def run(config: Config, place: places.Place, traced: tuple[int, int] | None = No
           score(number)
         with time.part("checkpoint"):
           saves.after(number, now, record.settle, must=last or stopping)
-        if stopping:
-          break
       with time.part("checkpoint"):
         saves.close()
       if batches.skipped:
