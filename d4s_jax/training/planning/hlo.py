@@ -13,6 +13,7 @@ _BYTES = {"pred": 1, "bf16": 2, "f16": 2, "c64": 8, "c128": 16} | {
   f"{kind}{bits}": max(1, bits // 8) for kind in "suf" for bits in (4, 8, 16, 32, 64)
 }
 _SHAPE = re.compile(r"\b(pred|bf16|[sufc]\d+|f8\w+)\[([\d,]*)\]")
+_COUNT = re.compile(r"[su]32\[\]")
 _INSTRUCTION = re.compile(r"\s*(?:ROOT )?%?([\w.-]+) = (.*?) ([a-z][\w-]*)\((.*)$")
 _COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.-]+) \(.*\) -> .* \{$")
 _CALLED = re.compile(r"(?:calls|to_apply|body|condition|async_computation)=%?([\w.-]+)")
@@ -74,24 +75,28 @@ class Program:
       raise ValueError("The compiled program has no entry; its text has another form.")
     self.unknown = 0
     self._times: dict[str, float] = collections.defaultdict(float)
+    # Of these, within loops of unknown length.
+    self._turns: dict[str, float] = collections.defaultdict(float)
     self._fused: set[str] = set()
-    self._visit(entry, 1.0)
+    self._visit(entry, 1.0, False)
 
-  def _visit(self, name: str, times: float) -> None:
+  def _visit(self, name: str, times: float, asked: bool) -> None:
     self._times[name] += times
+    self._turns[name] += times * asked
     for line in self._computations.get(name, ()):
-      inner = times
+      inner, inner_asked = times, asked
       if line.operation == "while":
         trips = self._trips(line)
         self.unknown += trips is None
         inner *= trips or 1
+        inner_asked |= trips is None
       called = _CALLED.findall(line.rest)
       for branches in _BRANCHES.findall(line.rest):
         called += [branch.strip(" %") for branch in branches.split(",")]
       for each in called:
         if line.operation in ("fusion", "reduce", "scatter", "sort", "map", "select-and-scatter"):
           self._fused.add(each)
-        self._visit(each, inner)
+        self._visit(each, inner, inner_asked)
 
   def _trips(self, loop: Instruction) -> int | None:
     """How often a loop runs: as XLA notes it, or the constant below which its counter stays."""
@@ -99,7 +104,7 @@ class Program:
       return int(known[1])
     condition = re.search(r"condition=%?([\w.-]+)", loop.rest)
     lines = self._computations.get(condition[1], []) if condition else []
-    limits = [x.rest.rstrip(")") for x in lines if x.operation == "constant" and "s32[]" in x.type]
+    limits = [x.rest for x in lines if x.operation == "constant" and _COUNT.match(x.type)]
     below = [x for x in self._unwrapped(lines) if x.operation == "compare"]
     if len(limits) == len(below) == 1 and "direction=LT" in below[0].rest:
       return int(limits[0].split(")")[0])
@@ -140,17 +145,22 @@ class Program:
       for (kind, axes, devices), (calls, received) in sorted(sums.items())
     ]
 
-  def moved(self) -> float:
+  def moved(self) -> tuple[float, float]:
     """Bytes read from and written to memory, if every operation and fusion does so once.
 
     A slice that a loop reads of a stack, or writes into one, counts as itself.
+
+    Returns:
+      All of them, and those of one turn of every loop of unknown length, which are among them.
     """
-    total = 0.0
+    total = turn = 0.0
     for line, times, where in self.lines():
       if where in self._fused or line.operation in _FREE:
         continue
-      total += times * self._touched(line, where)
-    return total
+      touched = self._touched(line, where)
+      total += times * touched
+      turn += self._turns[where] * touched
+    return total, turn
 
   def _touched(self, line: Instruction, where: str) -> float:
     types = {x.name: x.type for x in self._computations[where]}

@@ -45,6 +45,7 @@ class Plan:
     collectives: what devices exchange.
     far: mesh axes whose devices are not all in one slice, or on one host of GPUs.
     unknown_loops: loops whose length depends on data; counted once in all of the above.
+    turn: bytes between memory and the chip in one turn of these.
     seconds: of compiling.
   """
 
@@ -59,6 +60,7 @@ class Plan:
   collectives: list[Collective]
   far: frozenset[str]
   unknown_loops: int
+  turn: float
   seconds: float
 
   @property
@@ -173,6 +175,7 @@ def measure(
     program = Program(compiled.as_text())
     if memory["peak"] > chip.memory:  # A GPU's compiler does not refuse.
       refusal = f"needs {memory['peak'] / 2**30:.1f} GiB"
+  moved, turn = program.moved() if program else (math.nan, math.nan)
   return Plan(
     mesh=dict(mesh.shape),
     samples=samples,
@@ -181,10 +184,11 @@ def measure(
     refusal=refusal,
     executed=math.nan,
     useful=math.nan,
-    moved=program.moved() if program else math.nan,
+    moved=moved,
     collectives=program.collectives(mesh.shape) if program else [],
     far=_far(chip, mesh),
     unknown_loops=program.unknown if program else 0,
+    turn=turn,
     seconds=seconds,
   )
 

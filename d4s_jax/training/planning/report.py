@@ -47,7 +47,9 @@ def describe(plan: Plan, tokens: int, clips: int) -> str:
   ]
   if plan.unknown_loops:
     lines += [
-      f"  {plan.unknown_loops} loops (of the renderer) run as long as data ask; counted once"
+      f"  {plan.unknown_loops} loops (of the renderer, over lists of splats) run as long as data"
+      f" ask; counted once: each more of their turns moves {plan.turn / 1e9:.1f} GB"
+      "   [compiled program]"
     ]
   lines += ["", "roofline   [arithmetic: the above over published peaks]"]
   for name, seconds in plan.terms.items():

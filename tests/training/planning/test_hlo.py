@@ -61,14 +61,14 @@ def _compiled(function, *shapes):
 
 
 def test_memory_moved_by_a_product_and_in_a_loop():
-  once = _compiled(jnp.matmul, (256, 128), (128, 64)).moved()
+  once = _compiled(jnp.matmul, (256, 128), (128, 64)).moved()[0]
   assert once == pytest.approx(4 * (256 * 128 + 128 * 64 + 256 * 64), rel=0.1)
 
   def loop(x, weights):
     return jax.lax.scan(lambda x, w: (x @ w, None), x, weights)[0]
 
   # Each layer's weights are read once, not the whole stack each time.
-  looped = _compiled(loop, (256, 128), (10, 128, 128)).moved()
+  looped = _compiled(loop, (256, 128), (10, 128, 128)).moved()[0]
   least = 4 * 10 * (2 * 256 * 128 + 128 * 128)
   assert least <= looped < 3 * least
 
@@ -117,12 +117,49 @@ ENTRY %main.1 (w: bf16[10,128,64], i: s32[], x: bf16[32,128], k: bf16[10,32,64])
 def test_fusions_in_fusions_touch_slices_alone():
   product = 2 * (128 * 64 + 32 * 128 + 32 * 64) + 4
   kept = 2 * (32 * 64 + 32 * 64 + 32 * 64) + 4  # The slice that was there, the new one, written.
-  assert Program(NESTED).moved() == product + kept
+  assert Program(NESTED).moved() == (product + kept, 0)
 
 
-def test_loops_that_depend_on_data_are_named():
-  program = _compiled(lambda x: jax.lax.while_loop(lambda x: x[0] < 9, lambda x: 2 * x, x), (4,))
+# As TPUs write a change of layout: in parts, one in each turn of a loop whose counter has no sign.
+PARTS = """
+%turn.1 (t.1: (u32[], f32[4096])) -> (u32[], f32[4096]) {
+  %t.1 = (u32[]{:T(128)}, f32[4096]{0:T(1024)}) parameter(0)
+  %n.1 = u32[]{:T(128)} get-tuple-element(%t.1), index=0
+  %x.1 = f32[4096]{0:T(1024)} get-tuple-element(%t.1), index=1
+  %part.1 = f32[512]{0:T(1024)} dynamic-slice(%x.1, %n.1), dynamic_slice_sizes={512}
+  ROOT %r.1 = (u32[]{:T(128)}, f32[4096]{0:T(1024)}) tuple(%n.1, %x.1)
+}
+
+%more.1 (t.2: (u32[], f32[4096])) -> pred[] {
+  %eight.2 = u32[] constant(8)
+  %t.2 = (u32[]{:T(128)}, f32[4096]{0:T(1024)}) parameter(0)
+  %n.2 = u32[]{:T(128)} get-tuple-element(%t.2), index=0
+  ROOT %less.2 = pred[]{:T(512)} compare(%n.2, %eight.2), direction=LT, backend_config={"flags":[]}
+}
+
+ENTRY %main.1 (t: (u32[], f32[4096])) -> (u32[], f32[4096]) {
+  %t = (u32[]{:T(128)}, f32[4096]{0:T(1024)}) parameter(0)
+  ROOT %w = (u32[]{:T(128)}, f32[4096]{0:T(1024)}) while(%t), condition=%more.1, body=%turn.1
+}
+"""
+
+
+def test_loops_over_parts_of_an_array_are_multiplied_out():
+  program = Program(PARTS)
+  assert program.unknown == 0
+  # Each part is read and written; the comparison of counters is next to nothing.
+  assert program.moved() == (pytest.approx(8 * 2 * 512 * 4, rel=0.01), 0)
+
+
+def test_loops_that_depend_on_data_count_once():
+  def until(x, _):
+    return jax.lax.while_loop(lambda x: x[0] < 9, lambda x: 2 * jnp.sin(x), x), None
+
+  program = _compiled(lambda x: jax.lax.scan(until, x, length=5)[0], (1000,))
   assert program.unknown == 1
+  moved, turn = program.moved()
+  # There are five of them; each turn reads and writes all.
+  assert 5 * 2 * 4000 <= turn < moved < 4 * turn
 
 
 def test_sizes_of_types():

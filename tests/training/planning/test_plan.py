@@ -33,7 +33,8 @@ PLAN = planning.Plan(
     Collective("all-reduce", ("data",), 4, 1, 6.25e9),
   ],
   far=frozenset({"data"}),
-  unknown_loops=0,
+  unknown_loops=2,
+  turn=29.1e9,
   seconds=100.0,
 )
 
@@ -58,6 +59,7 @@ def test_terms_and_bound():
 def test_the_report_says_time_and_cost():
   text = report.describe(PLAN, tokens=1000, clips=6400)
   assert "MFU bound 50%" in text and "fits" in text
+  assert "2 loops" in text and "each more of their turns moves 29.1 GB" in text
   # 0.75 s of useful work at 40% of peak: 1.875 s a step; 100 steps on 64 chips.
   assert "1.88 s a step, 34.1 samples and 34,133 tokens a second" in text
   hours = 100 * 1.875 * 64 / 3600
