@@ -135,7 +135,7 @@ class Program:
       kind = line.operation.removesuffix("-start")
       if kind not in KINDS:
         continue
-      axes, devices = _axes(line.rest, kind, mesh)
+      axes, devices = axes_of(line, mesh)
       if devices < 2:
         continue
       sums[kind, axes, devices][0] += times
@@ -251,10 +251,11 @@ def _received(kind: str, type_: str, devices: int, operation: str) -> float:
   }[kind]
 
 
-def _axes(rest: str, kind: str, mesh: Mapping[str, int]) -> tuple[tuple[str, ...], int]:
+def axes_of(exchange: Instruction, mesh: Mapping[str, int]) -> tuple[tuple[str, ...], int]:
   """The mesh axes along which a group of devices lies, and how many devices it has."""
   shape = tuple(mesh.values())
-  group = _group(rest, kind, math.prod(shape))
+  kind = exchange.operation.removesuffix("-start")
+  group = _group(exchange.rest, kind, math.prod(shape))
   if len(group) < 2:
     return (), 1
   places = np.stack(np.unravel_index(group, shape))
