@@ -1,10 +1,13 @@
 """From a photograph to videos, through the commands and the files between them."""
 
+import collections
 import datetime
 import shutil
 
+import jax
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 import d4s_jax
 from d4s_jax.formats import provenance
@@ -23,8 +26,38 @@ FRAMES, SIDE = 5, 16
 FILES = {"scene.safetensors", "scene.json", "video.mp4", "depth.mp4", "preview.png"}
 
 
+def as_a_new_process(**settings):
+  """Forgets what was compiled, and where it is kept."""
+  jax.clear_caches()
+  for name, value in ({"compilation_cache_dir": None} | settings).items():
+    jax.config.update(f"jax_{name}", value)
+  compilation_cache.reset_cache()
+
+
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
+def compiled(tmp_path_factory):
+  """Programs are kept on disk, as for a user; counts of what JAX says of them."""
+  counts = collections.Counter()
+
+  def count(event, **_):
+    counts[event.rpartition("/")[2]] += 1
+
+  # All of them: whether a small one takes a second is chance.
+  new = {"enable_compilation_cache": True, "persistent_cache_min_compile_time_secs": 0.0}
+  names = (*new, "compilation_cache_dir", "compilation_cache_max_size")
+  old = {name: getattr(jax.config, f"jax_{name}") for name in names}
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+    patch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    jax.monitoring.register_event_listener(count)
+    as_a_new_process(**new)
+    yield counts
+    as_a_new_process(**old)
+    jax.monitoring.unregister_event_listener(count)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory, compiled):
   """A folder with a run of random parameters, a portrait of odd size, and its scene."""
   folder = tmp_path_factory.mktemp("generate")
   config = small_config()
@@ -32,8 +65,21 @@ def place(tmp_path_factory):
   write_run(folder / "run", config, random_params(system), step=7)
   photo = np.random.default_rng(0).random((53, 37, 3), dtype=np.float32)
   write_image(folder / "photo.png", photo)
+  as_a_new_process()
+  compiled.clear()
   generate(folder, "scene", "--trajectory=spiral", "--seed=5")
   return folder
+
+
+@pytest.fixture(scope="module")
+def second(place, compiled):
+  """What JAX says of programs while it generates another scene of the size, which is not marked."""
+  assert compiled["cache_misses"] > 10
+  as_a_new_process()
+  compiled.clear()
+  arguments = ("--trajectory=forward", "--seed=9", "--prompt=another", "--nowatermark")
+  generate(place, "bare", *arguments)
+  return dict(compiled)
 
 
 def generate(folder, output, *arguments):
@@ -72,8 +118,12 @@ def test_a_photograph_becomes_a_scene_folder(place):
   assert len(metadata.config_hash) == 64
 
 
+def test_a_second_scene_compiles_nothing(second):
+  assert second["cache_hits"] > 10 and "cache_misses" not in second
+
+
+@pytest.mark.usefixtures("second")
 def test_what_is_generated_is_marked_unless_asked_otherwise(place):
-  generate(place, "bare", "--trajectory=spiral", "--seed=5", "--nowatermark")
   for name in ("", "video.mp4", "depth.mp4"):
     assert detection.detect(place / "scene" / name, keys.PUBLIC).log10_false < -6
     assert detection.detect(place / "bare" / name, keys.PUBLIC).log10_false > -3
