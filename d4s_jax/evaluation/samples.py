@@ -4,14 +4,14 @@ import abc
 import functools
 import hashlib
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
 from d4s_jax.evaluation import cost, fit_curve
-from d4s_jax.formats import checked, scene, trajectories
-from d4s_jax.formats.video import frame_rate, read_video
+from d4s_jax.formats import arrays, checked, scene, trajectories, video
 from d4s_jax.geometry import cameras as pinhole
 from d4s_jax.pipeline.drawing import draw
 from d4s_jax.types import Cameras, Clip, DynamicGaussians
@@ -19,8 +19,6 @@ from d4s_jax.types import Cameras, Clip, DynamicGaussians
 # Files in a scene's folder that tell how it was made.
 _BESIDE_SCENES = {"cost": cost.FILE, "fit": fit_curve.FILE}
 _LONGEST_PROMPT = 10_000
-# Of a video file.
-_MOST_FRAMES = 1000
 
 
 class Sample(abc.ABC):
@@ -72,7 +70,7 @@ class Sample(abc.ABC):
       raise ValueError(f"{self.path}: frames of shape {frames.shape}; expected [f, h, w, 3].")
     if not np.isfinite(frames).all():
       raise ValueError(f"{self.path} holds NaN or infinite values; expected colours in [0, 1].")
-    return np.clip(frames, 0, 1).astype(np.float32)
+    return np.clip(frames, 0, 1).astype(np.float32, copy=False)
 
   def release(self) -> None:
     """Lets go of the arrays; they are read again when asked for."""
@@ -94,6 +92,15 @@ class Sample(abc.ABC):
     raise ValueError(f"{self.name} has no cameras.")
 
 
+def _digest(paths: Sequence[pathlib.Path]) -> str:
+  """SHA-256 of files, one after the other."""
+  found = hashlib.sha256()
+  for path in paths:
+    with path.open("rb") as file:
+      hashlib.file_digest(file, lambda: found)
+  return found.hexdigest()
+
+
 class Video(Sample):
   """A video file."""
 
@@ -108,24 +115,16 @@ class Video(Sample):
   @functools.cached_property
   def digest(self) -> str:
     """See the base class."""
-    found = hashlib.sha256(self.path.read_bytes())
-    for suffix in (".txt", ".json"):
-      beside = self.path.with_suffix(suffix)
-      found.update(beside.read_bytes() if beside.is_file() else b"")
-    return found.hexdigest()
+    beside = [self.path.with_suffix(suffix) for suffix in (".txt", ".json")]
+    return _digest([self.path, *(path for path in beside if path.is_file())])
 
   def frames(self, side: int | None = None, shown: bool = False) -> Float[np.ndarray, "f h w 3"]:
     """See the base class; a video keeps its size."""
     del side, shown
     if self.path.suffix.lower() != ".npy":
-      return read_video(self.path, _MOST_FRAMES)
-    try:
-      # Of one array: `np.load` would open an archive of several as well.
-      array = np.lib.format.open_memmap(self.path, mode="r")
-    except (ValueError, OSError, EOFError) as error:
-      raise ValueError(f"{self.path} cannot be read as an array ({error}).") from error
-    if array.shape[:1] > (_MOST_FRAMES,):
-      raise ValueError(f"{self.path} has more than {_MOST_FRAMES} frames; cut it first.")
+      return video.read_video(self.path)
+    array = arrays.map_array(self.path)
+    video.check_length(self.path, len(array) if array.ndim else 0, array.size // 3)
     if array.dtype == np.uint8:
       return array / np.float32(255)
     # What is not finite is looked for later, in whatever has pixels.
@@ -140,7 +139,7 @@ class Video(Sample):
   @property
   def fps(self) -> float | None:
     """See the base class."""
-    return None if self.path.suffix.lower() == ".npy" else frame_rate(self.path)
+    return None if self.path.suffix.lower() == ".npy" else video.frame_rate(self.path)
 
   @property
   def text(self) -> str:
@@ -176,12 +175,8 @@ class Scene(Sample):
   @functools.cached_property
   def digest(self) -> str:
     """See the base class."""
-    found = hashlib.sha256()
-    for name in (scene.ARRAYS, scene.DESCRIPTION):
-      found.update((self.path / name).read_bytes())
-    for what in sorted(self.has & set(_BESIDE_SCENES)):
-      found.update((self.path / _BESIDE_SCENES[what]).read_bytes())
-    return found.hexdigest()
+    beside = [_BESIDE_SCENES[what] for what in sorted(self.has & set(_BESIDE_SCENES))]
+    return _digest([self.path / name for name in (scene.ARRAYS, scene.DESCRIPTION, *beside)])
 
   def frames(self, side: int | None = None, shown: bool = False) -> Float[np.ndarray, "f h w 3"]:
     """See the base class."""

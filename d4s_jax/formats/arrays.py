@@ -1,4 +1,4 @@
-"""Arrays of `.npz` archives, some rows at a time: what a track file holds may exceed the memory.
+"""Arrays of files of NumPy, some rows at a time: what a track file holds may exceed the memory.
 
 NumPy's own reader unpacks a whole array, whatever its header claims. Here the header is read first,
 and of an array only the rows that are asked for are kept.
@@ -6,6 +6,7 @@ and of an array only the rows that are asked for are kept.
 
 import io
 import math
+import os
 import pathlib
 import tokenize
 import zipfile
@@ -23,6 +24,11 @@ MOST_BYTES = 64 * 2**30
 # Rows that are kept in memory in one call.
 _MOST_READ = 4 * 2**30
 _PIECE = 2**20
+# Of NumPy's and Python's parsers, for headers that nobody's writer makes.
+_UNREADABLE = (
+  *(ValueError, LookupError, TypeError, EOFError, SyntaxError, MemoryError, RecursionError),
+  *(tokenize.TokenError, zlib.error),
+)
 
 
 class Spec(NamedTuple):
@@ -57,13 +63,30 @@ def check_header(file: IO[bytes] | io.BufferedIOBase, where: str, ndim: int | No
       (2, 0): np.lib.format.read_array_header_2_0,
     }[version]
     shape, fortran, dtype = read(file)
-  except (ValueError, KeyError, EOFError, SyntaxError, tokenize.TokenError, zlib.error) as error:
+  except _UNREADABLE as error:
     raise ValueError(f"{where} is no array of NumPy, or damaged ({error}).") from error
   if dtype.kind not in "biufUS" or dtype.hasobject:
     raise ValueError(f"{where} holds {dtype}; expected numbers. Objects are not unpickled.")
   if ndim is not None and len(shape) != ndim:
     raise ValueError(f"{where} has shape {shape}; expected {ndim} axes.")
   return Spec(tuple(shape), dtype, bool(fortran))
+
+
+def map_array(path: pathlib.Path) -> Shaped[np.ndarray, "..."]:
+  """The array of a `.npy`, read where it is looked at.
+
+  Raises:
+    ValueError: it is none, or holds another number of bytes than it claims.
+  """
+  with path.open("rb") as file:
+    spec, start = check_header(file, str(path)), file.tell()
+    there = os.fstat(file.fileno()).st_size - start
+    if there != spec.nbytes or not all(0 <= size <= MOST_BYTES for size in spec.shape):
+      raise ValueError(
+        f"{path} has {there} bytes of numbers and claims {spec.dtype} of shape {spec.shape};"
+        " expected as many as it claims. Fetch it again, or write it again."
+      )
+    return np.memmap(file, spec.dtype, "r", start, spec.shape, "F" if spec.fortran else "C")
 
 
 class ArrayArchive:

@@ -25,6 +25,8 @@ _QUALITY = "18"
 DEPTH_COLORS = np.asarray(colormaps["inferno"](np.arange(25, 256), bytes=True), np.uint8)[:, :3]
 _ANIMATIONS = {".gif": animation.write_gif, ".webp": animation.write_webp}
 SUFFIXES = (".mp4", *_ANIMATIONS)
+# Of a video that is in memory whole: 1000 frames of 512 x 512, 3.2 GB.
+_MOST_FRAMES, _MOST_PIXELS = 1000, 270_000_000
 
 
 def write_video(
@@ -84,19 +86,38 @@ def _encode(
     container.mux(stream.encode())
 
 
-def read_video(path: str | os.PathLike, most: int = 1000) -> Float[np.ndarray, "f h w 3"]:
+def read_video(path: str | os.PathLike) -> Float[np.ndarray, "f h w 3"]:
   """Reads all frames of a video.
 
   Raises:
     FileNotFoundError: there is no such file.
-    ValueError: it is no readable video, or has more than `most` frames.
+    ValueError: it is no readable video, or longer than `check_length` allows.
   """
-  decoded = []
+  decoded, pixels = [], 0
   for frame in _decoded(path):
-    if len(decoded) == most:
-      raise ValueError(f"{path} has more than {most} frames; cut it first.")
+    pixels += frame[..., 0].size
+    check_length(path, len(decoded) + 1, pixels)
     decoded.append(frame)
-  return np.stack(decoded).astype(np.float32) / 255
+  return np.stack(decoded) / np.float32(255)
+
+
+def check_length(path: str | os.PathLike, frames: int, pixels: int) -> None:
+  """Refuses a video that is too much for the memory.
+
+  Args:
+    path: of the video.
+    frames: that it has at least.
+    pixels: of all these together.
+
+  Raises:
+    ValueError: it has more than 1000 frames, or more than 270 million pixels.
+  """
+  if frames > _MOST_FRAMES:
+    raise ValueError(f"{path} has more than {_MOST_FRAMES} frames; cut it first.")
+  if pixels > _MOST_PIXELS:
+    raise ValueError(
+      f"{path} has more than {_MOST_PIXELS} pixels in all its frames; cut it, or make it smaller."
+    )
 
 
 def first_frames(path: str | os.PathLike, most: int) -> Iterator[Float[np.ndarray, "h w 3"]]:

@@ -10,6 +10,7 @@ import pytest
 from d4s_jax.evaluation import cost, families, maker, matching, runner, sample_sets, seen
 from d4s_jax.evaluation.metric import Case, Context, Failure
 from d4s_jax.evaluation.settings import Settings, Weights
+from d4s_jax.formats import video
 from d4s_jax.formats.cameras import write_trajectory
 from d4s_jax.pipeline import progress
 from d4s_jax.training import inference
@@ -63,15 +64,27 @@ def test_a_file_that_is_no_array_is_named(place):
   file = place / "a" / "clip.npy"
   with file.open("wb") as archive:
     np.savez(archive, GREY)
-  assert "clip.npy cannot be read as an array" in why(place, "matches_sift")
-  file.write_bytes(b"no array")
-  assert "clip.npy cannot be read as an array" in why(place, "matches_sift")
+  assert "clip.npy is no array of NumPy, or damaged" in why(place, "matches_sift")
+  whole = (place / "true" / "clip.npy").read_bytes()
+  shape = str(GREY.shape).encode()
+  assert shape in whole
+  for damaged, told in (
+    (b"no array", "is no array of NumPy, or damaged"),
+    (whole.replace(shape, shape.replace(b")", b" ")), "is no array of NumPy, or damaged"),
+    (whole.replace(b"(4, ", b"(-4,"), f"has {GREY.nbytes} bytes of numbers and claims"),
+    (whole[:-1], f"has {GREY.nbytes - 1} bytes of numbers and claims"),
+  ):
+    file.write_bytes(damaged)
+    assert f"clip.npy {told}" in why(place, "matches_sift")
 
 
-def test_an_array_of_too_many_frames_is_named_as_other_videos_are(place):
+def test_an_array_of_too_much_is_named_as_other_videos_are(place, monkeypatch):
   np.save(place / "a" / "long.npy", np.zeros((1001, 2, 2, 3), np.uint8))
+  np.save(place / "a" / "large.npy", np.zeros((2, 500, 500, 3), np.uint8))
+  monkeypatch.setattr(video, "_MOST_PIXELS", 499_999)
   found = runner.evaluate(settings(place, metrics="matches_sift")).rows[0].results["a"]
   assert "long.npy has more than 1000 frames; cut it first" in found.failures["long"]
+  assert "large.npy has more than 499999 pixels in all its frames" in found.failures["large"]
 
 
 def test_a_prompt_of_a_book_is_refused(place):

@@ -8,7 +8,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from d4s_jax.formats.arrays import ArrayArchive, write_array
+from d4s_jax.formats.arrays import ArrayArchive, map_array, write_array
 from tests.support import full_disk
 
 POINTS = np.arange(7 * 5 * 3, dtype=np.float32).reshape(7, 5, 3)
@@ -30,6 +30,27 @@ def test_an_array_is_written_as_numpy_reads_it(tmp_path):
     found = np.load(tmp_path / "a.npy")
     np.testing.assert_array_equal(found, array)
     assert found.dtype == array.dtype
+
+
+def test_an_array_is_mapped_or_refused_in_a_line(tmp_path):
+  path = tmp_path / "a.npy"
+  for array in (POINTS, np.asfortranarray(POINTS[..., 0]), POINTS[:0], np.float32(3)):
+    np.save(path, array)
+    found = map_array(path)
+    np.testing.assert_array_equal(found, array)
+    assert isinstance(found, np.memmap) and found.dtype == array.dtype
+  numbers = POINTS.tobytes()
+  for shape in ((7, 5, 2), (-7, -5, 3), (7, 5, 3 * 2**64), (0, 2**80), (-1,)):
+    path.write_bytes(_header(shape=shape) + numbers * (0 not in shape))
+    with pytest.raises(ValueError, match=r"a\.npy has \d+ bytes of numbers and claims float32 of"):
+      map_array(path)
+  # What NumPy's and Python's parsers make of damage is no ValueError.
+  whole = "{'descr': ((), ()), 'fortran_order': False, 'shape': (7, 5, 3)}"
+  for text in ("{'shape': (7, 5", "-" * 9000 + "1", "{[]: 1}", whole, ","):
+    header = f"{text}\n".encode()
+    path.write_bytes(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
+    with pytest.raises(ValueError, match=r"a\.npy is no array of NumPy, or damaged"):
+      map_array(path)
 
 
 def test_a_full_disk_is_named_and_leaves_the_old_array(tmp_path):

@@ -83,15 +83,22 @@ def test_a_full_disk_keeps_the_old_video(tmp_path):
   assert [entry.name for entry in tmp_path.iterdir()] == ["a.mp4"]
 
 
-def test_broken_and_missing_videos_are_named(tmp_path):
+def test_broken_and_missing_videos_are_named(tmp_path, monkeypatch):
   (tmp_path / "text.mp4").write_text("not a video")
   with pytest.raises(ValueError, match="text.mp4 cannot be read as a video"):
     video.read_video(tmp_path / "text.mp4")
   with pytest.raises(FileNotFoundError, match="No video at"):
     video.read_video(tmp_path / "nowhere.mp4")
   video.write_video(tmp_path / "long.mp4", clip(5), fps=8)
-  with pytest.raises(ValueError, match="more than 4 frames"):
-    video.read_video(tmp_path / "long.mp4", most=4)
+  frames, height, width, _ = video.read_video(tmp_path / "long.mp4").shape
+  for limit, most, what in (
+    ("_MOST_FRAMES", frames - 1, "4 frames; cut it"),
+    ("_MOST_PIXELS", frames * height * width - 1, r"\d+ pixels in all its frames; cut it, or"),
+  ):
+    with monkeypatch.context() as patch:
+      patch.setattr(video, limit, most)
+      with pytest.raises(ValueError, match=f"long.mp4 has more than {what}"):
+        video.read_video(tmp_path / "long.mp4")
 
 
 def test_near_is_bright_unknown_is_black_and_the_scale_is_fixed():
