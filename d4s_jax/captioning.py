@@ -33,8 +33,8 @@ ABOUT_A_PICTURE = (
 # Bytes of an answer, and characters of a caption.
 _MOST, _LONGEST = 1_000_000, 2000
 _ATTEMPTS, _PAUSE = 4, 1.0
-# Seconds for the list of models, which a server has ready.
-_LISTED = 10.0
+# Seconds for the list of models, which a server has ready however busy its model is.
+LISTED = 45.0
 
 
 class _Straight(urllib.request.HTTPRedirectHandler):
@@ -78,7 +78,7 @@ class Endpoint:
     ValueError: there is no address, or it is none of HTTP.
   """
 
-  def __init__(self, address: str = "", timeout: float = 120.0):
+  def __init__(self, address: str = "", timeout: float = 480.0):
     self.address = (address or os.environ.get("OPENAI_BASE_URL", "")).rstrip("/")
     if not self.address:
       raise ValueError(
@@ -97,7 +97,7 @@ class Endpoint:
       ValueError: it lists no model, and none was named.
     """
     try:
-      listed = self._ask("/models", None, _LISTED)
+      listed = self._ask("/models", None, LISTED)
       self._model = self._model or str(listed["data"][0]["id"])
     except (KeyError, IndexError, TypeError):
       raise ValueError(f"{self.address}/models lists no model; set OPENAI_MODEL.") from None
@@ -142,7 +142,9 @@ class Endpoint:
 
 
 def ask(url: str, body: dict[str, Any] | None, key: str, timeout: float) -> Any:
-  """What a server answers, in JSON; asks again, a few times, where it is too busy.
+  """What a server answers, in JSON; asks again, a few times, where it says that it is too busy.
+
+  Where it is only slow it is not asked again: it would have twice as much to do.
 
   Args:
     url: what is asked.
@@ -151,7 +153,7 @@ def ask(url: str, body: dict[str, Any] | None, key: str, timeout: float) -> Any:
     timeout: seconds for an answer.
 
   Raises:
-    ConnectionError: it can't be reached, or is too busy.
+    ConnectionError: it can't be reached, is too busy, or doesn't answer in time.
     ValueError: the address is none of HTTP, it refuses, or it answers with something else.
   """
   if urllib.parse.urlsplit(url).scheme not in ("http", "https"):
@@ -176,7 +178,12 @@ def ask(url: str, body: dict[str, Any] | None, key: str, timeout: float) -> Any:
       if error.code not in (408, 409, 425, 429) and (error.code < 500 or error.code == 501):
         raise ValueError(f"{url} refused: {reason}") from None
     except (urllib.error.URLError, http.client.HTTPException, TimeoutError, OSError) as error:
-      reason = str(getattr(error, "reason", error))
+      cause = getattr(error, "reason", error)
+      if isinstance(cause, TimeoutError):
+        raise ConnectionError(
+          f"{url} doesn't answer within {timeout:g} s; is the server running?"
+        ) from None
+      reason = str(cause)
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
       raise ValueError(f"{url} answered with no JSON ({error}).") from None
   raise ConnectionError(

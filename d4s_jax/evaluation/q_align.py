@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image
 
-from d4s_jax.captioning import ask
+from d4s_jax import captioning
 from d4s_jax.formats import images
 from d4s_jax.models.clip import MEAN
 from d4s_jax.pipeline import progress
@@ -36,8 +36,8 @@ KEY = "D4S_JAX_QA_KEY"
 # Of the answer's first token; more is more than servers give.
 _ALTERNATIVES = 20
 _MOST_FRAMES = 16
-# For an answer; for the first one, about a grey picture; for the list of models.
-_SECONDS, _FIRST, _LISTED = 300.0, 30.0, 10.0
+# For an answer, also for the first one, about a grey picture: a model may be slow.
+_SECONDS = 300.0
 # Probability that the five words must have together: else the model answered something else.
 _LEAST = 0.05
 
@@ -63,8 +63,8 @@ class Judge:
     try:
       # Whoever has it lists its models at once; an answer takes as long as the model does.
       with contextlib.suppress(ValueError):
-        ask(f"{self._url}/models", None, _key(), _LISTED)
-      _first_token(self._answer(grey, _FIRST))
+        captioning.ask(f"{self._url}/models", None, _key(), captioning.LISTED)
+      _first_token(self._answer(grey))
     except ConnectionError as error:
       self._absent = str(error)
       progress.say(f"{error} Only videos whose answers were kept have a quality.")
@@ -83,9 +83,9 @@ class Judge:
     if self._absent:
       raise ConnectionError(self._absent)
     step = max(1, round(fps))
-    return score(_first_token(self._answer(video[::step][:_MOST_FRAMES], _SECONDS)))
+    return score(_first_token(self._answer(video[::step][:_MOST_FRAMES])))
 
-  def _answer(self, frames: Float[np.ndarray, "f h w 3"], seconds: float) -> Any:
+  def _answer(self, frames: Float[np.ndarray, "f h w 3"]) -> Any:
     content: list[dict[str, Any]] = [{"type": "text", "text": PROMPT}]
     for frame in frames:
       address = f"data:image/png;base64,{base64.b64encode(_png(frame)).decode()}"
@@ -98,7 +98,7 @@ class Judge:
       "logprobs": True,
       "top_logprobs": _ALTERNATIVES,
     }
-    return ask(f"{self._url}/chat/completions", asked, _key(), seconds)
+    return captioning.ask(f"{self._url}/chat/completions", asked, _key(), _SECONDS)
 
 
 def _key() -> str:

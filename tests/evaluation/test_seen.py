@@ -4,6 +4,7 @@ import http.server
 import io
 import json
 import math
+import pathlib
 import socket
 import threading
 
@@ -348,8 +349,7 @@ def test_a_server_that_goes_away_ends_the_evaluation(server, video, monkeypatch)
 def test_a_server_that_says_nothing_is_told_of_in_a_line_and_not_asked_again(
   video, tmp_path, monkeypatch, capsys
 ):
-  monkeypatch.setattr(q_align, "_LISTED", 0.1)
-  monkeypatch.setattr(captioning, "_PAUSE", 0)
+  monkeypatch.setattr(captioning, "LISTED", 0.1)
   (tmp_path / "set").mkdir()
   for name in ("a", "b"):
     np.save(tmp_path / "set" / f"{name}.npy", video)
@@ -357,15 +357,29 @@ def test_a_server_that_says_nothing_is_told_of_in_a_line_and_not_asked_again(
     silent.settimeout(0.1)
     url = f"http://127.0.0.1:{silent.getsockname()[1]}/v1"
     options = dict(samples=str(tmp_path / "set"), metrics="qa_quality", qa_url=url, qa_model="a")
-    with pytest.raises(ConnectionError, match=r"/v1/models can't be reached \(timed out"):
+    with pytest.raises(ConnectionError, match=r"/v1/models doesn't answer within 0\.1 s; is"):
       runner.evaluate(Settings(output=str(tmp_path / "out"), **options))
-    for _ in range(4):
-      silent.accept()[0].close()
-    # Nobody else has come: not for a picture, not for a video.
+    silent.accept()[0].close()
+    # Nobody else has come: not again, not for a picture, not for a video.
     with pytest.raises(TimeoutError):
       silent.accept()
-  said = [line for line in capsys.readouterr().err.splitlines() if "can't be reached" in line]
-  assert len(said) == 1 and "timed out, 4 attempts); is the server running? Only videos" in said[0]
+  said = [line for line in capsys.readouterr().err.splitlines() if "doesn't answer" in line]
+  assert len(said) == 1 and "within 0.1 s; is the server running? Only videos" in said[0]
+
+
+def test_a_slow_model_is_waited_for_as_the_readme_says(video, monkeypatch):
+  waits = []
+  answer = {
+    "choices": [{"logprobs": {"content": [{"top_logprobs": [{"token": "good", "logprob": 0.0}]}]}}]
+  }
+  monkeypatch.setattr(captioning, "ask", lambda *asked: waits.append(asked[3]) or answer)
+  assert q_align.Judge("http://there/v1", "a").quality(video, 8.0) == 5 * 0.75
+  listed, first, then = waits
+  # Minutes, for a large model on a CPU, from the first picture on.
+  assert listed < 60 <= 300 == first == then
+  readme = " ".join(pathlib.Path(q_align.__file__).with_name("README.md").read_text().split())
+  assert f"no models within {listed:g} s, or says nothing of a picture within" in readme
+  assert f"within {first / 60:g} minutes, is told" in readme
 
 
 def test_a_wrong_key_is_told_once_before_anything_is_measured(server, video, tmp_path):
