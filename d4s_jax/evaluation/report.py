@@ -5,15 +5,15 @@ import json
 import pathlib
 from typing import Any
 
+from d4s_jax.evaluation import summary
 from d4s_jax.evaluation.metrics import METRICS
 from d4s_jax.evaluation.runner import Report, Row
-from d4s_jax.evaluation.summary import Result
 from d4s_jax.formats import atomic
 
 PAPER = "Diff4Splat's own"
 
 
-def written(result: Result | None, digits: int, better: str = "") -> str:
+def written(result: summary.Result | None, digits: int, better: str = "") -> str:
   """A value with its interval and, where some samples have none, their count."""
   if result is None or result.value is None:
     return "-"
@@ -115,12 +115,15 @@ def remarks(report: Report) -> list[str]:
     for name, result in row.results.items():
       for note in result.notes:
         told.setdefault((name, note), []).append(label)
-      reasons: dict[str, list[str]] = {}
-      for sample, reason in sorted(result.failures.items()):
-        reasons.setdefault(reason, []).append(sample)
-      for reason, who in reasons.items():
-        some = f"{', '.join(who[:3])}{', ...' if len(who) > 3 else ''}"
-        which = "any sample" if len(who) == result.total else f"{len(who)} samples ({some})"
+      reasons: dict[tuple[str, bool], list[str]] = {}
+      for who, reason in sorted(result.failures.items()):
+        reasons.setdefault((reason, who in report.sets[name].samples), []).append(who)
+      for (reason, scored), who in reasons.items():
+        named = ", ".join(x.removeprefix("" if scored else summary.REFERENCE) for x in who[:3])
+        some = named + ", ..." * (len(who) > 3)
+        which = f"{len(who)} {'samples' if scored else 'references'} ({some})"
+        if scored and len(who) == result.total:
+          which = "any sample"
         told.setdefault((name, f"no value for {which}: {reason}"), []).append(label)
   return [f"{name}: {note} [{'; '.join(labels)}]" for (name, note), labels in told.items()]
 

@@ -13,6 +13,8 @@ _RESAMPLES = 2000
 _LEVEL = (2.5, 97.5)
 # Dimensions of the features whose covariance FVD takes.
 _RANK = 400
+# Stands before the names of references among failures.
+REFERENCE = "reference "
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +28,7 @@ class Result:
     interval: of 95%, by resampling the samples 2000 times; None for few samples and distances of
       sets, whose resamples repeat samples and so are farther apart.
     samples: value of each sample, by name.
-    failures: why a sample has none, by name.
+    failures: why a sample has none, by name; of distances of sets why a reference has none, too.
     notes: what a reader has to know.
   """
 
@@ -78,7 +80,7 @@ def bootstrap(values: np.ndarray) -> tuple[float, float] | None:
 def _of_sets(metric: Metric, values: Mapping[str, Any], failures, references, total) -> Result:
   known = {name: x[metric.key] for name, x in references.items() if not isinstance(x, Failure)}
   failures = dict(failures) | {
-    f"reference {name}": x.reason for name, x in references.items() if isinstance(x, Failure)
+    f"{REFERENCE}{name}": x.reason for name, x in references.items() if isinstance(x, Failure)
   }
   if min(len(values), len(known)) < 2:
     note = f"{len(values)} samples and {len(known)} references; a distance needs 2 of each"

@@ -101,6 +101,7 @@ def run(config: Mapping[str, Any], settings: Settings) -> runner.Report:
     settings: of the evaluation; samples, reference and metrics are the sweep's.
   """
   rows, workdir = rows_of(config), pathlib.Path(config["workdir"])
+  counts = {name: row.count or config["count"] for name, row in rows.items()}
   opened: dict[str, Any] = {}
   size = 0
   for name, row in rows.items():
@@ -108,11 +109,10 @@ def run(config: Mapping[str, Any], settings: Settings) -> runner.Report:
     if place not in opened:
       opened = {place: inference.open_checkpoint(place, progress.timed)}
     maker = Maker(opened[place], sampling=row.sampling)
-    count = row.count or config["count"]
-    benchmark.embedded(workdir / name / "set", maker, count, (row.scenes,))
+    benchmark.embedded(workdir / name / "set", maker, counts[name], (row.scenes,))
     size = maker.frames
   # The most scenes, so that each has its truth.
-  first = max(rows, key=lambda name: rows[name].count or config["count"])
+  first = max(counts, key=lambda name: counts[name])
   settings = dataclasses.replace(
     settings,
     samples=",".join(f"{name}={workdir / name / 'set' / row.scenes}" for name, row in rows.items()),
@@ -122,18 +122,17 @@ def run(config: Mapping[str, Any], settings: Settings) -> runner.Report:
   )
   found = runner.evaluate(settings)
   notes = {
-    name: [*lines, *_told(rows.get(name), config["count"])] for name, lines in found.notes.items()
+    name: [*lines, *(_told(rows[name], counts[name], counts[first]) if name in rows else ())]
+    for name, lines in found.notes.items()
   }
   paper = {name: dict(row.paper) for name, row in rows.items() if row.paper}
   return dataclasses.replace(found, notes=notes, paper=paper)
 
 
-def _told(row: Row | None, count: int) -> list[str]:
-  """What a reader has to know of a row; None is the truth."""
-  if row is None:
-    return []
-  few = f"the first {row.count} scenes alone: its means are of other scenes than those of the rest"
-  return [few] * (0 < row.count < count) + [f"the paper: {row.told}"] * bool(row.told)
+def _told(row: Row, count: int, most: int) -> list[str]:
+  """What a reader has to know of a row with `count` scenes, where another has `most`."""
+  few = f"the first {count} scenes alone of {most}: its means are not of the scenes of all rows"
+  return [few] * (count < most) + [f"the paper: {row.told}"] * bool(row.told)
 
 
 def _trained(name: str, row: Row, workdir: pathlib.Path) -> pathlib.Path:

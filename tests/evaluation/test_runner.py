@@ -401,3 +401,26 @@ def test_distances_of_sets_say_when_there_are_too_few():
   assert few.value is None and few.failures == {"x": "broken"}
   assert "1 samples and 5 references" in few.notes[0]
   assert "no full rank" not in " ".join(summary.reduce(METRICS["kvd"], found, found).notes)
+
+
+def test_references_without_a_value_are_told_apart_from_samples(tmp_path):
+  metric, rng, short = METRICS["fvd"], np.random.default_rng(0), Failure("8 frames")
+  found = {f"{i}": {"features": rng.normal(size=400)} for i in range(4)}
+  whole = {f"{i}": {"features": rng.normal(size=400)} for i in range(6)}
+  true = whole | {f"t{i}": short for i in range(4)}
+
+  def remarks(found):
+    results = {"a": summary.reduce(metric, found, true)}
+    row = runner.Row("fvd", "p", "", results)
+    opened = sample_sets.SampleSet("a", {name: samples.Video(name, tmp_path) for name in found})
+    return [
+      told
+      for told in report.remarks(runner.Report(Settings(), {"a": opened}, "", {}, [row]))
+      if "no value" in told
+    ]
+
+  assert remarks(found) == ["a: no value for 4 references (t0, t1, t2, ...): 8 frames [FVD]"]
+  some = remarks(found | {"3": short})
+  assert some[-1] == "a: no value for 4 references (t0, t1, t2, ...): 8 frames [FVD]"
+  assert some[0] == "a: no value for 1 samples (3): 8 frames [FVD]"
+  assert remarks(dict.fromkeys(found, short))[0] == "a: no value for any sample: 8 frames [FVD]"

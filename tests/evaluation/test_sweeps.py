@@ -87,7 +87,7 @@ def test_rows_are_trained_stage_after_stage_and_scored_beside_the_papers_numbers
   assert lines["PSNR, dB (up)"][1] == "33.5" != lines["PSNR, dB (up)"][0]
   assert lines["FVD (down)"][:3] == ["-", "210.2", "-"]
   assert "shipped: the paper's *" in told and "* As printed in the paper" in told
-  assert "the first 2 scenes alone" in told and "the paper: worse" in told
+  assert "the first 2 scenes alone of 3" in told and "the paper: worse" in told
   page.write(tmp_path / "a.html", found)
   assert "<td class=paper>33.5</td>" in (tmp_path / "a.html").read_text()
   # What was trained is not trained again.
@@ -96,10 +96,22 @@ def test_rows_are_trained_stage_after_stage_and_scored_beside_the_papers_numbers
   assert len([line for line in quick if line.startswith("train")]) == before
   assert len(open_set(tmp_path / "sweep" / "other" / "set" / "reconstructed").samples) == 2
   assert {name: x.count for name, x in found.rows[0].results.items()} == {"shipped": 3, "other": 2}
-  # With as few scenes in all rows (--sweep.count=2) none has fewer.
-  few = sweep(tmp_path / "few", **config["rows"]) | {"count": 2}
-  told = report.text(sweeps.run(few, Settings(output=str(tmp_path / "few" / "out"))))
-  assert "scenes alone" not in told and "the paper: worse" in told
+
+
+def test_rows_of_fewer_scenes_than_others_are_told(quick, tmp_path):
+  """Whoever has fewer, by its own count or by the sweep's (--sweep.count)."""
+  few, other = {"run": "shipped", "count": 2, "told": "worse"}, {"run": "shipped"}
+  for count, rows, least in (
+    (3, {"few": few, "other": other}, ["few"]),
+    (1, {"few": few, "other": other}, ["other"]),
+    (2, {"few": few, "other": other}, []),
+    (3, {"few": few, "fewer": few}, []),
+  ):
+    config = sweep(tmp_path / f"{count}{len(least)}", **rows)
+    config |= {"count": count, "metrics": "matches_sift"}
+    notes = sweeps.run(config, Settings(output=str(tmp_path / "out"))).notes
+    assert [name for name in notes if "scenes alone of" in " ".join(notes[name])] == least
+    assert "the paper: worse" in notes["few"]
 
 
 def test_a_config_file_may_be_trained_twice_in_a_row(quick, tmp_path):
