@@ -82,15 +82,19 @@ class Estimators:
 
   def __call__(self, rows: list[Row]) -> list[Row]:
     """The rows, with what the plug-ins say in their records."""
-    good = [number for number, row in enumerate(rows) if not row["failed"]]
     for kind, estimator in self._open.items():
-      clips = [excerpt(rows[number]) for number in good if not rows[number]["failed"]]
-      numbers = [number for number in good if not rows[number]["failed"]]
-      if not clips:
+      numbers = [n for n, row in enumerate(rows) if not row["failed"] and _wanted(kind, row)]
+      if not numbers:
         continue
+      clips = [excerpt(rows[number]) for number in numbers]
       for number, clip, result in zip(numbers, clips, _asked(kind, estimator, clips)):
         rows[number] = _taken(kind, rows[number], clip, result)
     return rows
+
+
+def _wanted(kind: str, row: Row) -> bool:
+  """Whether a plug-in has anything to say: true depth of a dataset is not replaced by estimates."""
+  return kind != "depth" or records.decode(row["record"]).depth is None
 
 
 def _asked(kind: str, estimator, clips: list[Excerpt]) -> list[Any]:

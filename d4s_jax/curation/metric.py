@@ -55,11 +55,16 @@ def find_scale(record: Record, row: Row, settings: Settings) -> Found:
     settings: the height of the camera and the baseline.
   """
   found = Found(record)
+  estimates = row.get("metric_depth") or row.get("relative_depth")
+  if "depth" in settings.plugins and record.depth is not None and not estimates:
+    found.notes.append("depth is the dataset's own; the plug-in was not asked.")
   mine = np.flatnonzero(record.view == 0)
   cameras = cameras_of(record, mine)
   if cameras is None:
     return found
   relative = row.get("relative_depth", "")
+  # Points that are known otherwise than by depth.
+  others = "points" in row or record.tracks is not None or row.get("pixels") is not None
   depth = _depth(record, mine)
   if relative and "matches" in row and settings.baseline:
     depth, relative = _by_matches(found, depth, relative, cameras, row, settings)
@@ -78,8 +83,8 @@ def find_scale(record: Record, row: Row, settings: Settings) -> Found:
     # Poses and depth of two units would contradict each other.
     found.notes.append("depth is left out: its unit is not that of the poses")
     depth = None
-  elif depth is not None and record.metric and not row.get("relative_depth"):
-    _checked(found, row, cameras, depth)
+  elif depth is not None and record.metric and (others or not row.get("relative_depth")):
+    _checked(found, row, cameras, depth, others)
   elif record.metric:
     found.notes.append("scale not checked: the dataset has no depth to hold against its poses.")
   elif depth is not None and not estimated:
@@ -234,12 +239,11 @@ def _applied(estimate: Scale, depth: Any, relative: str) -> Float[np.ndarray, "f
   return np.where(depth > 0, metres, 0).astype(np.float32)
 
 
-def _checked(found: Found, row: Row, cameras: Cameras, depth: Any) -> None:
+def _checked(found: Found, row: Row, cameras: Cameras, depth: Any, others: bool) -> None:
   """Whether depth is in the metres of a dataset's poses: a scale of about 1, and as consistent.
 
-  By points that are known otherwise; without any, by the depth of other frames.
+  By `others`, points; without any, by the depth of other frames.
   """
-  others = "points" in row or found.record.tracks is not None or row.get("pixels") is not None
   name = "own_scale" if others else "own_depth"
   try:
     if others:

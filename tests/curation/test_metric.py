@@ -183,6 +183,14 @@ def test_matches_of_a_stereo_pair_scale_depth_and_then_poses(tmp_path, truth):
   assert told["metres"] == "dataset" and found.depth is not None
   assert "own_depth" not in told["figures"] and "depth_scale" in told["figures"]
   assert told["notes"] == ["scale not checked: the dataset has no depth to hold against its poses."]
+  # Where tracks know better, a wrong baseline is noticed.
+  tracks = dataclasses.replace(truth, depth=None)
+  limits = {**OPEN, "own_scale": "0.8:1.25"}
+  for factor, reason in ((1, ""), (2, "own_scale .* is above 1.25")):
+    wrong = factor * baseline
+    told, _ = decided(tmp_path, tracks, ["depth", "matches"], baseline=wrong, limits=limits)
+    assert told["metres"] == "dataset" and abs(told["figures"]["own_scale"] / factor - 1) < 0.05
+    assert re.fullmatch(reason, told.get("reason", ""))
 
 
 def test_depth_of_a_dataset_stays_its_own_beside_matches(tmp_path, truth):
@@ -206,6 +214,18 @@ def test_depth_of_a_dataset_stays_its_own_beside_matches(tmp_path, truth):
   # Of unknown scale, both stay as they are, and agree.
   told, found = decided(tmp_path, own, ["matches"])
   assert told["metres"] == "unknown" and found.depth is not None
+
+
+def test_depth_of_a_dataset_is_not_replaced_by_a_networks(tmp_path, truth):
+  """Also where nothing could scale the network's, which would then leave the clip without any."""
+  for tracks in (truth.tracks, None):
+    own = dataclasses.replace(truth, tracks=tracks)
+    told, found = decided(tmp_path, own, ["depth"])  # nothing lies there: it isn't asked
+    assert found is not None and found.depth == truth.depth
+    assert told["notes"] == ["depth is the dataset's own; the plug-in was not asked."]
+    assert ("own_scale" if tracks else "own_depth") in told["figures"]
+  told, _ = decided(tmp_path, own, [])
+  assert "notes" not in told
 
 
 def test_depth_of_a_dataset_is_held_against_its_own_tracks(truth):

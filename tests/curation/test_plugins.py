@@ -1,5 +1,6 @@
 """Plug-ins: files, entry points, endpoints; and what they get wrong."""
 
+import dataclasses
 import errno
 import http.server
 import json
@@ -44,6 +45,11 @@ def importable(monkeypatch):
   import sys
 
   monkeypatch.setitem(sys.modules, "entry_points", sys.modules[NAME])
+
+
+def bare():
+  """A clip whose dataset has no depth."""
+  return row(dataclasses.replace(scene_record(0), depth=None))
 
 
 def test_an_entry_point_is_asked_in_batches():
@@ -96,7 +102,7 @@ def test_files_on_a_disk_that_fails_need_not_be_computed_again(tmp_path, monkeyp
   (tmp_path / "videos").mkdir()
   np.savez(tmp_path / "videos" / "a.mp4.npz", relative=np.ones(3))
   monkeypatch.setattr(np, "load", fail)
-  (made,) = estimators(Settings(plugins={"depth": f"files:{tmp_path}"}))([row(scene_record(0))])
+  (made,) = estimators(Settings(plugins={"depth": f"files:{tmp_path}"}))([bare()])
   assert made["again"] and "a.mp4.npz cannot be read" in made["failed"]
   assert "see to its disk" in made["failed"] and "compute it again" not in made["failed"]
 
@@ -123,8 +129,6 @@ def test_a_clip_that_cannot_be_judged_is_quarantined():
 
 def thin(record):
   """The same clip, a pixel high."""
-  import dataclasses
-
   images = [records.to_jpeg(np.zeros((1, record.width, 3), np.uint8)) for _ in record.images]
   return dataclasses.replace(record, images=images, height=1, depth=None, instances=None)
 
@@ -142,8 +146,6 @@ def test_estimated_cameras_leave_nothing_of_the_datasets_own():
 
 def test_relative_poses_become_metric_by_precomputed_depth_and_tracks(tmp_path):
   """As RealEstate10K: poses in some unit, no points; a tracker and a metric depth network."""
-  import dataclasses
-
   unit = 0.3
   truth = scene_record(3)
   pixels, visible, depth = tracked(truth)
@@ -209,7 +211,7 @@ BAD = {
 def test_depth_that_does_not_fit_is_refused(arrays, message, tmp_path):
   (tmp_path / "videos").mkdir()
   np.savez(tmp_path / "videos" / "a.mp4.npz", **arrays)
-  (made,) = estimators(Settings(plugins={"depth": f"files:{tmp_path}"}))([row(scene_record(0))])
+  (made,) = estimators(Settings(plugins={"depth": f"files:{tmp_path}"}))([bare()])
   import re
 
   assert re.search(message, made["failed"]), made["failed"]
@@ -241,13 +243,13 @@ def test_archives_of_others_are_bounded_and_run_nothing(tmp_path, monkeypatch):
   path = tmp_path / "videos" / "a.mp4.npz"
   estimator = estimators(Settings(plugins={"depth": f"files:{tmp_path}"}))
   np.savez(path, depth=np.array([{}], dtype=object))
-  assert "cannot be read" in estimator([row(scene_record(0))])[0]["failed"]
+  assert "cannot be read" in estimator([bare()])[0]["failed"]
   monkeypatch.setattr(plugins, "_MOST", 10_000)
   np.savez_compressed(path, depth=np.zeros((40, 48, 64)))
-  assert "expected at most 10000" in estimator([row(scene_record(0))])[0]["failed"]
+  assert "expected at most 10000" in estimator([bare()])[0]["failed"]
   path.unlink()
-  assert "No " in estimator([row(scene_record(0))])[0]["failed"]
-  climbing = row(scene_record(0))
+  assert "No " in estimator([bare()])[0]["failed"]
+  climbing = bare()
   climbing["span"] = Span(Unit("videos", "/films", "../../secret"), 3, 3 + FRAMES - 1)
   assert "leads out of" in estimator([climbing])[0]["failed"]
 
