@@ -26,6 +26,7 @@ BROKEN = (
   EOFError,
   IndexError,
   struct.error,
+  RuntimeError,  # of AVIF
   Image.DecompressionBombError,
 )
 

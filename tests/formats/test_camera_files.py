@@ -152,6 +152,19 @@ BAD_JSON = {
   "some times": (lambda t: t["frames"][0].pop("time"), "2 of 3 frames have time; expected all"),
   "some intrinsics": (lambda t: t["frames"][0].pop("intrinsics"), "2 of 3 frames have intrinsics"),
   "time standing still": (set_frame("time", 0), "frame 1 has time 0 after 0; expected rising"),
+  # In float32 the others are all at once.
+  "an endless time": (
+    lambda t: t["frames"][2].update(time=1e308),
+    "frame 1 has time 0.5 after 0; expected rising times, by more than 1e-7 of the whole",
+  ),
+  "a centre beyond all": (
+    set_frame("intrinsics", [[1, 0, 1e308], [0, 1, 5], [0, 0, 1]]),
+    "frame 1 has focal lengths .* expected none beyond 1e\\+06",
+  ),
+  "a focal length of nothing": (
+    set_frame("intrinsics", [[1e-320, 0, 5], [0, 1, 5], [0, 0, 1]]),
+    "frame 1 has focal lengths .* expected none beyond 1e\\+06",
+  ),
 }
 
 

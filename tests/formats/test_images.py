@@ -78,7 +78,10 @@ def broken_files(folder):
   (folder / "folder.png").mkdir()
   (folder / "page.eps").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EOF\n")
   Image.fromarray(np.zeros((2, 2), np.float32)).save(folder / "float.tif")
-  return ("text.png", "empty.jpg", "half.png", "damaged.png", "folder.png", "page.eps", "float.tif")
+  avif = saved(folder / "whole.avif", noise).read_bytes()
+  (folder / "bits.avif").write_bytes(avif.replace(b"iloc", b"ilox"))
+  names = "text.png", "empty.jpg", "half.png", "damaged.png", "folder.png", "page.eps"
+  return (*names, "float.tif", "bits.avif")
 
 
 def test_every_broken_file_gives_one_clear_error(tmp_path):

@@ -1,16 +1,21 @@
 """The server with a model behind it, and the command."""
 
+import dataclasses
+import io
 import json
+import re
 import shutil
 import subprocess
 import sys
+import tempfile
 
 import httpx
 import numpy as np
 import pytest
+from PIL import Image
 
 from d4s_jax import errors
-from d4s_jax.formats.images import write_image
+from d4s_jax.formats import images
 from d4s_jax.formats.scene import read_scene
 from d4s_jax.geometry import trajectories
 from d4s_jax.models.system import System
@@ -38,16 +43,21 @@ def trained(run):
 
 
 @pytest.fixture(scope="module")
-def address(trained):
+def offered(trained):
+  return workshop.offer(trained, keys.PUBLIC)
+
+
+@pytest.fixture(scope="module")
+def address(offered):
   """Serves it."""
-  with running(workshop.offer(trained, keys.PUBLIC)) as found:
+  with running(offered) as found:
     yield found
 
 
 @pytest.fixture(scope="module")
 def picture(tmp_path_factory):
   path = tmp_path_factory.mktemp("picture") / "photo.png"
-  write_image(path, np.random.default_rng(0).random((40, 30, 3), dtype=np.float32))
+  images.write_image(path, np.random.default_rng(0).random((40, 30, 3), dtype=np.float32))
   return path.read_bytes()
 
 
@@ -192,6 +202,87 @@ def test_pictures_of_too_many_pixels_are_refused(address, tmp_path):
 
 
 _COMPRESS = "import sys; from PIL import Image; Image.open(sys.argv[1]).save(sys.argv[2])"
+
+
+PIECES = (b"", b"", b"\0", b"\xff\xff\xff\xff", b"-1", b"NaN", b"1e308", b"1e-320", b"null", b"[]")
+
+
+def damaged(contents, rng):
+  """With a few bytes, or numbers of a text, lost, changed or put in; sometimes it ends early."""
+  for _ in range(rng.integers(1, 4)):
+    numbers = [match.span() for match in re.finditer(rb"[-.e\d]+", contents)]
+    start = rng.integers(len(contents) + 1)
+    end = start + rng.integers(4)
+    if numbers and rng.random() < 0.5:
+      start, end = numbers[rng.integers(len(numbers))]
+    piece = rng.bytes(3) if rng.random() < 0.5 else PIECES[rng.integers(len(PIECES))]
+    contents = contents[:start] + piece + contents[end:]
+  return contents[: rng.integers(len(contents) + 1)] if rng.random() < 0.1 else contents
+
+
+def uploads():
+  """Photographs of all kinds, and camera files of all programs."""
+  pixels = Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 32, 3), np.uint8))
+  photos = {}
+  for kind in images.FORMATS:
+    pixels.save(contents := io.BytesIO(), kind)
+    photos[kind] = contents.getvalue()
+  path = [np.eye(4) + 0.1 * i * np.eye(4)[:, :1] @ np.eye(4)[3:] for i in range(4)]
+  lens = {"fl_x": 500, "fl_y": 500, "cx": 320, "cy": 240, "w": 640, "h": 480}
+  ours = [{"world_from_camera": x.tolist(), "fov": 60, "time": i} for i, x in enumerate(path)]
+  theirs = [{"file_path": f"{i}.png", "transform_matrix": x.tolist()} for i, x in enumerate(path)]
+  rows = [" ".join(str(number) for number in x[:3].ravel()) for x in path]
+  cameras = {
+    "ours": json.dumps({"version": 1, "height": 3, "width": 4, "frames": ours}),
+    "nerfstudio": json.dumps({**lens, "frames": theirs}),
+    "KITTI": "\n".join(rows),
+    "TUM": "\n".join(f"{i} {x[0, 3]} 0 0 0 0 0 1" for i, x in enumerate(path)),
+    "RealEstate10K": "\n".join(f"{i} 0.9 1.2 0.5 0.5 0 0 {row}" for i, row in enumerate(rows)),
+  }
+  return photos, {name: text.encode() for name, text in cameras.items()}
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # of TIFF
+@pytest.mark.parametrize("count", [20, pytest.param(400, marks=pytest.mark.slow)])
+def test_damaged_uploads_are_refused_with_a_reason_or_make_an_order(count, offered):
+  """Over HTTP, by what reads strangers' files; nothing is made of them."""
+  taken = []
+
+  def take(*given):
+    taken.append(offered.take(*given))
+    return taken[-1]
+
+  def make(order, folder):
+    """Nothing."""
+
+  rng, (photos, cameras) = np.random.default_rng(count), uploads()
+  refused = 0
+  with (
+    running(dataclasses.replace(offered, take=take, make=make, waiting=10_000)) as address,
+    httpx.Client(base_url=address) as client,
+  ):
+
+    def send(photo, trajectory=b"spiral"):
+      files = {"image": photo, "trajectory": (None, trajectory)}
+      answer = client.post("/jobs", files=files)
+      assert answer.status_code in (202, 422), (answer.text, photo, trajectory)
+      if answer.status_code == 422:
+        told = answer.json()["detail"]
+        assert told and "\n" not in told and tempfile.gettempdir() not in told
+      return answer.status_code == 422
+
+    for contents in photos.values():
+      assert not send(contents)
+      refused += sum(send(damaged(contents, rng)) for _ in range(count))
+    for contents in cameras.values():
+      assert not send(photos["PNG"], contents)
+      refused += sum(send(photos["PNG"], damaged(contents, rng)) for _ in range(count))
+    assert client.get("/about").status_code == 200
+  assert refused > count and len(taken) > len(photos) + len(cameras)
+  for one in taken:
+    for array in (one.image, one.times, one.cameras.intrinsics):
+      assert np.isfinite(array).all()
+    assert np.isfinite(one.cameras.world_from_camera).all()
 
 
 @needs_browser

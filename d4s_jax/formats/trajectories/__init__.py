@@ -25,6 +25,8 @@ from d4s_jax.types import Cameras
 
 # Units of a camera from the origin, along an axis. Metres from the Earth's centre are below 1e7.
 _FARTHEST = 1e9
+# Widths or heights of the picture that its focal length and centre may be off from one.
+_LENS = 1e6
 
 
 def read(path: str | os.PathLike) -> Shots:
@@ -43,6 +45,17 @@ def read(path: str | os.PathLike) -> Shots:
       f"{path.name}: frame {far.argmax()} is {far.max():.3g} units from the origin; expected at"
       f" most {_FARTHEST:.0e}. Is a line damaged?"
     )
+  if shots.intrinsics is not None:
+    focal, centre = shots.intrinsics[:, [0, 1], [0, 1]], shots.intrinsics[:, :2, 2]
+    with np.errstate(divide="ignore", over="ignore"):
+      most = np.max([focal, 1 / focal, np.abs(centre)], axis=(0, 2))
+    if not most.max() <= _LENS:
+      worst = most.argmax()
+      raise ValueError(
+        f"{path.name}: frame {worst} has focal lengths {focal[worst]} and a centre {centre[worst]},"
+        f" in widths and heights of its picture; expected none beyond {_LENS:.0e}. Is a line"
+        " damaged?"
+      )
   return shots
 
 
@@ -119,15 +132,18 @@ def unit_times(times: np.ndarray | None, count: int, name: str) -> np.ndarray:
   """
   if times is None:
     return np.linspace(0, 1, count, dtype=np.float32)
-  steps = np.diff(times)
-  if not (steps > 0).all():
-    late = int(np.argmin(steps > 0)) + 1
+  # Halves, so that no difference is too large; in float32, as all that follows has them.
+  halves = np.asarray(times, np.float64) / 2
+  span = halves[-1] - halves[0] if count > 1 else 1
+  unit = ((halves - halves[0]) / (span or 1)).astype(np.float32)
+  rising = (np.diff(halves) > 0) & (np.diff(unit) > 0)
+  if not rising.all():
+    late = int(np.argmin(rising)) + 1
     raise ValueError(
-      f"{name}: frame {late} has time {times[late]:g} after {times[late - 1]:g}; expected rising "
-      "times. Sort the frames and drop repeated ones."
+      f"{name}: frame {late} has time {times[late]:g} after {times[late - 1]:g}; expected rising"
+      " times, by more than 1e-7 of the whole. Sort the frames and drop repeated ones."
     )
-  span = times[-1] - times[0]
-  return ((times - times[0]) / (span if count > 1 else 1)).astype(np.float32)
+  return unit
 
 
 class Writer(NamedTuple):
