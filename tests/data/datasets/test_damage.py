@@ -123,6 +123,7 @@ def test_realestate10k(tmp_path):
     "\n".join([lines[0], fifth, first, first, second, " ".join(bad), fourth, "1 2 3"]) + "\n"
   )
   only(tmp_path, "133467000.png").unlink()
+  cut(only(tmp_path, "99966000.png"))
   (path.parent / "ffffffffffffffff.txt").write_text("https://gone\n" + first + "\n")
   found = Found("realestate10k", written)
   assert found.view.numbers.tolist() == [66733000, 99966000, 166834000]
@@ -132,6 +133,9 @@ def test_realestate10k(tmp_path):
   found.says("line 8: 3 columns; expected 19")
   found.says("No picture at .*133467000.png")
   found.says("1 of 2 camera files, such as .*ffffffffffffffff.txt, have no folder of frames")
+  found.view.image(0)
+  with pytest.raises(ValueError, match="99966000.png cannot be read as an image .*intact"):
+    found.view.image(1)
 
 
 def test_realestate10k_in_chunks(tmp_path):
@@ -403,6 +407,31 @@ def test_virtual_kitti(tmp_path):
   found.says("extrinsic.txt, line 2: '0 0 1 0 0'; expected 18 numbers")
   found.says("extrinsic.txt, line 4: focal lengths 145, 145 and centre nan")
   found.says("Camera_1 has 0 pictures")
+
+
+def test_virtual_kitti_files_that_are_cut(tmp_path):
+  written = virtual_kitti.write(tmp_path)
+  for name in ("rgb_00001.jpg", "depth_00001.png", "instancegt_00001.png"):
+    cut(only(tmp_path, f"Camera_0/{name}"))
+  only(tmp_path, "Camera_0/rgb_00004.jpg").unlink()
+  only(tmp_path, "Camera_0/depth_00005.png").unlink()
+  found = Found("virtual_kitti", written)
+  assert found.view.numbers.tolist() == [0, 1, 2, 5]
+  found.says("No picture at .*Camera_0/rgb_00004.jpg; the frame is left out. Fetch it again")
+  found.says("No depth of frame 5 in .*Camera_0; it counts as unknown")
+  assert found.view.depth(0).any() and not found.view.depth(3).any()
+  for read, name in (
+    (found.view.image, "rgb_00001.jpg"),
+    (found.view.depth, "depth_00001.png"),
+    (found.view.instances, "instancegt_00001.png"),
+  ):
+    read(0)
+    with pytest.raises(ValueError, match=f"{name} cannot be read"):
+      read(1)
+  cut(only(tmp_path, "extrinsic.txt"), 0.5)
+  found = Found("virtual_kitti", written)
+  assert found.view.numbers.tolist() == [0, 1, 2]
+  found.says(r"extrinsic.txt, line 7: .*expected 18 numbers")
 
 
 def test_multicamvideo(tmp_path):
