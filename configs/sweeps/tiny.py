@@ -107,10 +107,10 @@ ROWS = {
   ),
 }
 METRICS = (
-  "fvd,kvd,psnr,lpips,view_psnr,view_lpips,depth_abs_rel,motion_ratio,matches_xfeat,pose_success,"
-  "subject_consistency_segmented,background_consistency_segmented,qa_quality,seconds,memory_added,"
-  "latency,fit_psnr_0,fit_psnr_30,fit_psnr_100,fit_psnr_300,fit_seconds_0,fit_seconds_30,"
-  "fit_seconds_100,fit_seconds_300"
+  "fvd,kvd,psnr,lpips,view_psnr,view_lpips,depth_abs_rel,motion_ratio,matches_xfeat,"
+  "matches_plug_in,pose_success,rpe_translation,rpe_rotation,subject_consistency_segmented,"
+  "background_consistency_segmented,qa_quality,seconds,memory_added,latency,fit_psnr_0,fit_psnr_30,"
+  "fit_psnr_100,fit_psnr_300,fit_seconds_0,fit_seconds_30,fit_seconds_100,fit_seconds_300"
 )
 
 
