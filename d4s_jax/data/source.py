@@ -104,15 +104,7 @@ class Buckets:
   shares: Sequence[float]
 
 
-def open_source(
-  names: str,
-  *,
-  posed: bool = True,
-  cache: str = "",
-  weights: Sequence[float] = (),
-  cutting: Mapping[str, Any] | None = None,
-  **options: Any,
-) -> Source:
+def open_source(names: str, *, weights: Sequence[float] = (), **options: Any) -> Source:
   """The source of a name, or the mixture of several.
 
   Of several, one that has clips, but none of the split, is left out with a warning.
@@ -120,17 +112,17 @@ def open_source(
   Args:
     names: of SOURCES, with commas between them; what follows a colon is the source's path, as in
       "synthetic,film:films/bunny.mp4".
-    posed: whether cameras and depth must be known.
-    cache: folder in which the clips of each source are kept once made, "" for none; sources with
-      other options have other places in it. Shards are files already.
     weights: of each source; () for all alike.
-    cutting: further arguments of shards and datasets; see `data.recorded`.
-    **options: arguments of every one of them.
+    **options: arguments of every one of them, and
+      posed: whether cameras and depth must be known (True).
+      cache: folder in which the clips of each source are kept once made; sources with other options
+        have other places in it. Shards are files already. "" for none.
+      cutting: further arguments of shards and datasets; see `data.recorded`.
 
   Raises:
     ValueError: a name is unknown, a path is missing or not wanted, or a source is not posed.
   """
-  opened = _parts(names, posed=posed, cache=cache, weights=weights, cutting=cutting, **options)
+  opened = _parts(names, weights=weights, **options)
   if len(names.split(",")) == 1 and not weights:
     return opened[0][1]
   _, parts, own = zip(*opened)
@@ -140,9 +132,9 @@ def open_source(
 def _parts(
   names: str,
   *,
+  weights: Sequence[float],
   posed: bool = True,
   cache: str = "",
-  weights: Sequence[float] = (),
   cutting: Mapping[str, Any] | None = None,
   **options: Any,
 ) -> list[tuple[str, Source, float]]:

@@ -249,7 +249,8 @@ class LDRM(Part):
       ValueError: something is of another video than the latents.
     """
     config = self.config
-    self._check(latents, world_from_camera, intrinsics, size, times, sigma, video)
+    given = {"world_from_camera": world_from_camera, "intrinsics": intrinsics, "size": size}
+    self._check(latents, times, {**given, "sigma": sigma, "video": video})
     if sigma is None:
       sigma = latents.new_zeros(latents.shape[0])
     near = world_from_camera.clone()
@@ -273,16 +274,7 @@ class LDRM(Part):
     chosen[4] = torch.where(chosen[4] < 0.005, 0.0, chosen[4])
     return Scene(*chosen, times=times, deformation=self._deformation(taps, kept, times, detail))
 
-  def _check(
-    self,
-    latents: Tensor,
-    world_from_camera: Tensor,
-    intrinsics: Tensor,
-    size: tuple[int, int],
-    times: Tensor,
-    sigma: Tensor | None,
-    video: Tensor | None,
-  ) -> None:
+  def _check(self, latents: Tensor, times: Tensor, given: dict[str, Any]) -> None:
     """Raises ValueError unless all are of the video that the latents are of."""
     strides, stem = self.config["strides"], self.config["stem"]
     channels = self.get("trunk/latents_patch/kernel").shape[-2]
@@ -309,16 +301,15 @@ class LDRM(Part):
       "sigma": (batch,),
       "video": (batch, frames, height, width, 3),
     }
-    given = (world_from_camera, intrinsics, size, sigma, video)
     found = {
       name: tuple(x.shape if isinstance(x, Tensor) else x)
-      for name, x in zip(wanted, given)
+      for name, x in given.items()
       if x is not None
     }
     wrong = [f"{k} is {v}, expected {wanted[k]}" for k, v in found.items() if v != wanted[k]]
     if wrong:
       raise ValueError(f"With latents of {tuple(latents.shape)}: {'; '.join(wrong)}.")
-    if (video is None) == bool(stem):
+    if (given["video"] is None) == bool(stem):
       raise ValueError(f"A model with a stem of {stem}: video must be given if above 0.")
 
   def _trunk(
