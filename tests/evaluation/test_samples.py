@@ -1,6 +1,8 @@
 """Samples one by one: how a scene becomes pictures, for metrics and for people."""
 
 import dataclasses
+import hashlib
+import tracemalloc
 import types
 
 import numpy as np
@@ -62,6 +64,19 @@ def test_protocols_tell_how_sharp_and_how_large_scenes_are_drawn():
   settings = Settings(pose_side=300)
   for family in (families.POSES, families.MATCHES_SIFT, families.MATCHES_XFEAT):
     assert "scenes-drawn-sharp-at-300-px" in family.protocol(settings), family.name
+
+
+def test_a_video_is_hashed_piece_by_piece_with_what_lies_beside_it(tmp_path):
+  path, contents = tmp_path / "long.mp4", bytes(20_000_000)
+  path.write_bytes(contents)
+  (tmp_path / "long.json").write_bytes(b"{}")
+  tracemalloc.start()
+  found = samples.Video("long", path).digest
+  _, peak = tracemalloc.get_traced_memory()
+  tracemalloc.stop()
+  assert found == hashlib.sha256(contents + b"{}").hexdigest() and peak < 2_000_000
+  (tmp_path / "long.txt").write_bytes(b"a cat")
+  assert samples.Video("long", path).digest not in (found, hashlib.sha256(contents).hexdigest())
 
 
 def test_all_that_metrics_read_of_a_clip_is_in_its_hash(tmp_path):
