@@ -155,7 +155,7 @@ def test_an_empty_prompt_has_no_clip_score(place):
 def test_of_a_set_without_a_readable_sample_no_sizes_are_told(place):
   (place / "a" / "clip.npy").write_bytes(b"no array")
   (notes,) = runner.evaluate(settings(place, metrics="matches_sift")).notes.values()
-  assert len(notes) == 2 and notes[0] == "1 samples" and "cannot be read" in notes[1]
+  assert len(notes) == 2 and notes[0] == "1 samples" and "is no array" in notes[1]
 
 
 def test_a_setting_of_the_sampler_that_is_none_is_refused():
