@@ -1,5 +1,6 @@
 """One CPU device, strict rank promotion, shapes checked as annotated, a fresh key for each test."""
 
+import gc
 import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -42,6 +43,19 @@ _CHECKED = (
   "watermark",
 )
 jaxtyping.install_import_hook([f"d4s_jax.{name}" for name in _CHECKED], "tests.typechecker.checked")
+
+
+def pytest_collection_finish():
+  # What is imported stays: collections needn't look at it.
+  gc.collect()
+  gc.freeze()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_programs():
+  """Those of a file are of no use to the next ones, and make all collections of rubbish slower."""
+  yield
+  jax.clear_caches()
 
 
 @pytest.fixture

@@ -9,8 +9,6 @@ import pytest
 from d4s_jax.layers.convolution import CausalConv3d
 from d4s_jax.layers.past import by_chunks, first_chunk
 
-# Compiled without LLVM's optimiser: these networks run once.
-
 
 class Layers(nn.Module):
   """Two layers that look back, and one that knows the first frame."""

@@ -60,8 +60,8 @@ def test_every_mesh_gives_the_same_values_and_gradients():
   assert done.returncode == 0, done.stderr[-2000:]
   found, errors = json.loads(done.stdout.splitlines()[-1])
   for sizes, (gap, exchanged, passed) in found.items():
-    # float32 sums in another order.
-    assert gap < 1e-4, sizes
+    # float32 sums in another order, and a loss of -79.
+    assert gap < 2e-4, sizes
     assert exchanged == ("ulysses" in sizes), sizes
     assert passed == ("ring" in sizes), sizes
   assert "4 spread_heads can't be cut over mesh axes ulysses 8" in errors[0]

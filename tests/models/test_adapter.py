@@ -12,7 +12,6 @@ from d4s_jax.models.condition import Condition
 from d4s_jax.training.state import flatten, unflatten
 from tests.support import small_config
 
-# Compiled without LLVM's optimiser: these networks run once.
 FAMILIES = {
   "wan": dict(family="wan", transformer=dict(dim=16, ffn_dim=24, heads=2, depth=2, remat="all")),
   "cogvideox": dict(

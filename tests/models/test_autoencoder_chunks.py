@@ -22,7 +22,6 @@ MODELS = {
   ),
   "cogvideox": CogVideoXAutoencoder(widths=(4, 6), z_dim=3, num_res_blocks=1, groups=2),
 }
-# Compiled without LLVM's optimiser: these networks run once.
 
 
 # One of each kind of model, and each direction; the others are slow.

@@ -8,7 +8,6 @@ from d4s_jax.config import PRESETS
 from d4s_jax.models.backbone import BACKBONES, build
 from d4s_jax.models.condition import Condition
 
-# Compiled without LLVM's optimiser: these networks run once.
 TINY = PRESETS["tiny"]["backbone"]
 CONFIG = dict(
   family="wan",

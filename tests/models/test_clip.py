@@ -10,7 +10,6 @@ from d4s_jax.models.clip import CLIPVision, preprocess
 from d4s_jax.weights.clip import ENCODER
 from tests.support import from_torch
 
-# Compiled without LLVM's optimiser: these networks run once.
 SMALL = dict(dim=32, ffn_dim=48, heads=2, depth=3, size=28, patch=7, projection_dim=12)
 
 

@@ -15,7 +15,6 @@ from d4s_jax.models.cogvideox.chunks import ChunkNorm, Chunks
 from tests.models.cogvideox_oracle import autoencoder_parameters, channel_last, torch_autoencoder
 
 SMALL = dict(widths=(4, 6, 8), z_dim=3, num_res_blocks=1, groups=2, scale=0.7)
-# Compiled without LLVM's optimiser: these networks run once.
 
 
 @functools.cache

@@ -9,7 +9,6 @@ from d4s_jax.config import PRESETS
 from d4s_jax.models.backbone import build
 from d4s_jax.models.condition import Condition
 
-# Compiled without LLVM's optimiser: these networks run once.
 CONFIG = dict(
   family="cogvideox",
   text_length=12,

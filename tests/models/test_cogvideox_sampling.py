@@ -21,7 +21,6 @@ from tests.models.cogvideox_oracle import (
 )
 from tests.support import random_params, small_config
 
-# Compiled without LLVM's optimiser: these networks run once.
 STEPS, SCALE, LENGTH, WIDTH = 5, 3.0, 7, 16
 AUTOENCODER = dict(widths=(4, 4, 4, 4), z_dim=4, num_res_blocks=1, groups=2, scale=0.7)
 # Transformer, SNR shift, frames; pictures are 32 x 48.

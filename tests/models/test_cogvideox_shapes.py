@@ -19,7 +19,6 @@ from tests.models.cogvideox_oracle import (
 from tests.models.test_cogvideox_transformer import SMALL, VARIANTS
 
 torch = pytest.importorskip("torch")
-# Compiled without LLVM's optimiser: these networks run once.
 
 
 def _models(variant, grid, **changes):

@@ -18,7 +18,6 @@ from tests.models.cogvideox_oracle import (
   transformer_parameters,
 )
 
-# Compiled without LLVM's optimiser: these networks run once.
 SMALL = dict(heads=2, head_dim=16, depth=2, out_channels=4, time_dim=24, text_length=7)
 # The published variants, at the size of these tests: 3 or 4 latent frames of 4 x 6.
 VARIANTS = {

@@ -40,7 +40,6 @@ WAN22 = dict(
   latents_std=(2, 1, 3),
 )
 VARIANTS = {"wan2.1": WAN21, "patched": PATCHED, "wan2.2": WAN22}
-# Compiled without LLVM's optimiser: these networks run once.
 
 
 def _torch_model(fields, device="cpu"):

@@ -17,7 +17,6 @@ from d4s_jax.models.wan.transformer import WanTransformer
 from d4s_jax.weights.wan import TRANSFORMER
 from tests.support import from_torch
 
-# Compiled without LLVM's optimiser: these networks run once.
 SMALL = dict(dim=32, ffn_dim=48, heads=2, depth=2, out_channels=4, freq_dim=16)
 # All but 512 tokens of context are the image's in diffusers.
 LENGTH, TEXT, IMAGE = 512, 20, 24

@@ -19,7 +19,6 @@ from tests.models.test_clip import torch_encoder
 from tests.published_pipelines import wan_transformer
 from tests.support import from_torch, random_params, small_config
 
-# Compiled without LLVM's optimiser: these networks run once.
 # Diffusers takes all but 512 tokens of context for the image's.
 STEPS, SCALE, SHIFT, LENGTH, WIDTH = 5, 3.0, 3.0, 512, 16
 CLIP = dict(dim=20, ffn_dim=24, heads=2, depth=3, size=32, patch=8)

@@ -180,9 +180,12 @@ def test_numbered_depth_follows_the_path(scene, tmp_path):
   files = sorted((tmp_path / "depth").iterdir())
   assert [file.name for file in files] == ["a_0001.exr", "a_0002.exr", "a_0003.exr"]
   with OpenEXR.File(str(files[1])) as file:
-    # Another number of times is compiled otherwise, so that rounding differs.
     found = file.channels()["Y"].pixels
-  np.testing.assert_allclose(found, view(scene, 0.5).depth[0], rtol=1e-4)
+  # Another number of times is compiled otherwise, so that rounding differs; where it lets another
+  # Gaussian pass the least opacity, a pixel does.
+  want = view(scene, 0.5).depth[0]
+  np.testing.assert_allclose(found, want, rtol=1e-2)
+  assert np.isclose(found, want, rtol=1e-4).mean() > 0.9999
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".gif", ".webp"])

@@ -59,7 +59,6 @@ def gradients(system, params, clip):
     )
     objective = objectives.make_objective(system, stage(name), chosen)
 
-    # Compiled without LLVM's optimiser: each runs once.
     @jax.jit
     def run(params):
       return jax.value_and_grad(objective, has_aux=True)(params, clip, jax.random.key(0))
@@ -123,11 +122,15 @@ def test_exact_depth_and_motion_reach_the_reconstruction_model_only(gradients):
 
 
 def test_the_map_is_compared_with_the_depth_of_its_cells(system, params, clip):
-  terms, _ = objectives.distillation(
-    system, params, clip, jax.random.key(0), objectives.Settings(weights={})
-  )
-  latents = system.backbone.encode(params, clip.source.images)
-  _, auxiliary = system.reconstruct(params, latents, clip.source.cameras, clip.source.times[:, :1])
+  @jax.jit
+  def both(params):
+    settings = objectives.Settings(weights={})
+    terms, _ = objectives.distillation(system, params, clip, jax.random.key(0), settings)
+    latents = system.backbone.encode(params, clip.source.images)
+    times = clip.source.times[:, :1]
+    return terms, system.reconstruct(params, latents, clip.source.cameras, times)[1]
+
+  terms, auxiliary = both(params)
   step = clip.source.depth.shape[2] // auxiliary.depth.shape[2]
   true = clip.source.depth[:, :, step // 2 :: step, step // 2 :: step]
   error = np.abs(np.log(auxiliary.depth) - np.log(true))
@@ -154,7 +157,6 @@ def test_padding_in_front_of_latents_is_neither_predicted_nor_reconstructed():
   fields = {x.name: getattr(backbone, x.name) for x in dataclasses.fields(backbone)}
   watched = dataclasses.replace(system, backbone=Watched(**fields))
 
-  # Compiled without LLVM's optimiser: it runs once.
   @jax.jit
   def run(params, clean):
     found = objectives.diffusion(watched, params, clip, clean, jax.random.key(0), settings)

@@ -14,7 +14,6 @@ from d4s_jax.models.system import System
 from d4s_jax.training import loop, objectives, state, text_cache
 from tests.support import full_disk, random_params, small_config
 
-# Compiled without LLVM's optimiser: each runs once.
 PROMPTS = ("a cat", "a dog on a wall", "a cat")
 
 

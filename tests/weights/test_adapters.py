@@ -24,7 +24,6 @@ torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 peft = pytest.importorskip("peft")
 
-# Compiled without LLVM's optimiser: these networks run once.
 RANK, ALPHA = 3, 6
 ENDS = ["to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2"]
 ENDS_OF_COGVIDEOX = [name.replace("ffn", "ff") for name in ENDS]

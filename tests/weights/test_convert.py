@@ -25,7 +25,6 @@ torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 transformers = pytest.importorskip("transformers")
 
-# Compiled without LLVM's optimiser: these networks run once.
 T5 = dict(
   vocab_size=50,
   d_model=24,

@@ -17,7 +17,6 @@ from tests.weights.test_convert import convert, refused, tensors
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 
-# Compiled without LLVM's optimiser: these networks run once.
 AUTOENCODER = dict(widths=(4, 6, 8, 8), z_dim=4, num_res_blocks=1, groups=2, scale=0.7)
 MODELS = [*VARIANTS, "vae"]
 

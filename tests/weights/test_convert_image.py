@@ -23,7 +23,6 @@ torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 transformers = pytest.importorskip("transformers")
 
-# Compiled without LLVM's optimiser: these networks run once.
 CLIP = dict(dim=20, ffn_dim=24, heads=2, depth=3, size=16, patch=8)
 PROJECTED = CLIP | {"projection_dim": 12}
 UNREAD = [f"blocks.{i}.attn2.norm_added_q.weight" for i in range(2)]

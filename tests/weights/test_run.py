@@ -28,7 +28,6 @@ from tests.support import Held, random_params, run_command, small_cogvideox, sma
 
 torch = pytest.importorskip("torch")
 
-# Compiled without LLVM's optimiser: these networks run once.
 TIMES = np.array([[0.0, 0.4, 1.0], [0.1, 0.5, 0.6]], np.float32)
 VARIANTS = {
   "tiny": {},
