@@ -40,6 +40,7 @@ from d4s_jax import errors  # noqa: E402
 from d4s_jax.models.system import System  # noqa: E402
 from d4s_jax.training import checkpoint, loop, processes, run_folder, state  # noqa: E402
 from d4s_jax.training.log import read_metrics  # noqa: E402
+from tests.data.records import plain_record, write_folder  # noqa: E402
 from tests.support import small_config  # noqa: E402
 
 _STEPS, _EVERY = 40, 4
@@ -132,6 +133,11 @@ class Life:
       time.sleep(0.02)
     return self.ended()
 
+  def wait_for_steps(self, count: int) -> None:
+    """Returns when it made so many, or ended."""
+    begin = self.reached()
+    self.wait(lambda: self.reached() >= begin + count)
+
   def kill(self) -> None:
     """SIGKILL."""
     if self.ended() is None:
@@ -221,9 +227,7 @@ class Storm:
     return kind
 
   def _during_steps(self, life: Life) -> None:
-    begin = life.reached()
-    steps = self._random.randrange(1, 15)
-    life.wait(lambda: life.reached() >= begin + steps)
+    life.wait_for_steps(self._random.randrange(1, 15))
     time.sleep(self._random.uniform(0, 0.2))
 
   def _during_saving(self, life: Life) -> None:
@@ -277,7 +281,7 @@ class Storm:
     return how
 
   def damage_clips(self, life: Life) -> str:
-    """Kills it after some steps, and cuts a tenth of the clips that were kept."""
+    """Kills it after some steps, and cuts a tenth of the drawn clips that were kept."""
     self._during_steps(life)
     life.kill()
     files = sorted((life.folder.parent / "clips").glob("*/*.npz"))
@@ -306,6 +310,42 @@ def read_parameters(folder: pathlib.Path) -> dict[str, np.ndarray]:
   params, step = checkpoint.read_model(folder, system.abstract())
   assert step == _STEPS, step
   return {path: np.asarray(x) for path, x in state.flatten(params).items()}
+
+
+def _unreadable_records(place: pathlib.Path, kills: int, seed: int) -> Row:
+  """Runs on a shard with damaged records, one left alone and one killed again and again."""
+  row, random_ = Row("records of a shard changed"), random.Random(seed)
+  folder = place / "shards"
+  write_folder(folder, [plain_record(f"a/{x}", 5) for x in range(40)], 40, heldout=("a/0", "a/1"))
+  (shard,) = folder.glob("*.array_record")
+  contents = bytearray(shard.read_bytes())
+  damaged = random_.sample(range(2, 40), 4)
+  for number in damaged:
+    contents[contents.index(f'"a/{number}"'.encode())] ^= 1
+  shard.write_bytes(contents)
+  options = {"data__source": f"shards:{folder}", "data__corrupt": 0.5}
+  calm = Life(place / "shards-calm", **options)
+  assert calm.wait() == 0, calm.said.read_text()[-3000:]
+  while True:
+    life = Life(place / "shards-killed", **options)
+    if row.count < kills:
+      life.wait_for_steps(random_.randrange(1, 15))
+      row.count += life.ended() is None
+      life.kill()
+    if life.wait() == 0:
+      break
+    assert life.ended() == -signal.SIGKILL, life.said.read_text()[-3000:]
+  said = calm.said.read_text()
+  found = re.search(r"(\d+) clips could not be read", said)
+  assert found, said[-3000:]
+  ends = [_parameters(x.folder) for x in (calm, life)]
+  rows = [read_metrics(x.folder, "train") for x in (calm, life)]
+  row.runs = 1
+  row.same = int(
+    all(np.array_equal(x, ends[1][path]) for path, x in ends[0].items()) and rows[0] == rows[1]
+  )
+  row.notes = f"{len(damaged)} of 38, and kills; others took their place {found[1]} times"
+  return row
 
 
 def _slow_host(place: pathlib.Path, seconds: float) -> Row:
@@ -372,14 +412,14 @@ def storm(place: pathlib.Path, kills: int, others: int, seed: int) -> list[Row]:
     (Row("SIGTERM, 1 to 5"), others, "stop"),
     (Row("disk full", notes="RLIMIT_FSIZE"), others, "fill_disk"),
     (Row("checkpoint cut, changed or gone"), others, "damage_checkpoint"),
-    (Row("a tenth of the clips cut"), others, "damage_clips"),
+    (Row("a tenth of the cached clips cut", notes="drawn anew"), others, "damage_clips"),
   ):
     begin = time.monotonic()
     if count:
       rows.append(weather.run(row, count, getattr(weather, cause)))
       print(f"{row} in {time.monotonic() - begin:.0f} s", file=sys.stderr, flush=True)
   if others:
-    rows.append(_slow_host(place, 0.5))
+    rows += [_unreadable_records(place, others, seed), _slow_host(place, 0.5)]
   return rows
 
 

@@ -21,7 +21,7 @@ def test_nothing_that_was_saved_is_lost_and_runs_end_as_if_undisturbed():
   )
   assert done.returncode == 0, done.stderr[-3000:]
   rows = [line.split("|")[1:-1] for line in done.stdout.splitlines() if line.startswith("|")][2:]
-  assert [int(row[1]) for row in rows] == [4, 1, 1, 1, 1, 1]
+  assert [int(row[1]) for row in rows] == [4, 1, 1, 1, 1, 1, 1]
   for row in rows:
     runs, same = map(int, row[4].split(","))
     assert runs == same >= 1, row
