@@ -88,7 +88,7 @@ def test_parts_of_the_keys_add_up_to_all(key):
 
 @pytest.mark.parametrize(("queries", "keys"), [(256, 256), (200, 130)])
 def test_the_kernel_of_a_tpu_is_the_same_there_and_back(key, queries, keys):
-  """In Python; for real chips `d4s_jax.plan` compiles it."""
+  """In Python; that it compiles for one is the next test's."""
   inputs = _inputs(key, queries, keys, 64)
 
   def loss(function):
@@ -102,3 +102,57 @@ def test_the_kernel_of_a_tpu_is_the_same_there_and_back(key, queries, keys):
   for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(loss(_plain)), strict=True):
     # Online softmax in another order.
     np.testing.assert_allclose(a, b, atol=2e-4 * max(1.0, float(jnp.abs(b).max())))
+
+
+FOR_A_TPU = """
+import flax.linen as nn, jax, jax.numpy as jnp
+from d4s_jax.training.planning import chips
+chips.without_accelerator()
+from d4s_jax.layers.attention import attention
+from d4s_jax.layers.transformer import Transformer
+from d4s_jax.training import sharding
+
+_, devices = chips.open_topology("v5e:2x4")
+for sizes in ({"fsdp": 4, "tensor": 2}, {"ulysses": 4}):
+  mesh = sharding.make_mesh(**sizes, devices=devices)
+  with jax.set_mesh(mesh), nn.logical_axis_rules(sharding.RULES):
+    cut = sharding.batch_sharding(mesh)
+    x = jax.ShapeDtypeStruct((8, 1024, 4, 128), jnp.bfloat16, sharding=cut)
+    def loss(q, k, v):
+      return jnp.sum(attention(q, k, v, tokens="tokens").astype(jnp.float32) ** 2)
+    compiled = jax.jit(jax.grad(loss, (0, 1, 2))).lower(x, x, x).compile()
+    print("attention", compiled.as_text().count('custom_call_target="tpu_custom_call"'))
+
+mesh = sharding.make_mesh(fsdp=4, devices=devices)
+for remat in ("products", "offload"):
+  model = Transformer(depth=8, heads=4, dtype=jnp.bfloat16, remat=remat)
+  x = jax.ShapeDtypeStruct((8, 1024, 512), jnp.bfloat16, sharding=sharding.batch_sharding(mesh))
+  boxed = jax.eval_shape(model.init, jax.random.key(0), x)["params"]
+  params = jax.tree.map(
+    lambda x, cut: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=cut),
+    nn.unbox(boxed), sharding.parameter_shardings(mesh, boxed),
+  )
+  def loss(params, x):
+    return jnp.sum(model.apply({"params": params}, x)[0] ** 2)
+  with jax.set_mesh(mesh), nn.logical_axis_rules(sharding.RULES):
+    memory = jax.jit(jax.grad(loss)).lower(params, x).compile().memory_analysis()
+  print(remat, memory.temp_size_in_bytes, memory.host_temp_size_in_bytes)
+"""
+
+
+@pytest.mark.slow
+def test_attention_and_off_load_compile_for_tpus():
+  """Needs the extra `tpu`: the kernel, there and back, and products kept in the host's memory."""
+  pytest.importorskip("libtpu")
+  done = subprocess.run(
+    [sys.executable, "-c", FOR_A_TPU],
+    **{"env": on_devices(1), "capture_output": True, "text": True, "timeout": 1800},
+  )
+  assert done.returncode == 0, done.stderr[-2000:]
+  lines = [line.split() for line in done.stdout.splitlines()]
+  kernels = [int(count) for kind, count, *_ in lines if kind == "attention"]
+  # Forward, and two kernels for the gradient.
+  assert len(kernels) == 2 and min(kernels) >= 3
+  device, host = ({line[0]: int(line[i]) for line in lines if len(line) > 2} for i in (1, 2))
+  assert host["products"] == 0 < host["offload"]
+  assert device["offload"] < device["products"]
