@@ -148,7 +148,8 @@ class Program:
   def moved(self) -> tuple[float, float]:
     """Bytes read from and written to memory, if every operation and fusion does so once.
 
-    A slice that a loop reads of a stack, or writes into one, counts as itself.
+    A slice that a loop reads of a stack, or writes into one, counts as itself; so do rows that are
+    gathered from a table.
 
     Returns:
       All of them, and those of one turn of every loop of unknown length, which are among them.
@@ -170,7 +171,7 @@ class Program:
       return 0.0
     if line.operation.endswith("-start"):
       return 2.0 * sum(operands)
-    if line.operation == "dynamic-slice":
+    if line.operation in ("dynamic-slice", "gather"):
       return 2 * result
     if line.operation == "dynamic-update-slice":
       return 2 * (operands[1] if len(operands) > 1 else result)
@@ -207,7 +208,7 @@ class Program:
     """What one use of a parameter of a fusion touches, as `_sliced`; None for all of it."""
     operands = _operands(use)
     places = [i for i, operand in enumerate(operands) if operand == name]
-    if use.operation == "dynamic-slice" and places == [0]:
+    if use.operation in ("dynamic-slice", "gather") and places == [0]:
       return size_of(use.type), 0.0
     if use.operation == "dynamic-update-slice" and places == [0]:
       return sizes[operands[1]], sizes[name] - sizes[operands[1]]

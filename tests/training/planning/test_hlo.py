@@ -120,6 +120,28 @@ def test_fusions_in_fusions_touch_slices_alone():
   assert Program(NESTED).moved() == (product + kept, 0)
 
 
+ROWS = """
+%some.1 (t.1: f32[1000,64], i.1: s32[8,1]) -> f32[8,64] {
+  %t.1 = f32[1000,64]{1,0} parameter(0)
+  %i.1 = s32[8,1]{1,0} parameter(1)
+  ROOT %g.1 = f32[8,64]{1,0} gather(%t.1, %i.1), offset_dims={1}, slice_sizes={1,64}
+}
+
+ENTRY %main.1 (t: f32[1000,64], i: s32[8,1]) -> f32[8,64] {
+  %t = f32[1000,64]{1,0} parameter(0)
+  %i = s32[8,1]{1,0} parameter(1)
+  %g = f32[8,64]{1,0} gather(%t, %i), offset_dims={1}, slice_sizes={1,64}
+  ROOT %f = f32[8,64]{1,0} fusion(%t, %i), kind=kLoop, calls=%some.1
+}
+"""
+
+
+def test_of_a_table_rows_alone_are_read():
+  row = 8 * 64 * 4
+  # The fusion counts its indices as well.
+  assert Program(ROWS).moved() == (2 * row + 2 * row + 8 * 4, 0)
+
+
 # As TPUs write a change of layout: in parts, one in each turn of a loop whose counter has no sign.
 PARTS = """
 %turn.1 (t.1: (u32[], f32[4096])) -> (u32[], f32[4096]) {
