@@ -19,8 +19,9 @@ from d4s_jax.types import Cameras, DynamicGaussians, Gaussians, Rendering
 
 # A zoom changes the blur in steps of this share, since each blur is compiled once.
 _ZOOM = 0.05
-# Views that are drawn in one call: few enough for a laptop's memory.
-_VIEWS = 4
+# Views that are drawn in one call: few enough for a laptop's memory. Those of one moment follow
+# each other there, so that only their pictures take more of it.
+_VIEWS, _VIEWS_OF_A_MOMENT = 4, 8
 # Room for this many intersections a Gaussian is tried before any are dropped.
 _MOST_ROOM = 512
 
@@ -85,9 +86,9 @@ def draw(
   whole: dict[str, Any] = {}
   still = count > 0 and (times == times[0]).all()
   with progress.bar(what, count) as bar:
-    for blur, views in _calls(blurs):
+    for blur, views, size in _calls(blurs, _VIEWS_OF_A_MOMENT if still else _VIEWS):
       # A call of fewer repeats its last view instead of being compiled for another size.
-      index = views[np.minimum(np.arange(_VIEWS), len(views) - 1)]
+      index = views[np.minimum(np.arange(size), len(views) - 1)]
       if gaussians is None or not still:
         gaussians = _at(dynamic, times[index[:1] if still else index])
       arguments = gaussians, cameras[index], blur
@@ -136,9 +137,14 @@ def _blurs(cameras: Cameras, made: Cameras) -> Float[np.ndarray, "v"]:
   return np.array([footprint(own * larger * (1 + _ZOOM) ** step, own) for step in steps])
 
 
-def _calls(blurs: Float[np.ndarray, "v"]) -> Iterator[tuple[float, np.ndarray]]:
-  """What is drawn together: a blur, and up to _VIEWS indices of views that have it."""
+def _calls(blurs: Float[np.ndarray, "v"], most: int) -> Iterator[tuple[float, np.ndarray, int]]:
+  """What is drawn together: a blur, indices of views that have it, and how many these are at most.
+
+  All calls of a blur have the same number of views or fewer, and there are as few as `most` allows.
+  """
   for blur in np.unique(blurs):
     views = np.flatnonzero(blurs == blur)
-    for start in range(0, len(views), _VIEWS):
-      yield float(blur), views[start : start + _VIEWS]
+    calls = -(-len(views) // most)
+    size = -(-len(views) // calls)
+    for start in range(0, len(views), size):
+      yield float(blur), views[start : start + size], size

@@ -61,6 +61,16 @@ def test_each_camera_is_drawn_at_its_own_time(key, cameras, capsys):
   assert np.abs(still.image[4] - drawn.image[4]).max() > 0.05
 
 
+@pytest.mark.parametrize(
+  ("count", "most", "sizes"), [(1, 4, [1]), (7, 8, [7]), (9, 4, [3, 3, 3]), (49, 4, [4] * 12 + [1])]
+)
+def test_no_call_draws_more_views_than_it_has_to(count, most, sizes):
+  calls = list(drawing._calls(np.full(count, 0.3), most))
+  assert [len(views) for _, views, _ in calls] == sizes
+  assert {size for *_, size in calls} == {sizes[0]}
+  np.testing.assert_array_equal(np.concatenate([views for _, views, _ in calls]), np.arange(count))
+
+
 def test_a_renderer_without_room_gets_more(key, cameras, capsys, monkeypatch):
   # The renderers of TPUs and GPUs have room for a number of intersections.
   monkeypatch.setattr(drawing, "render", functools.partial(render, backend="tiled"))
