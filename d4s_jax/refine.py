@@ -3,12 +3,11 @@
 Example:
   python -m d4s_jax.refine --scene=scenes/first --video=first.mp4 --output=scenes/better
 
-The video has a frame for each camera of the scene, of the same aspect and any size (of at most 270
-million pixels in all its frames): the true one, or what the video model made (d4s_jax.generate
---result=video). Positions, shapes, colours and motion of the Gaussians are optimised (L1 + SSIM;
-what is transparent moves to where it is needed); their number stays. The fifth frame and every
-eighth after it are not fitted but looked at: if the result is worse there than the scene was, a
-warning says so.
+The video has a frame for each camera of the scene, of the same aspect and at most 270 million
+pixels in all: the true one, or what the video model made (d4s_jax.generate --result=video).
+Positions, shapes, colours and motion of the Gaussians are optimised (L1 + SSIM; what is transparent
+moves to where it is needed); their number stays. The fifth frame and every eighth after it are not
+fitted but looked at: if the result is worse there than the scene was, a warning says so.
 """
 
 import pathlib
