@@ -108,7 +108,8 @@ def _log_failures_once() -> None:
   """Keeps what Orbax's threads print of a failure from the error that it raises of it as well.
 
   Each of them logs a traceback; and when one array fails, Orbax closes its event loop while others
-  are on their way, each of which would print one more.
+  are on their way, each of which would print one more: from Python's hook, or, where it failed by
+  itself and nobody asks for it any more, from asyncio's log.
   """
   shown = sys.unraisablehook
 
@@ -120,8 +121,12 @@ def _log_failures_once() -> None:
     failed = record.levelno >= logging.ERROR and record.exc_info
     return not (failed and "orbax" in pathlib.Path(record.pathname).parts)
 
+  def is_early(record: logging.LogRecord) -> bool:
+    return not (record.exc_info and str(record.exc_info[1]).startswith(_LATE))
+
   sys.unraisablehook = without_late
   logging.getLogger("absl").addFilter(is_news)
+  logging.getLogger("asyncio").addFilter(is_early)
 
 
 @contextlib.contextmanager

@@ -1,6 +1,8 @@
 """Checkpoints: exact round trip, retention, damage."""
 
+import asyncio
 import dataclasses
+import gc
 import shutil
 import subprocess
 import sys
@@ -84,6 +86,25 @@ def test_damaged_checkpoint_is_one_clear_error(tmp_path, damage):
   # The step before it is still good.
   shutil.rmtree(tmp_path / "checkpoints" / "4")
   assert checkpoint.read_model(tmp_path, jax.eval_shape(lambda: PARAMS))[1] == 3
+
+
+def test_a_read_that_nobody_asks_for_any_more_says_nothing(tmp_path, caplog):
+  """When one array fails Orbax gives up the others, whose own failures asyncio then logs."""
+  with checkpoint.reading(tmp_path):
+    pass
+
+  async def fail(message):
+    raise ValueError(message)
+
+  async def forget(message):
+    task = asyncio.get_running_loop().create_task(fail(message))
+    await asyncio.sleep(0)
+    del task
+
+  for message in ("Encountered error while reading array index: 3", "something else"):
+    asyncio.run(forget(message))
+  gc.collect()
+  assert [str(record.exc_info[1]) for record in caplog.records] == ["something else"]
 
 
 def test_a_single_bit_that_flipped_is_found(tmp_path):
