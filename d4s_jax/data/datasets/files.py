@@ -48,7 +48,7 @@ def numbered(folder: pathlib.Path, pattern: str) -> dict[int, pathlib.Path]:
 
 
 def within(root: pathlib.Path, path: pathlib.Path, where: str) -> pathlib.Path:
-  """A path that a file of a dataset names, if it stays in the dataset.
+  """A path that a file of a dataset names, below `root` as that is written, if it stays there.
 
   Links are followed, as people keep parts of a dataset on several disks; names like `../../x` that
   lead out are not.
@@ -56,12 +56,12 @@ def within(root: pathlib.Path, path: pathlib.Path, where: str) -> pathlib.Path:
   Raises:
     ValueError: it leads out.
   """
-  plain = pathlib.Path(os.path.normpath(path))
-  if not plain.is_relative_to(os.path.normpath(root)):
+  plain, top = pathlib.Path(os.path.normpath(path)), os.path.normpath(root)
+  if not plain.is_relative_to(top):
     raise ValueError(
       f"{where} names {str(path)!r:.200}, which is outside {root}; it is not followed."
     )
-  return plain
+  return root / plain.relative_to(top)
 
 
 def picture_size(

@@ -3,12 +3,15 @@
 Pictures are single photographs. A street's were taken along it, so they are cut into sweeps where
 the camera jumps or turns, and each sweep is a scene. Poses are camera-to-world of OpenGL axes (x
 right, y up, z back) in two kinds of file: `transforms.json` beside the pictures (rotations times
-0.01, metres), and those of `pose/` (in units of 100 m). Depth is in centimetres, antialiased, so
-that it is wrong on outlines.
+0.01, metres), and those of `pose/`, the paper's splits (in units of 100 m), which list pictures of
+several folders, whose numbers begin anew in each. Depth is in centimetres, antialiased, so that it
+is wrong on outlines.
 """
 
+import collections
 import dataclasses
 import functools
+import itertools
 import math
 import pathlib
 import re
@@ -34,7 +37,7 @@ _HALF_END = 65000.0
 
 
 class _Block(NamedTuple):
-  """A file of cameras.
+  """A file of cameras, in order of the pictures' folders and numbers.
 
   Attributes:
     numbers: of the frames.
@@ -56,17 +59,25 @@ class MatrixCity(Dataset):
     self._sweeps: dict[str, tuple[pathlib.Path, int, int]] = {}
     raw = [folder / "transforms.json" for folder in _folders(self.root, "transforms.json")]
     posed = sorted(self.root.glob("**/pose/*/transforms_*.json"))
+    # Files of pose/ overlap each other, and list what has cameras of its own beside it.
+    listed: dict[pathlib.Path, set[int]] = collections.defaultdict(set)
+    sweeps: collections.Counter[pathlib.Path] = collections.Counter()
     for path in (*raw, *posed):
       try:
         block = _read(path, self.root)
-        # The same pictures, with cameras of their own beside them.
-        if path in posed and (block.pictures[0].parent / "transforms.json").exists():
-          continue
-        name = path.parent if path in raw else path.with_suffix("")
-        for number, (start, stop) in enumerate(_cut(block.poses)):
-          self._sweeps[f"{name.relative_to(self.root).as_posix()}/{number:05d}"] = path, start, stop
       except (OSError, ValueError) as error:
         self.problems.append(f"{error} The block is left out.")
+        continue
+      folders, numbers = [x.parent for x in block.pictures], block.numbers.tolist()
+      runs = [(folder, number in listed[folder]) for folder, number in zip(folders, numbers)]
+      for (folder, again), run in itertools.groupby(range(len(runs)), runs.__getitem__):
+        frames = list(run)
+        for start, stop in () if again else _cut(block.poses[frames]):
+          name = f"{folder.relative_to(self.root).as_posix()}/{sweeps[folder]:05d}"
+          self._sweeps[name] = path, frames[start], frames[stop - 1] + 1
+          sweeps[folder] += 1
+      for folder, number in zip(folders, numbers):
+        listed[folder].add(number)
     if not self._sweeps:
       reason = f" {self.problems[0]}" if self.problems else ""
       raise ValueError(
@@ -76,7 +87,7 @@ class MatrixCity(Dataset):
     return self._sweeps
 
   def group(self, name: str) -> str:
-    """The block."""
+    """The block: the folder of the pictures."""
     return name.rpartition("/")[0]
 
   def official(self, name: str) -> str | None:
@@ -101,7 +112,7 @@ class MatrixCity(Dataset):
         world_from_camera=pose,
         intrinsics=lens,
         image=picture,
-        where=f"{path}, frame {number}",
+        where=f"{path}, {picture.parent.name} frame {number}",
       )
       for place, (number, pose, picture) in enumerate(
         zip(block.numbers[start:stop], block.poses[start:stop], pictures)
@@ -136,8 +147,8 @@ def _read(path: pathlib.Path, root: pathlib.Path) -> _Block:
   for index, frame in enumerate(top["frames"]):
     number, pose, picture = _frame(frame, f"{where}: frames[{index}]", path)
     rows.append((number, pose, files.within(root, picture, f"{where}: frames[{index}]")))
-  # In order of their numbers, which is that of the sweeps.
-  rows.sort(key=lambda row: row[0])
+  # In order of their numbers, which is that of the sweeps. Paths compare slowly.
+  rows.sort(key=lambda row: (str(row[2].parent), row[0]))
   numbers, poses, pictures = zip(*rows)
   return _Block(np.array(numbers), np.stack(poses), list(pictures), angle)
 

@@ -85,7 +85,7 @@ class Stereo4D(Dataset):
       if side == "right":
         poses[:, :, 3] += _BASELINE * poses[:, :, 0]
       view = _view(video, side, poses, stamps, archive.path, problems)
-      tracked = side == "left" and "track_lengths" in archive.specs
+      tracked = side == "left" and "track_lengths" in archive
       return _with_tracks(view, archive, frames) if tracked else view
 
     videos = {side: self._video(name, side) for side in _SIDES}
@@ -129,12 +129,13 @@ def _view(
 
 def _with_tracks(view: View, archive: ArrayArchive, frames: int) -> View:
   """The view with the clip's tracks, which are stored as a list of sightings."""
+  for key in ("track_lengths", "track_indices"):
+    archive.spec(key, (None,))
   lengths = archive.read("track_lengths").astype(np.int64)
   index = archive.read("track_indices").astype(np.int64)
   archive.spec("track_coordinates", (len(index), 3))
-  good = lengths.ndim == index.ndim == 1 and lengths.min(initial=0) >= 0
   if (
-    not good
+    lengths.min(initial=0) < 0
     or lengths.sum() != len(index)
     or index.min(initial=0) < 0
     or index.max(initial=0) >= frames

@@ -498,6 +498,14 @@ def test_stereo4d(tmp_path):
   found.says("1 of 2 clips, such as .*gone_7.npz, have no gone_7-left_rectified.mp4")
   # Tracks are those of the frames that are left.
   assert found.view.tracks(np.array([1])).valid[0].sum() == 0
+  for key, wrong in (
+    ("track_indices", None),
+    ("track_indices", np.array(3)),
+    ("track_lengths", np.array([3], object)),
+  ):
+    np.savez(path, **{name: x for name, x in (stored | {key: wrong}).items() if x is not None})
+    with pytest.raises(ValueError, match=f".npz.*{key}.*(among them|has shape|not unpickled)"):
+      Found("stereo4d", written)
   stored["track_lengths"][0] += 1
   np.savez(path, **stored)
   with pytest.raises(ValueError, match="tracks whose lengths, frames and positions don't fit"):
