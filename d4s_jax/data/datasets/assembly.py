@@ -176,10 +176,24 @@ def _check(shot: Shot, before: Shot | None, height: int, width: int) -> None:
     )
   if before is not None and shot.number == before.number:
     raise ValueError(f"{shot.where}: frame {shot.number} occurs twice; the second is left out.")
-  (fx, skew, cx), (low, fy, cy), last = np.asarray(shot.intrinsics, np.float64)
+  try:
+    check_lens(shot.intrinsics, height, width, shot.where)
+  except ValueError as error:
+    raise ValueError(f"{error} The frame is left out.") from None
+  if not np.isfinite(shot.world_from_camera).all():
+    raise ValueError(f"{shot.where}: a pose that is not finite; the frame is left out.")
+
+
+def check_lens(intrinsics: Float[np.ndarray, "3 3"], height: int, width: int, where: str) -> None:
+  """Refuses intrinsics, in pixels, that no camera has.
+
+  Raises:
+    ValueError: its focal lengths, or its centre, can't be; or its pixels aren't square.
+  """
+  (fx, skew, cx), (low, fy, cy), last = np.asarray(intrinsics, np.float64)
   focal = (fx / width, fy / height)
   possible = (
-    np.isfinite(shot.intrinsics).all()
+    np.isfinite(intrinsics).all()
     and all(_FOCAL[0] < x < _FOCAL[1] for x in focal)
     and 1 / _ASPECT < fx / fy < _ASPECT
     and -0.5 < cx / width < 1.5
@@ -189,9 +203,7 @@ def _check(shot: Shot, before: Shot | None, height: int, width: int) -> None:
   )
   if not possible:
     raise ValueError(
-      f"{shot.where}: focal lengths {fx:g}, {fy:g} and centre {cx:g}, {cy:g} for {width} x {height}"
-      " pixels, which no camera of square pixels has; the frame is left out. Were frames resized"
-      " without keeping their aspect?"
+      f"{where}: focal lengths {fx:g}, {fy:g} and centre {cx:g}, {cy:g} for {width} x {height}"
+      " pixels, which no camera of square pixels has. Were frames resized without keeping their"
+      " aspect?"
     )
-  if not np.isfinite(shot.world_from_camera).all():
-    raise ValueError(f"{shot.where}: a pose that is not finite; the frame is left out.")

@@ -14,6 +14,8 @@ from d4s_jax.formats import checked, images
 
 # Camera files of the longest sequences take a few megabytes.
 MOST_TEXT = 64 * 2**20
+# Whole numbers of a table's rows are below.
+_MOST_COUNTED = 1e9
 
 
 def folders_with(root: pathlib.Path, mark: str, depth: int) -> Iterator[pathlib.Path]:
@@ -128,7 +130,7 @@ def maps(
 
 
 def table(
-  path: pathlib.Path, columns: int, skip: int, problems: Problems
+  path: pathlib.Path, columns: int, skip: int, problems: Problems, whole: int = 0
 ) -> Iterator[tuple[int, np.ndarray]]:
   """Line numbers and rows of a text file of numbers; lines that are none are noted and left out.
 
@@ -137,6 +139,7 @@ def table(
     columns: that a row must have.
     skip: lines of the header.
     problems: where bad lines are noted.
+    whole: columns at the start that count something.
 
   Raises:
     FileNotFoundError: there is no such file.
@@ -154,11 +157,13 @@ def table(
       row = np.array([float(word) for word in words])
     except ValueError:
       row = np.empty(0)
-    if len(row) != columns:
+    counts = all(x.is_integer() and 0 <= x < _MOST_COUNTED for x in row[:whole].tolist())
+    if len(row) != columns or not counts:
+      first = f", the first {whole} whole" if whole else ""
       problems.add(
         f"bad lines in {path.name}",
-        f"{path}, line {number}: {line.strip()!r:.60}; expected {columns} numbers. The line is left"
-        " out; fetch the file again.",
+        f"{path}, line {number}: {line.strip()!r:.60}; expected {columns} numbers{first}. The line"
+        " is left out; fetch the file again.",
       )
       continue
     yield number, row

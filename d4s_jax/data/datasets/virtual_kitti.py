@@ -75,12 +75,12 @@ class VirtualKitti(Dataset):
     stated = self._place(f"{name}/intrinsic.txt")
     lenses = {
       int(row[0]): np.array([[row[2], 0, row[4] + 0.5], [0, row[3], row[5] + 0.5], [0, 0, 1]])
-      for _, row in files.table(stated, 6, 1, problems)
+      for _, row in files.table(stated, 6, 1, problems, whole=2)
       if row[1] == camera
     }
     shots = []
     stated = self._place(f"{name}/extrinsic.txt")
-    for line, row in files.table(stated, 18, 1, problems):
+    for line, row in files.table(stated, 18, 1, problems, whole=2):
       if row[1] != camera:
         continue
       number = int(row[0])

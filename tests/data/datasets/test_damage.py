@@ -396,6 +396,10 @@ def test_virtual_kitti(tmp_path):
   written = virtual_kitti.write(tmp_path)
   edit(only(tmp_path, "extrinsic.txt"), 1, "0 0 1 0 0")
   edit(only(tmp_path, "intrinsic.txt"), 3, "1 0 145 145 nan 37")
+  with only(tmp_path, "intrinsic.txt").open("a") as file:
+    file.writelines(f"{frame} 0 145 145 62 37\n" for frame in ("inf", "nan", "1e400", "2.5"))
+  with only(tmp_path, "extrinsic.txt").open("a") as file:
+    file.writelines(f"{frame} 0 {'1 ' * 16}\n" for frame in ("inf", "1e300"))
   shutil.rmtree(only(tmp_path, "rgb/Camera_1"))
   virtual_kitti.write(tmp_path, "Scene02/rain", numbers=(0,))
   shutil.rmtree(tmp_path / "vkitti_2.0.3_textgt" / "Scene02")
@@ -404,7 +408,11 @@ def test_virtual_kitti(tmp_path):
   assert [view.name for view in found.scene.views] == ["Camera_0"]
   assert found.view.numbers.tolist() == [2, 4, 5]
   found.says("Scene02/rain has no camera files; unpack the archive textgt")
-  found.says("extrinsic.txt, line 2: '0 0 1 0 0'; expected 18 numbers")
+  found.says("extrinsic.txt, line 2: '0 0 1 0 0'; expected 18 numbers, the first 2 whole")
+  found.says("intrinsic.txt, line 12: 'inf .*'; expected 6 numbers, the first 2 whole. The line is")
+  found.says("intrinsic.txt, line 13: 'nan")
+  found.says("extrinsic.txt, line 12: 'inf 0 .*'; expected 18 numbers, the first 2 whole")
+  found.says("extrinsic.txt, line 13: '1e300 0")
   found.says("extrinsic.txt, line 4: focal lengths 145, 145 and centre nan")
   found.says("Camera_1 has 0 pictures")
 
