@@ -110,6 +110,8 @@ def inspect(
           if not broken:
             found.problems.append(f"{scene_name} can't be drawn: {error}")
       progress.update(1)
+  # Names of files need not be text.
+  found.problems = [x.encode("utf-8", "backslashreplace").decode() for x in found.problems]
   _write(found, output)
   return found
 
