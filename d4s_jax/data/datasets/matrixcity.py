@@ -44,12 +44,14 @@ class _Block(NamedTuple):
     poses: OpenCV axes, metres; not checked.
     pictures: of the frames; one of two places.
     angle: horizontal field of view, radians.
+    problems: of frames that are left out.
   """
 
   numbers: Int[np.ndarray, "f"]
   poses: Float[np.ndarray, "f 4 4"]
   pictures: list[pathlib.Path]
   angle: float
+  problems: tuple[str, ...]
 
 
 class MatrixCity(Dataset):
@@ -68,6 +70,7 @@ class MatrixCity(Dataset):
       except (OSError, ValueError) as error:
         self.problems.append(f"{error} The block is left out.")
         continue
+      self.problems.extend(block.problems)
       folders, numbers = [x.parent for x in block.pictures], block.numbers.tolist()
       runs = [(folder, number in listed[folder]) for folder, number in zip(folders, numbers)]
       for (folder, again), run in itertools.groupby(range(len(runs)), runs.__getitem__):
@@ -143,14 +146,20 @@ def _read(path: pathlib.Path, root: pathlib.Path) -> _Block:
   if not isinstance(top, dict) or not isinstance(top.get("frames"), list) or not top["frames"]:
     raise ValueError(f"{where}: expected an object with frames. Fetch it again.")
   angle = checked.number(top.get("camera_angle_x"), f"{where}: camera_angle_x", 0.01, 3.1)
-  rows = []
+  rows, problems = [], Problems()
   for index, frame in enumerate(top["frames"]):
-    number, pose, picture = _frame(frame, f"{where}: frames[{index}]", path)
-    rows.append((number, pose, files.within(root, picture, f"{where}: frames[{index}]")))
+    place = f"{where}: frames[{index}]"
+    try:
+      number, pose, picture = _frame(frame, place, path)
+      rows.append((number, pose, files.within(root, picture, place)))
+    except ValueError as error:
+      problems.add(f"bad frames in {path}", f"{error} The frame is left out.")
+  if not rows:
+    raise ValueError(f"{where}: no frame can be used. The first reason: {problems[0]}")
   # In order of their numbers, which is that of the sweeps. Paths compare slowly.
   rows.sort(key=lambda row: (str(row[2].parent), row[0]))
   numbers, poses, pictures = zip(*rows)
-  return _Block(np.array(numbers), np.stack(poses), list(pictures), angle)
+  return _Block(np.array(numbers), np.stack(poses), list(pictures), angle, problems.all())
 
 
 def _frame(frame: Any, where: str, path: pathlib.Path) -> tuple[int, np.ndarray, pathlib.Path]:

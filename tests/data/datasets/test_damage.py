@@ -186,6 +186,11 @@ def test_realestate10k_in_chunks(tmp_path):
   (folder / "index.json").write_text("[]")
   with pytest.raises(ValueError, match="index.json: expected an object of clips"):
     open_dataset("realestate10k", written.root)
+  # Of one split; clips of files, and of the other split, are there.
+  files = realestate10k.write(written.root)
+  dataset = open_dataset("realestate10k", written.root)
+  assert files.scene in dataset.names and dataset.open(files.scene).views
+  assert "index.json: expected an object of clips" in dataset.problems[0]
 
 
 def test_a_clip_of_a_chunk_reads_nothing_of_the_others(tmp_path, monkeypatch):
@@ -360,6 +365,18 @@ def test_paths_that_climb_out_are_not_followed(tmp_path, kind):
   found = Found("dynamicreplica", written)
   assert [view.name for view in found.scene.views] == ["right"]
   found.says("names '.*secret.png', which is outside .*train; it is not followed")
+
+
+def test_one_path_that_climbs_out_loses_its_frame_alone(tmp_path):
+  written = dynamicreplica.write(tmp_path)
+
+  def change(entries):
+    next(x for x in entries if x["camera_name"] == "left")["depth"]["path"] = "../../secret.png"
+
+  _annotations(tmp_path, change)
+  found = Found("dynamicreplica", written)
+  assert [len(view) for view in found.scene.views] == [4, 5]
+  found.says("secret.png', which is outside .*train; it is not followed. The frame is left out")
 
 
 def test_spring(tmp_path):
@@ -554,12 +571,15 @@ def test_matrixcity(tmp_path):
   stored = json.loads(path.read_text())
   frame = next(frame for frame in stored["frames"] if frame["frame_index"] == 9999)
   frame["rot_mat"][0][0] = float("nan")
+  stored["frames"] += [{**frame, "frame_index": "10001"}, "nothing"]
   path.write_text(json.dumps(stored))
   (path.parent / "0010.png").unlink()
   cut(only(tmp_path, "0008.exr"))
   found = Found("matrixcity", written)
   assert found.view.numbers.tolist() == [7, 8, 10000]
   found.says("frame 9999: a pose that is not finite")
+  found.says(r"transforms.json: frames.5..frame_index: '10001'.* The frame is left out")
+  found.says(r"transforms.json: frames.6..file_path: None.* The frame is left out")
   found.says("No picture at .*0010.png")
   found.says("small_city_road_down/transforms.json: not valid JSON .*The block is left out")
   with pytest.raises(ValueError, match="0008.exr cannot be read .*Fetch it again"):
