@@ -76,7 +76,7 @@ def films(folder):
   for number in range(_COUNT):
     unit = units.Unit("stereo4d", str(folder / "videos"), f"film_{number:03d}")
     span = units.Span(unit, 0, _LONG - 1)
-    made.append(recording.to_record(span, units.open_span(span), _SIDE))
+    made.append(recording.to_record(span, units.open_span(span), _SIDE)[0])
   write_folder(folder / "shards", made)
   places = {"videos": videos, "shards": folder / "shards"}
   size = {x: sum(y.stat().st_size for y in place.iterdir()) for x, place in places.items()}
