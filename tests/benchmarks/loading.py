@@ -274,7 +274,7 @@ def memory(folder):
     with make_loader(source, tokenize, batch_size=20, seed=0, workers=workers) as batches:
       for number in range(20, _CLIPS.value + 1, 20):
         next(batches)
-        if number % (_CLIPS.value // 10 // 20 * 20) == 0:
+        if number % (max(_CLIPS.value // 200, 1) * 20) == 0:
           family = [process, *process.children(recursive=True)]
           told[number] = sum(x.memory_info().rss for x in family) / 2**20
     line = ", ".join(f"{number}: {value:.0f}" for number, value in told.items())

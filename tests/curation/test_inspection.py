@@ -59,7 +59,7 @@ def test_what_is_broken_is_listed_and_the_status_tells(tmp_path, capsys):
   said = capsys.readouterr().out
   assert f"- {broken} cannot be read as an image" in said
   assert "- No depth of frame 2 in " in said and "Camera_1" in said
-  assert "2 scenes, 4 cameras, 12 frames" in said and "2 problems" in said
+  assert "2 scenes, 4 cameras, 12 frames, 11 of them with depth" in said and "2 problems" in said
   scene.write_bytes(b"\xff\xff")
   assert check("virtual_kitti", written, f"--output={tmp_path}/report") == 1
   said = capsys.readouterr().out

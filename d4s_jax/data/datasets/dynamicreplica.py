@@ -147,7 +147,8 @@ def _view(
         where=f"{where}, {camera} frame {entry.number}",
       )
     )
-  view = assemble(camera, shots, height, width, problems)
+  # The authors' own loader takes red, green and blue as they are stored, whatever alpha says.
+  view = assemble(camera, shots, height, width, problems, transparency=False)
 
   def listed(kind: str) -> dict[int, pathlib.Path]:
     names = {entry.number: getattr(entry, kind) for entry in entries}

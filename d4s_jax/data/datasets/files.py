@@ -18,18 +18,41 @@ MOST_TEXT = 64 * 2**20
 _MOST_COUNTED = 1e9
 
 
-def folders_with(root: pathlib.Path, mark: str, depth: int) -> Iterator[pathlib.Path]:
-  """Folders up to `depth` below `root` that hold `mark` (which may lie deeper), in order.
+def folders(root: pathlib.Path, depth: int, problems: list[str]) -> Iterator[pathlib.Path]:
+  """A folder and those up to `depth` below it, in order; links are followed.
+
+  Those that may not be entered, such as the lost+found of a disk, are noted and left out.
+  """
+  yield root
+  if depth:
+    for folder in _below(root, problems):
+      yield from folders(folder, depth - 1, problems)
+
+
+def folders_with(
+  root: pathlib.Path, mark: str, depth: int, problems: list[str]
+) -> Iterator[pathlib.Path]:
+  """Those of `folders` that hold `mark` (which may lie deeper).
 
   Nothing below such a folder is looked at: it may hold a million files.
   """
   if (root / mark).exists():
     yield root
   elif depth:
-    with os.scandir(root) as entries:
-      below = sorted(entry.name for entry in entries if entry.is_dir())
-    for name in below:
-      yield from folders_with(root / name, mark, depth - 1)
+    for folder in _below(root, problems):
+      yield from folders_with(folder, mark, depth - 1, problems)
+
+
+def _below(root: pathlib.Path, problems: list[str]) -> Iterator[pathlib.Path]:
+  with os.scandir(root) as entries:
+    names = sorted(entry.name for entry in entries if entry.is_dir())
+  for name in names:
+    if os.access(root / name, os.R_OK | os.X_OK):
+      yield root / name
+      continue
+    problem = f"{root / name} may not be read; it is left out. See to its permissions (chmod)."
+    if problem not in problems:
+      problems.append(problem)
 
 
 def numbered(folder: pathlib.Path, pattern: str) -> dict[int, pathlib.Path]:

@@ -59,8 +59,12 @@ class MatrixCity(Dataset):
 
   def _find(self) -> Iterable[str]:
     self._sweeps: dict[str, tuple[pathlib.Path, int, int]] = {}
-    raw = [folder / "transforms.json" for folder in _folders(self.root, "transforms.json")]
-    posed = sorted(self.root.glob("**/pose/*/transforms_*.json"))
+    raw = [folder / "transforms.json" for folder in self._folders("transforms.json")]
+    posed = [
+      path
+      for folder in self._folders("pose")
+      for path in sorted(folder.glob("pose/*/transforms_*.json"))
+    ]
     # Files of pose/ overlap each other, and list what has cameras of its own beside it.
     listed: dict[pathlib.Path, set[int]] = collections.defaultdict(set)
     sweeps: collections.Counter[pathlib.Path] = collections.Counter()
@@ -88,6 +92,9 @@ class MatrixCity(Dataset):
         f" cameras in a row; expected MatrixCity, unpacked.{reason}"
       )
     return self._sweeps
+
+  def _folders(self, mark: str) -> Iterator[pathlib.Path]:
+    return files.folders_with(self.root, mark, 5, self.problems)
 
   def group(self, name: str) -> str:
     """The block: the folder of the pictures."""
@@ -132,10 +139,6 @@ class MatrixCity(Dataset):
       timed=False,
       problems=problems.all(),
     )
-
-
-def _folders(root: pathlib.Path, mark: str) -> Iterator[pathlib.Path]:
-  return files.folders_with(root, mark, 5)
 
 
 @functools.lru_cache(maxsize=16)

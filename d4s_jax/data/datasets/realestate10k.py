@@ -26,7 +26,7 @@ class RealEstate10K(Dataset):
   """`train|test/ID.txt`, `train|test/ID/TIMESTAMP.png`; or chunks, `train|test/index.json`."""
 
   def _find(self) -> Iterable[str]:
-    bases = [self.root, *sorted(path for path in self.root.iterdir() if path.is_dir())]
+    bases = list(files.folders(self.root, 1, self.problems))
     stated: dict[str, pathlib.Path] = {}
     # Cameras and the folder of frames, or the chunk that has both.
     self._files: dict[str, tuple[pathlib.Path, pathlib.Path]] = {}

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
+from d4s_jax.data.datasets import files
 from d4s_jax.data.datasets.assembly import Problems, Shot, assemble, gather
 from d4s_jax.data.datasets.scene import Dataset, Scene, View, make_tracks
 from d4s_jax.formats.arrays import ArrayArchive
@@ -36,14 +37,12 @@ class Stereo4D(Dataset):
   def _find(self) -> Iterable[str]:
     self._stated: dict[str, pathlib.Path] = {}
     self._videos: dict[str, pathlib.Path] = {}
-    for folder, below, names in os.walk(self.root):
-      depth = len(pathlib.Path(folder).relative_to(self.root).parts)
-      below[:] = sorted(below) if depth < 3 else []
-      for name in names:
+    for folder in files.folders(self.root, 3, self.problems):
+      for name in sorted(os.listdir(folder)):
         if name.endswith(".npz"):
-          self._stated.setdefault(name.removesuffix(".npz"), pathlib.Path(folder) / name)
+          self._stated.setdefault(name.removesuffix(".npz"), folder / name)
         elif name.endswith("_rectified.mp4"):
-          self._videos.setdefault(name, pathlib.Path(folder) / name)
+          self._videos.setdefault(name, folder / name)
     found = [name for name in self._stated if self._video(name, "left") is not None]
     lacking = sorted(set(self._stated) - set(found))
     if lacking:

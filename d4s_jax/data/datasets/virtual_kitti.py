@@ -27,7 +27,7 @@ class VirtualKitti(Dataset):
 
   def _find(self) -> Iterable[str]:
     # Some keep one folder for each archive, and the camera files are in an archive of their own.
-    self._bases = [self.root, *sorted(path for path in self.root.iterdir() if path.is_dir())]
+    self._bases = list(files.folders(self.root, 1, self.problems))
     found: dict[str, set[str]] = {
       "frames/rgb": set(),
       "extrinsic.txt": set(),

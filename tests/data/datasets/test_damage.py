@@ -1,7 +1,9 @@
 """Broken and missing files of each dataset: named with cause and remedy, and the rest goes on."""
 
+import functools
 import gzip
 import json
+import os
 import pickle
 import re
 import shutil
@@ -128,7 +130,7 @@ def test_realestate10k(tmp_path):
   found = Found("realestate10k", written)
   assert found.view.numbers.tolist() == [66733000, 99966000, 166834000]
   found.says("line 3: time 66733000 after 166834000; the lines are sorted here")
-  found.says("line 4: time 66.733 after 66.733; expected rising times. The frame is left out")
+  found.says("line 4: frame 66733000 occurs twice; the second is left out")
   found.says("line 6: nan; expected finite numbers. The frame is left out")
   found.says("line 8: 3 columns; expected 19")
   found.says("No picture at .*133467000.png")
@@ -312,7 +314,7 @@ def test_dynamicreplica(tmp_path):
   assert found.view.numbers.tolist() == [0, 3] and len(found.scene.views[1]) == 5
   found.says(r"entry \d+: viewpoint.R: .*expected 3 lists of 3 numbers, all finite. It is left out")
   found.says("viewpoint.intrinsics_format 'pixels'; expected ndc_isotropic or")
-  found.says("left frame 4: time 0.133333 after 0.133333; expected rising times")
+  found.says("left frame 4: time 0.133333 where frame 3 has 0.133333; expected rising times")
   found.says("entry 10: .*It is left out")
   assert not found.view.tracks(np.array([0, 1])).valid[:, 0].any()
 
@@ -519,7 +521,7 @@ def test_stereo4d(tmp_path):
   found = Found("stereo4d", written)
   assert found.view.numbers.tolist() == [0, 2, 3, 5]
   found.says("frame 1: a pose that is not finite")
-  found.says("frame 4: time 130.13 after 130.13; expected rising times")
+  found.says("frame 4: time 130.13 where frame 3 has 130.13; expected rising times")
   found.says("1 of 2 clips, such as .*gone_7.npz, have no gone_7-left_rectified.mp4")
   # Tracks are those of the frames that are left.
   assert found.view.tracks(np.array([1])).valid[0].sum() == 0
@@ -538,6 +540,51 @@ def test_stereo4d(tmp_path):
   np.savez(path, **stored | {"camera2world": np.zeros((20, 3, 4)), "timestamps": np.arange(20)})
   with pytest.raises(ValueError, match="has 6 frames and .*npz 20 cameras; expected as many"):
     Found("stereo4d", written)
+
+
+@pytest.mark.parametrize(
+  "times, kept",
+  [
+    ([0, 9e9, 20, 30, 40, 50, 60], [0, 2, 3, 4, 5]),
+    ([9e9, 10, 20, 30, 40, 50, 60], [1, 2, 3, 4, 5]),
+    ([0, 10, 20, 30, 1, 50, 60], [0, 1, 2, 3, 5]),
+    ([0, 10, 10, 10, 10, 50, 60], [0, 1, 5]),
+    ([6, 5, 4, 3, 2, 1, 0], [5]),
+  ],
+)
+def test_the_fewest_frames_are_left_out_for_times_to_rise(tmp_path, times, kept):
+  written = stereo4d.write(tmp_path)
+  path = only(tmp_path, "*.npz")
+  np.savez(path, **dict(np.load(path)) | {"timestamps": np.array(times) * 1e6})
+  found = Found("stereo4d", written)
+  assert found.view.numbers.tolist() == kept
+  found.says("frame .: time .* where frame . has .*; expected rising times. The frame is left out")
+
+
+@pytest.mark.parametrize(
+  "name, write",
+  [
+    ("matrixcity", functools.partial(matrixcity.write, poses=True)),
+    ("realestate10k", realestate10k.write),
+    ("stereo4d", stereo4d.write),
+    ("virtual_kitti", functools.partial(virtual_kitti.write, apart=False)),
+  ],
+)
+def test_links_are_followed_and_what_may_not_be_entered_is_noted(
+  tmp_path, monkeypatch, name, write
+):
+  write(tmp_path / "other disk")
+  lost = tmp_path / "set" / "lost+found"
+  lost.mkdir(parents=True)
+  for part in (tmp_path / "other disk").iterdir():
+    (lost.parent / part.name).symlink_to(part)
+  may = os.access
+  monkeypatch.setattr(os, "access", lambda path, how: path != lost and may(path, how))
+  dataset = open_dataset(name, tmp_path / "set")
+  (problem,) = dataset.problems
+  assert problem.startswith(f"{lost} may not be read; it is left out")
+  (scene,) = dataset.names
+  assert len(dataset.open(scene).views[0]) > 4
 
 
 def test_stereo4d_truncated(tmp_path):
