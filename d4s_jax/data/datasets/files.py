@@ -81,7 +81,8 @@ def within(root: pathlib.Path, path: pathlib.Path, where: str) -> pathlib.Path:
   Raises:
     ValueError: it leads out.
   """
-  plain, top = pathlib.Path(os.path.normpath(path)), os.path.normpath(root)
+  # Absolute: "../x" counts as being below ".".
+  plain, top = pathlib.Path(os.path.abspath(path)), os.path.abspath(root)
   if not plain.is_relative_to(top):
     raise ValueError(
       f"{where} names {str(path)!r:.200}, which is outside {root}; it is not followed."

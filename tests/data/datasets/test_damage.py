@@ -369,6 +369,15 @@ def test_paths_that_climb_out_are_not_followed(tmp_path, kind):
   found.says("names '.*secret.png', which is outside .*train; it is not followed")
 
 
+def test_paths_that_climb_out_of_the_folder_that_one_is_in(tmp_path, monkeypatch):
+  matrixcity.write(tmp_path / "city", poses=True)
+  path = only(tmp_path, "transforms_train.json")
+  path.write_text(path.read_text().replace("../../train/", "../../../../../elsewhere/"))
+  monkeypatch.chdir(tmp_path / "city")
+  with pytest.raises(ValueError, match="elsewhere.*', which is outside .; it is not followed"):
+    open_dataset("matrixcity", ".")
+
+
 def test_one_path_that_climbs_out_loses_its_frame_alone(tmp_path):
   written = dynamicreplica.write(tmp_path)
 
