@@ -10,6 +10,8 @@ workdir=""
 
 # Ends of a trainer (d4s_jax/errors.py) and of a shell that a second try would not change.
 final=" 0 1 2 126 127 "
+# What a script ends with that gave up, so that the one that started it does as well.
+gave_up=79
 # Process of the trainer, and the signal that came, if one did.
 child="" told=""
 
@@ -115,9 +117,11 @@ supervise() {
     attend "$@" || status=$?
     [[ -z $told && $final != *" $status "* ]] || break
     after=$(progress)
+    [[ -z $told ]] || break
     if [[ $after != "$before" ]]; then tries=0 pause=${option[backoff]} before=$after; fi
     if ((tries == option[restarts])); then
       say "ended with status $status; gave up after $tries restarts without progress"
+      status=$gave_up
       break
     fi
     tries=$((tries + 1))

@@ -33,7 +33,7 @@ parse "" "" "" "$@"
 
 if [[ -n ${SLURM_JOB_ID:-} ]]; then
   # JAX gives each process of a node the GPU of its number there.
-  processes=$((SLURM_NTASKS / SLURM_JOB_NUM_NODES))
+  processes=$((${SLURM_NTASKS:-$SLURM_JOB_NUM_NODES} / SLURM_JOB_NUM_NODES))
   [[ ${SLURM_GPUS_ON_NODE:-$processes} == "$processes" ]] \
     || fail "$processes processes on a node with $SLURM_GPUS_ON_NODE GPUs; expected one each: --ntasks-per-node=$SLURM_GPUS_ON_NODE."
 elif [[ -z ${option[dry-run]:-} ]]; then

@@ -36,7 +36,7 @@ number slices
 
 # Refused, by gcloud or by the training: 1 is what gcloud ends with for anything else, too.
 refused=78 unreachable=69
-final=" 0 $refused "
+final=" 0 $refused $gave_up "
 temporary=$(mktemp -d)
 
 place=("--zone=${option[zone]}" ${option[project]:+"--project=${option[project]}"} --quiet)
@@ -74,12 +74,17 @@ remote() {
   resource ssh --node=all --worker=all "--command=$1"
 }
 
+# The state of the resource.
+look() {
+  manage describe '--format=value(state.state)' 2> /dev/null
+}
+
 # Returns when there are machines; else what `manage` returns.
 await() {
   local state status said=""
   while true; do
     status=0
-    state=$(manage describe '--format=value(state.state)' 2> /dev/null) || status=$?
+    state=$(look) || status=$?
     if ((status)); then
       if ! grep -q NOT_FOUND "$temporary/said"; then
         cat "$temporary/said" >&2
@@ -112,6 +117,8 @@ train() {
   if ((SECONDS - begin >= 60 * option[backoff])); then date >> "$temporary/trained"; fi
   # What gcloud itself could not do. Of machines that have gone, the next look tells.
   if ((status == 1 || status == 2)); then status=$unreachable; fi
+  # It gave up for good, unless it waited for others that have gone.
+  if ((status == gave_up)) && [[ $(look) != ACTIVE ]]; then status=$unreachable; fi
   return "$status"
 }
 
@@ -143,6 +150,7 @@ fi
 container="sudo docker stop --time=300 d4s_jax > /dev/null 2>&1; sudo docker rm --force d4s_jax > /dev/null 2>&1
 sudo gcloud auth configure-docker $(show "${option[image]%%/*}") --quiet > /dev/null 2>&1
 $(show sudo docker run --rm --pull=always --name=d4s_jax --privileged --network=host --ipc=host \
+  --volume=d4s_jax:/root/.cache/d4s_jax \
   "${mount[@]}" "${option[image]}" launch/local.sh "--restarts=${option[restarts]}" "--backoff=${option[backoff]}" -- --distributed "${words[@]}")
 status=\$?
 if [ \$status = 1 ]; then exit $refused; fi

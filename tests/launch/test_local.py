@@ -44,7 +44,7 @@ def test_after_crashes_it_is_started_again_with_growing_waits(stand_ins, crash):
 def test_without_progress_it_gives_up(stand_ins):
   stand_ins.add("python", trainer(70))
   done = stand_ins.run("local.sh", "--restarts=8", "--backoff=5", "--", *TRAINING)
-  assert done.returncode == 70
+  assert done.returncode == 79
   assert len(trainings(stand_ins)) == 9
   assert waits(stand_ins) == [5, 10, 20, 40, 80, 160, 300, 300]
   assert done.stderr.splitlines()[-1].endswith("gave up after 8 restarts without progress")
@@ -90,6 +90,22 @@ def test_a_signal_reaches_the_training_once_which_saves_and_is_not_started_again
   out, _ = process.communicate(timeout=PATIENCE)
   assert out == f"saved after {number.name}\n" and process.returncode == 75
   assert len(trainings(stand_ins)) == 1
+
+
+def test_a_signal_while_it_looks_for_progress_ends_it_before_the_wait(stand_ins):
+  look = """
+import time
+if words[0] == "-c":
+  open(place + "/looking", "w").close()
+  time.sleep(0.5)
+  sys.exit()
+"""
+  stand_ins.add("python", look + trainer(70))
+  process = stand_ins.start("local.sh", "--", *TRAINING)
+  while not (stand_ins.place / "looking").exists():
+    time.sleep(0.01)
+  status, _ = stand_ins.stop(process)
+  assert status == 70 and not waits(stand_ins)
 
 
 def test_a_signal_during_a_wait_ends_it(stand_ins):

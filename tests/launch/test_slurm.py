@@ -20,6 +20,12 @@ def test_one_process_for_each_gpu_trains(stand_ins):
   assert not stand_ins.calls("scontrol")
 
 
+def test_a_job_that_does_not_say_how_many_has_one_process_a_node(stand_ins):
+  job = {key: value for key, value in JOB.items() if key != "SLURM_NTASKS"}
+  assert stand_ins.run("slurm.sh", "--", *TRAINING, **job, SLURM_GPUS_ON_NODE="1").returncode == 0
+  assert stand_ins.calls("srun") == [[*SRUN, *TRAINING]]
+
+
 def test_another_number_of_processes_than_gpus_is_refused(stand_ins):
   done = stand_ins.run("slurm.sh", "--", *TRAINING, **JOB, SLURM_GPUS_ON_NODE="4")
   assert "8 processes on a node with 4 GPUs; expected one each: --ntasks-per-node=4" in one_line(

@@ -94,6 +94,8 @@ def test_it_asks_waits_trains_and_gives_back(stand_ins):
   at = run.index("launch/local.sh")
   assert run[at - 1] == "us-docker.pkg.dev/p/r/d4s_jax"
   assert run[at + 1 :] == ["--restarts=10", "--backoff=10", "--", "--distributed", *TRAINING]
+  # What is compiled outlives the container.
+  assert "--volume=d4s_jax:/root/.cache/d4s_jax" in run[:at]
   # Where a lost connection left a training, it ends first.
   docker = [words[0] for words in stand_ins.calls("docker")]
   assert docker == ["stop", "rm", "run"]
@@ -141,7 +143,7 @@ def test_quota_and_stockouts_are_waited_for(stand_ins):
 def test_it_gives_up_in_the_end(stand_ins):
   cloud(stand_ins, errors=["RESOURCE_EXHAUSTED: no more capacity"])
   done = stand_ins.run("tpu_vm.sh", *OPTIONS, "--restarts=2", "--", *TRAINING)
-  assert done.returncode == 69
+  assert done.returncode == 79
   assert verbs(stand_ins) == ["create", "create", "create", "delete"]
   assert "gave up after 2 restarts without progress" in done.stderr
 
@@ -158,6 +160,19 @@ def test_what_the_training_refuses_is_not_tried_again(stand_ins):
   cloud(stand_ins, runs=[1])
   assert stand_ins.run("tpu_vm.sh", *OPTIONS, "--", *TRAINING).returncode == 78
   assert verbs(stand_ins) == ["create", "ssh", "delete"]
+
+
+def test_a_container_that_gave_up_is_not_started_again_however_long_it_lasted(stand_ins):
+  cloud(stand_ins, runs=[79, 0])
+  # Without a wait every training is a long one.
+  done = stand_ins.run("tpu_vm.sh", *OPTIONS, "--backoff=0", "--", *TRAINING)
+  assert done.returncode == 79 and verbs(stand_ins) == ["create", "ssh", "delete"]
+
+
+def test_one_that_gave_up_on_machines_that_have_gone_is(stand_ins):
+  cloud(stand_ins, runs=["p79", 0])
+  assert stand_ins.run("tpu_vm.sh", *OPTIONS, "--", *TRAINING).returncode == 0
+  assert verbs(stand_ins) == 2 * ["create", "ssh", "delete"]
 
 
 def test_machines_can_be_kept_and_are_found_again(stand_ins):
