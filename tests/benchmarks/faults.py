@@ -188,8 +188,8 @@ class Storm:
           row.count += 1
         status = life.wait()
         said = life.said.read_text()
-        if found := re.search(r"resumed at step (\d+)", said):
-          resumed = int(found[1])
+        resumed = begun_at(said)
+        if resumed is not None:
           row.lost = max(row.lost, resumed_from - resumed)
           row.forgotten = max(row.forgotten, whole - resumed)
         if status not in (0, 1, 130, -signal.SIGKILL):
@@ -380,6 +380,12 @@ def _slow_host(place: pathlib.Path, seconds: float) -> Row:
   rows = [read_metrics(folder, "train") for folder in folders]
   row.same = int(len(rows[0]) == 10 and rows[0] == rows[1])
   return row
+
+
+def begun_at(said: str) -> int | None:
+  """The step that a life went on from by what it said; 0 for a new run, None if it didn't say."""
+  found = re.search(r"resumed at step (\d+)|new run", said)
+  return int(found[1] or 0) if found else None
 
 
 def table(rows: list[Row]) -> str:
