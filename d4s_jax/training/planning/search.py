@@ -4,6 +4,8 @@ import itertools
 import math
 import sys
 
+import jax
+
 from d4s_jax.config import Config
 from d4s_jax.training.planning import report
 from d4s_jax.training.planning.chips import open_topology
@@ -47,8 +49,9 @@ def best(config: Config, topology: str) -> tuple[Config, int]:
     name = f"{number}/{len(tries)} fsdp {fsdp} ulysses {ulysses} remat {remat} samples {samples}"
     try:
       plan = plan_training(trial, topology, samples)
-    except ValueError as error:  # such as tokens that ulysses doesn't divide
-      print(f"{name:<60} {error}", file=sys.stderr, flush=True)
+    # Such as tokens that ulysses doesn't divide, or what XLA can't compile.
+    except (ValueError, jax.errors.JaxRuntimeError) as error:
+      print(f"{name:<60} {str(error).splitlines()[0]}", file=sys.stderr, flush=True)
       continue
     print(report.row(name, plan), file=sys.stderr, flush=True)
     if plan.refusal:

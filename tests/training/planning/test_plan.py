@@ -138,6 +138,8 @@ def test_a_search_takes_the_fastest_that_fits(monkeypatch, capsys):
     tried.append((fsdp, ulysses, remat, samples))
     if ulysses == 4:
       raise ValueError("6 tokens can't be cut")
+    if fsdp == 64:
+      raise jax.errors.JaxRuntimeError("INTERNAL: a bug of XLA's\nand its stack")
     fits = fsdp >= 16 and samples == 1
     executed = PLAN.executed * (0.8 if remat == "products" else 1.0)
     return dataclasses.replace(
@@ -150,6 +152,7 @@ def test_a_search_takes_the_fastest_that_fits(monkeypatch, capsys):
   assert (config.mesh.fsdp, config.model.ldrm.remat, samples) == (16, "products", 1)
   said = capsys.readouterr().err
   assert "does not fit" in said and "6 tokens can't be cut" in said
+  assert "INTERNAL: a bug of XLA's" in said and "stack" not in said
   # More samples than did not fit, or more to keep, are not tried with as few devices.
   assert (8, 1, "all", 1) in tried and (8, 1, "products", 2) not in tried
   monkeypatch.setattr(search, "open_topology", lambda _: (CHIPS["v5p"], [0, 1]))
