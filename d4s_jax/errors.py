@@ -19,7 +19,8 @@ TRACEBACK = "D4S_JAX_TRACEBACK"
 # It would be refused again: a person has to change something. Python itself uses it for a module
 # that is missing.
 REFUSED = 1
-# Others did not answer, or went away. This and the next two have the numbers of sysexits.h.
+# Other processes, a disk or a store did not answer, or went away. This and the next two have the
+# numbers of sysexits.h.
 UNREACHABLE = 69
 # An error that nobody foresaw; its traceback was printed.
 CRASHED = 70
@@ -30,6 +31,9 @@ INTERRUPTED = 130
 
 # Of errors of a disk that is full, or of what may be written to it.
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# Of errors of a disk or a store that may answer the next time, and what is in the text of such.
+_PASSING = (errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.EHOSTUNREACH)
+_UNAVAILABLE = ("UNAVAILABLE", "DEADLINE_EXCEEDED")
 # In the text of XLA's error when it is out of memory; this module knows no JAX.
 _NO_MEMORY = "RESOURCE_EXHAUSTED"
 
@@ -84,11 +88,19 @@ def status(error: BaseException) -> int:
   """What a command ends with when this error ends it."""
   if isinstance(error, KeyboardInterrupt):
     return INTERRUPTED
-  if isinstance(error, ConnectionError | TimeoutError):
-    return UNREACHABLE
-  if isinstance(error, ValueError | OSError) or _NO_MEMORY in str(error):
-    return REFUSED
-  return CRASHED
+  if isinstance(error, ValueError | OSError):
+    return UNREACHABLE if passes(error) else REFUSED
+  return REFUSED if _NO_MEMORY in str(error) else CRASHED
+
+
+def passes(error: BaseException | None) -> bool:
+  """Whether an error, or what it was raised from, is of a host or a disk that didn't answer."""
+  if error is None:
+    return False
+  if isinstance(error, OSError) and error.errno in _PASSING:
+    return True
+  unreachable = isinstance(error, ConnectionError | TimeoutError)
+  return unreachable or any(x in str(error) for x in _UNAVAILABLE) or passes(error.__cause__)
 
 
 def _parse(arguments: list[str], words: int) -> list[str]:

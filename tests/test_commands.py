@@ -445,6 +445,9 @@ def test_a_stop_by_signal_leaves_no_temporary_folder(tmp_path):
     ("FileNotFoundError('no')", errors.REFUSED, "error: no"),
     ("ConnectionError('gone')", errors.UNREACHABLE, "error: gone"),
     ("TimeoutError('slow')", errors.UNREACHABLE, "error: slow"),
+    ("OSError(116, 'stale')", errors.UNREACHABLE, "error: [Errno 116] stale"),
+    ("ValueError('UNAVAILABLE: later')", errors.UNREACHABLE, "error: UNAVAILABLE: later"),
+    ("ValueError('no') from OSError(5, 'EIO')", errors.UNREACHABLE, "error: no"),
     ("RuntimeError('a bug')", errors.CRASHED, "RuntimeError: a bug"),
   ],
 )

@@ -13,6 +13,7 @@ steps untouched.
 """
 
 import contextlib
+import errno
 import functools
 import json
 import logging
@@ -28,6 +29,9 @@ import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint import checkpoint_managers as policies
 
+from d4s_jax import errors
+from d4s_jax.formats import atomic
+from d4s_jax.training import processes
 from d4s_jax.training.places import Place, is_local, move
 from d4s_jax.training.state import TrainState, averaged_params, flatten
 from d4s_jax.training.sums import by_path, sums
@@ -86,15 +90,20 @@ def _check_room(folder: Place, tree: Any) -> None:
   """Raises OSError unless this process's share of the arrays fits on the disk.
 
   Asked before Orbax starts, so that the run ends here and not at the next checkpoint, when the
-  steps up to it are lost. On macOS, which can't reserve room in this way, it still does.
+  steps up to it are lost. What can reserve room knows of quotas too; else what is free must do.
   """
-  if not hasattr(os, "posix_fallocate"):
-    return
   size = sum(x.nbytes for x in jax.tree.leaves(tree)) // jax.process_count()
   probe = folder / f".room-{jax.process_index()}"
+  if not hasattr(os, "posix_fallocate"):  # macOS
+    return atomic.check_room(probe, size)
   try:
-    with probe.open("wb") as file:
+    # To append: where a file system can't reserve, glibc refuses that and else writes all of it.
+    with probe.open("ab") as file:
       os.posix_fallocate(file.fileno(), 0, size)
+  except OSError as error:
+    if error.errno not in (errno.EBADF, errno.EOPNOTSUPP):
+      raise
+    atomic.check_room(probe, size)
   finally:
     probe.unlink(missing_ok=True)
 
@@ -151,7 +160,7 @@ def damage_of(place: Place) -> Iterator[None]:
   except (CheckpointError, MemoryError):
     raise
   except Exception as error:  # Orbax raises bare Exception for unreadable arrays.
-    if "RESOURCE_EXHAUSTED" in str(error):
+    if "RESOURCE_EXHAUSTED" in str(error) or errors.passes(error):
       raise
     raise DamagedError(
       f"Checkpoint {place} can't be read ({first_line(error)}). It is damaged: training goes on"
@@ -178,17 +187,20 @@ def check_shapes(step: Place, there: Mapping[str, Any], here: Mapping[str, Any])
 
 def _read(reader: ocp.PyTreeCheckpointHandler, step: Place, item: str, like: Any) -> Any:
   """Reads an item, or of a dictionary the parts that `like` has, and checks its sums."""
-  there, here = stored_arrays(reader, step, item), by_path(like)
-  if isinstance(like, dict):
-    there = {path: x for path, x in there.items() if path.split("/")[0] in like}
-  check_shapes(step, there, here)
-  types = ocp.checkpoint_utils.construct_restore_args(like)
-  wanted = ocp.args.PyTreeRestore(like, restore_args=types, partial_restore=True)
-  found = reader.restore(epath.Path(step / item), args=wanted)
-  if (step / "sums").exists():
+  # A sum is of all processes: one that can't read its part would leave the others waiting in it.
+  with processes.together():
+    there, here = stored_arrays(reader, step, item), by_path(like)
+    if isinstance(like, dict):
+      there = {path: x for path, x in there.items() if path.split("/")[0] in like}
+    check_shapes(step, there, here)
+    types = ocp.checkpoint_utils.construct_restore_args(like)
+    wanted = ocp.args.PyTreeRestore(like, restore_args=types, partial_restore=True)
+    found = reader.restore(epath.Path(step / item), args=wanted)
+    written = step / "sums" / "metadata"
+    expected = json.loads(written.read_text())[item] if (step / "sums").exists() else {}
+  if expected:
     # What is read in another type has other bits.
     same = {path: x for path, x in by_path(found).items() if x.dtype == there[path].dtype}
-    expected = json.loads((step / "sums" / "metadata").read_text())[item]
     wrong = [path for path, number in sums(same).items() if number != expected[path]]
     if wrong:
       raise ValueError(f"{len(wrong)} arrays are not what was written: {', '.join(wrong[:3])}")

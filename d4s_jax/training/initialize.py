@@ -291,11 +291,9 @@ def _check_run(folder: places.Place, name: str) -> None:
 def _from_run(folder: places.Place, name: str, system: System, like: Any) -> Any:
   """One part of the model of another run, which must have the same shapes."""
   _, other = run_folder.read_system(folder)
-  params = {}
-  if name in other.abstract():
-    params, _ = checkpoint.read_model(folder, {name: other.abstract()[name]})
+  stored = other.abstract().get(name, {})
   ours = {path: x.shape for path, x in state.flatten(like).items()}
-  theirs = {path: x.shape for path, x in state.flatten(params.get(name, {})).items()}
+  theirs = {path: x.shape for path, x in state.flatten(stored).items()}
   wrong = [
     f"{path}: {theirs.get(path)} there, {ours.get(path)} here"
     for path in sorted(ours.keys() | theirs.keys())
@@ -309,4 +307,9 @@ def _from_run(folder: places.Place, name: str, system: System, like: Any) -> Any
       f"init.{name}: the model in {folder} has other shapes than this configuration"
       f" ({'; '.join(wrong[:5])}); use the same preset for both."
     )
-  return jax.tree.map(lambda x, wanted: x.astype(wanted.dtype), params[name], like)
+  # In the types that were written, in which sums are checked, and where ours will lie.
+  wanted = jax.tree.map(
+    lambda x, y: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=y.sharding), stored, like
+  )
+  params, _ = checkpoint.read_model(folder, {name: wanted})
+  return jax.tree.map(lambda x, y: x.astype(y.dtype), params[name], like)

@@ -129,6 +129,25 @@ def told(numbers: list[int]) -> list[list[int]]:
   return [[x for x in row if x >= 0] for row in np.asarray(rows).tolist()]
 
 
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+  """What each process does by itself, and all of them have done before any goes on.
+
+  Raises:
+    ValueError: another process's body raised; where it did, that.
+  """
+  failed = None
+  try:
+    yield
+  except Exception as error:
+    failed = error
+  done = [ok for (ok,) in told([int(failed is None)])]
+  if failed:
+    raise failed
+  if not all(done):
+    raise ValueError(f"process {done.index(0)} could not do its part")
+
+
 class Exchange:
   """What each process has to say, heard by all, while the devices go on with their work."""
 

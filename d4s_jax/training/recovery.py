@@ -20,7 +20,8 @@ def newest(folder: Place, copies: Copies | None, like: TrainState) -> TrainState
   """The newest state that can be read of a run's checkpoints and emergency copies.
 
   What can't be read is reported, and set aside once something older could be; it is never deleted.
-  Checkpoints go to FOLDER/damaged. With several processes all of them read the same step.
+  Checkpoints go to FOLDER/damaged. With several processes all of them read the same step; newer
+  copies, which some of them lack, are set aside, else they would be kept instead of new ones.
 
   Args:
     folder: of the run.
@@ -53,6 +54,7 @@ def newest(folder: Place, copies: Copies | None, like: TrainState) -> TrainState
     if all(ok for (ok,) in processes.told([int(now is not None)])):
       for bad, was_durable in damaged:
         _set_aside(folder, copies, bad, was_durable)
+      _set_aside_after(step, copies)
       return now
     damaged.append((step, is_durable))
     if now is None or processes.writes():
@@ -62,6 +64,7 @@ def newest(folder: Place, copies: Copies | None, like: TrainState) -> TrainState
       f"Nothing that was saved of {folder} can be read. {reason} Restore one of its"
       " checkpoints, or start anew in another --workdir."
     )
+  _set_aside_after(0, copies)
   return None
 
 
@@ -71,6 +74,13 @@ def _set_aside(folder: Place, copies: Copies | None, step: int, is_durable: bool
   elif processes.writes():
     print(f"WARNING: step {step} was moved to {checkpoint.set_aside(folder, step)}.", flush=True)
   processes.wait(f"aside {step}")
+
+
+def _set_aside_after(step: int, copies: Copies | None) -> None:
+  for newer in copies.steps() if copies else []:
+    if copies and newer > step:
+      copies.set_aside(newer)
+      print(f"WARNING: the copy of step {newer} was set aside: not all have one.", flush=True)
 
 
 class Saves:

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from d4s_jax.data.identity import differences, leaves
-from d4s_jax.formats import tokenizer_files
+from d4s_jax.formats import atomic, tokenizer_files
 from d4s_jax.models.system import System
 from d4s_jax.models.tokenizer import MissingPackageError
 from d4s_jax.training import checkpoint
@@ -152,9 +152,8 @@ def _write(path: Place, text: str) -> None:
   if not is_local(path):  # objects are like that
     path.write_text(text + "\n")
     return
-  temporary = path.with_name(f"{path.name}.tmp")
-  temporary.write_text(text + "\n")
-  temporary.replace(path)
+  with atomic.replacing(path) as temporary:
+    temporary.write_text(text + "\n")
 
 
 def _settled(config: Any) -> dict[str, Any]:

@@ -2,7 +2,10 @@
 
 import asyncio
 import dataclasses
+import errno
+import fcntl
 import gc
+import os
 import shutil
 import subprocess
 import sys
@@ -107,6 +110,36 @@ def test_a_read_that_nobody_asks_for_any_more_says_nothing(tmp_path, caplog):
   assert [str(record.exc_info[1]) for record in caplog.records] == ["something else"]
 
 
+def test_no_process_waits_in_a_sum_for_one_that_could_not_read(tmp_path, monkeypatch):
+  save(tmp_path, 4)
+  said = []
+  monkeypatch.setattr(checkpoint, "sums", lambda _: pytest.fail("waits for ever"))
+  monkeypatch.setattr(checkpoint.processes, "told", lambda ok: said.append(ok) or [ok, [0]])
+  # Another one could not.
+  with pytest.raises(checkpoint.DamagedError, match="process 1 could not do its part"):
+    checkpoint.read_state(tmp_path, 4, make_state(0))
+  # This one can't.
+  largest_file(tmp_path / "checkpoints" / "4" / "model").unlink()
+  with pytest.raises(checkpoint.DamagedError, match="can't be read"):
+    checkpoint.read_state(tmp_path, 4, make_state(0))
+  assert said == [[1], [0]]
+
+
+@pytest.mark.parametrize(
+  "error", [OSError(errno.ESTALE, "Stale file handle"), Exception("UNAVAILABLE: try again")]
+)
+def test_a_disk_that_does_not_answer_is_no_damage(tmp_path, monkeypatch, error):
+  save(tmp_path, 4)
+
+  def fail(*_, **__):
+    raise error
+
+  monkeypatch.setattr(checkpoint.ocp.PyTreeCheckpointHandler, "restore", fail)
+  with pytest.raises(type(error)) as raised:
+    checkpoint.read_state(tmp_path, 4, make_state(0))
+  assert raised.value is error
+
+
 def test_a_single_bit_that_flipped_is_found(tmp_path):
   save(tmp_path, 4)
   for item, read in (("model", checkpoint.read_model), ("training", None)):
@@ -156,6 +189,23 @@ def test_what_was_not_written_to_its_end_is_not_called_good(tmp_path, monkeypatc
     with pytest.raises(checkpoint.CheckpointError, match="; 1 is good"):
       saved.save(make_state(3))
   assert saved.latest == 1
+
+
+def test_where_a_disk_cannot_reserve_room_nothing_is_written_to_find_out(tmp_path, monkeypatch):
+  """On NFS 3, say, glibc writes to every block; but not through a file that is appended to."""
+
+  def emulated(descriptor, *_):
+    assert fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_APPEND, "all of it would be written"
+    raise OSError(errno.EBADF, "Bad file descriptor")
+
+  monkeypatch.setattr(checkpoint.os, "posix_fallocate", emulated)
+  usage = shutil.disk_usage(tmp_path)
+  save(tmp_path, 1)
+  monkeypatch.setattr(checkpoint.atomic.shutil, "disk_usage", lambda _: usage._replace(free=100))
+  saved = checkpoint.Checkpoints(tmp_path)
+  with pytest.raises(checkpoint.CheckpointError, match="its disk has 100.*; 1 is good"):
+    saved.save(make_state(2))
+  saved.close()
 
 
 FILLING = """

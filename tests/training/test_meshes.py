@@ -12,11 +12,14 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 STORED = """
 import dataclasses, pathlib, sys
+import flax.linen as nn
 import jax, jax.numpy as jnp, numpy as np, optax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from d4s_jax.training import checkpoint, state
+from d4s_jax.models.system import System
+from d4s_jax.training import checkpoint, initialize, sharding, state
 from d4s_jax.training.emergency import Copies
 from d4s_jax.training.sums import sums
+from tests.support import random_params, small_config, write_run
 
 folder = pathlib.Path(sys.argv[1])
 params = {"ldrm": {"kernel": jax.random.normal(jax.random.key(0), (16, 24))}, "fixed": jnp.ones(8)}
@@ -59,6 +62,20 @@ for step, (devices, spec) in enumerate(meshes):
     raise AssertionError("read on another mesh")
   except checkpoint.DamagedError as error:
     assert "otherwise on this mesh" in str(error), error
+
+# A run on all devices that begins with what one of one device left.
+config = small_config()
+system = System.build(config.model.to_dict())
+params = random_params(system)
+write_run(folder / "earlier", config, params)
+config.init.update({name: str(folder / "earlier") for name in params})
+mesh = sharding.make_mesh(4)
+with jax.set_mesh(mesh), nn.logical_axis_rules(sharding.RULES):
+  patterns, optimizer = ("^ldrm/",), optax.sgd(1.0)
+  like = initialize.abstract_state(system, patterns, optimizer, mesh)
+  now = initialize.create_state(system, config, patterns, optimizer, like)
+jax.tree.map(np.testing.assert_array_equal, state.averaged_params(now), params)
+assert sum(not x.sharding.is_fully_replicated for x in jax.tree.leaves(now)) > 20
 """
 
 TRAINED = """

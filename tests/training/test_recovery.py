@@ -89,6 +89,26 @@ def test_another_configuration_is_not_taken_for_damage(tmp_path):
   assert checkpoint.whole_steps(tmp_path) == [3, 4]
 
 
+def test_copies_that_another_process_lacks_do_not_take_the_place_of_new_ones(tmp_path, monkeypatch):
+  """Its host was replaced: what is on this one's disk is of no use."""
+  save(tmp_path, 4)
+  ours, theirs = copies_of(tmp_path / "ours", 6, 7), copies_of(tmp_path / "theirs")
+  monkeypatch.setattr(
+    recovery.processes,
+    "told",
+    lambda numbers: [numbers, theirs.steps() if numbers == ours.steps() else numbers],
+  )
+  assert same(recovery.newest(tmp_path, ours, make_state(0)), 4)
+  for copies in (ours, theirs):
+    copies.save(make_state(5))
+    copies.wait()
+  assert ours.steps() == theirs.steps() == [5]
+  # Nor those of a run that starts anew.
+  theirs.set_aside(5)
+  assert recovery.newest(tmp_path / "none", ours, make_state(0)) is None
+  assert ours.steps() == []
+
+
 def begun(folder):
   """A run that left an emergency copy before its first checkpoint, and where such copies lie."""
   run, options = folder / "run", types.SimpleNamespace(local=str(folder / "local"))

@@ -1,5 +1,6 @@
 """The folder of a run: its configuration, and its own copy of a published tokenizer."""
 
+import errno
 import functools
 import importlib
 import json
@@ -30,6 +31,19 @@ def test_missing_run_says_how_to_get_one(tmp_path):
   run_folder.write_config(tmp_path, CONFIG, DATA)
   with pytest.raises(checkpoint.CheckpointError, match="no checkpoints yet"):
     checkpoint.read_model(tmp_path, {})
+
+
+def test_what_is_written_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+  run_folder.write_config(tmp_path, CONFIG, DATA)
+  before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+  def full(_):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+  monkeypatch.setattr(run_folder.atomic.os, "fsync", full)
+  with pytest.raises(OSError, match="No space left"):
+    run_folder.write_config(tmp_path, {**CONFIG, "steps": 20}, DATA)
+  assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_broken_config_is_refused(tmp_path):

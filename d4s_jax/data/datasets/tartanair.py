@@ -31,10 +31,11 @@ class TartanAir(Dataset):
   def _find(self) -> Iterable[str]:
     found = [
       folder.relative_to(self.root).as_posix()
-      for folder in files.folders_with(self.root, "pose_left.txt", _DEEPEST, self.problems)
+      for folder in files.folders_with(self.root, "pose_left.txt", _DEEPEST)
     ]
     if not found:
-      for second in files.folders_with(self.root, "pose_lcam_front.txt", _DEEPEST, self.problems):
+      second = next(files.folders_with(self.root, "pose_lcam_front.txt", _DEEPEST), None)
+      if second is not None:
         raise ValueError(f"{second} is of TartanAir V2, another dataset; expected TartanAir V1.")
       raise ValueError(
         f"{self.root} holds no pose_left.txt; expected PLACE/Easy/P000/pose_left.txt of TartanAir."

@@ -19,7 +19,7 @@ from d4s_jax.data.transforms import in_floats
 from d4s_jax.data.wanted import Wanted
 from d4s_jax.types import Clip, Tracks
 
-# Clips in a row that may be without a length.
+# Scenes that are tried for one that is long enough.
 _TRIES = 50
 
 
@@ -73,8 +73,6 @@ class Windows:
     self._cut = Cut(wanted, posed, distance, **({"augment": augment} if augment else {}))
     self._name, self._dataset = dataset, open_dataset(dataset, path)
     self._names = split_names(self._dataset, split)
-    # Scenes that were found too short: opened once, whatever is drawn.
-    self._short: set[str] = set()
 
   def __len__(self) -> int:
     return self._cut.wanted.length
@@ -98,29 +96,24 @@ class Windows:
 
     Raises:
       CorruptRecord: a file is missing or damaged.
-      NoLength: many scenes in a row have no length to scale by.
-      ValueError: no scene is long enough.
+      ValueError: no scene is long enough, or has a length to scale by.
     """
     wanted = self._cut.wanted
     wanted.check(index, len(self))
-    scenes, tries = np.random.default_rng((*wanted.entropy, index)), 0
-    while len(self._short) < len(self._names):
+    scenes = np.random.default_rng((*wanted.entropy, index))
+    for _ in range(_TRIES):
       name = self._names[scenes.integers(len(self._names))]
-      if name in self._short:
-        continue
       try:
         footage = _OfScene(self._name, self._dataset.open(name))
         if footage.longest >= wanted.frames:
           return self._cut(footage, rng)
-        self._short.add(name)
-      except NoLength as error:
-        tries += 1
-        if tries == _TRIES:
-          raise NoLength(f"Clip {index}, {tries} scenes in a row, the last: {error}") from error
+      except NoLength:
+        continue
       except (ValueError, OSError) as error:
         raise CorruptRecord(f"Clip {index}, scene {name}: {error}") from error
+    length = " and depth, tracks or a camera that moves" if self._cut.distance else ""
     raise ValueError(
-      f"None of {len(self._names)} scenes in {self._dataset.root} has {wanted.frames} frames;"
+      f"None of {_TRIES} scenes in {self._dataset.root} has {wanted.frames} frames{length};"
       " expected a shorter clip, or longer scenes."
     )
 
