@@ -27,7 +27,7 @@ class Findings:
     scenes: scenes that can be used.
     frames: usable frames of them, over all cameras.
     cameras: cameras of them.
-    depth: frames with depth.
+    depth: frames with depth, as many of all as of those that are read.
     tracks: cameras with tracks.
     agreement: of each scene whose depth could be compared with its cameras (`depth_agreement`).
     sheets: contact sheets that were drawn.
@@ -95,7 +95,7 @@ def inspect(
         found.problems.append(f"{scene_name} is left out: {error}")
         progress.update(1)
         continue
-      broken = list(_broken(scene, frames))
+      broken = list(_broken(found, scene, frames))
       # A damaged video says so at each frame.
       found.problems += dict.fromkeys([*scene.problems, *broken])
       _count(found, scene)
@@ -110,6 +110,8 @@ def inspect(
           if not broken:
             found.problems.append(f"{scene_name} can't be drawn: {error}")
       progress.update(1)
+  # Names of files need not be text.
+  found.problems = [x.encode("utf-8", "backslashreplace").decode() for x in found.problems]
   _write(found, output)
   return found
 
@@ -119,13 +121,13 @@ def _count(found: Findings, scene: Scene) -> None:
   found.cameras += len(scene.views)
   for view in scene.views:
     found.frames += len(view)
-    found.depth += len(view) * (view.depth is not None)
     found.tracks += view.tracks is not None
 
 
-def _broken(scene: Scene, frames: int) -> Iterator[str]:
-  """What of a scene can't be read."""
+def _broken(found: Findings, scene: Scene, frames: int) -> Iterator[str]:
+  """What of a scene can't be read; counts frames with depth."""
   for view in scene.views:
+    with_depth = 0
     count = min(frames or len(view), len(view))
     chosen = np.unique(np.linspace(0, len(view) - 1, count).round().astype(int))
     readers = (view.pixels, view.depth, view.instances)
@@ -134,9 +136,11 @@ def _broken(scene: Scene, frames: int) -> Iterator[str]:
         if read is None:
           continue
         try:
-          read(index)
+          values = read(index)
+          with_depth += read is view.depth and bool(values.any())
         except (OSError, ValueError) as error:
           yield str(error)
+    found.depth += round(with_depth * len(view) / len(chosen))
     if view.tracks is not None:
       for index in chosen.tolist():
         try:

@@ -25,6 +25,8 @@ from jaxtyping import Float, UInt8
 
 from d4s_jax.captioning import Endpoint
 from d4s_jax.curation.guard import may_pass
+from d4s_jax.data.datasets.assembly import check_lens
+from d4s_jax.formats.cameras import nearest_rigid, rigid
 from d4s_jax.types import Cameras
 
 KINDS = ("cameras", "depth", "tracks", "lengths", "matches", "captions")
@@ -143,10 +145,10 @@ def open_estimator(kind: str, name: str) -> Estimator:
 
 
 def checked(kind: str, result: Any, footage: Excerpt) -> dict[str, np.ndarray]:
-  """The arrays of a result, if they are what they should be.
+  """The arrays of a result, if they are what they should be; poses are the nearest rigid ones.
 
   Raises:
-    ValueError: an array is missing, has another shape or is not finite.
+    ValueError: an array is missing, has another shape, is not finite, or is of no camera.
   """
   if not isinstance(result, Mapping):
     raise ValueError(f"a {type(result).__name__}; expected arrays by name.")
@@ -168,11 +170,24 @@ def checked(kind: str, result: Any, footage: Excerpt) -> dict[str, np.ndarray]:
     if not fits:
       shape = ", ".join(axis if size is None else str(size) for axis, size in zip(axes, expected))
       raise ValueError(f"{name} of shape {array.shape}; expected ({shape}), as the pictures have.")
-    holes = array.dtype.kind == "f" and name not in _WITH_GAPS and np.isnan(array).any()
-    if array.dtype.kind not in "fiub" or holes:
-      raise ValueError(f"{name} has NaN, or is no number.")
+    gaps = np.isnan(array) if array.dtype.kind == "f" and name in _WITH_GAPS else False
+    if array.dtype.kind not in "fiub" or not (np.isfinite(array) | gaps).all():
+      raise ValueError(f"{name} has NaN or infinite values, or is no number.")
     arrays[name] = array
+  for name in ("world_from_camera", "second"):
+    if name in arrays:
+      arrays[name] = _poses(arrays[name], name)
+  for number, lens in enumerate(arrays.get("intrinsics", ())):
+    check_lens(lens, height, width, f"intrinsics of frame {number}")
   return arrays
+
+
+def _poses(given: np.ndarray, name: str) -> Float[np.ndarray, "f 4 4"]:
+  given = given.astype(np.float64)
+  made, sound = nearest_rigid(given)
+  for number in np.flatnonzero(~sound & np.isfinite(given).all((1, 2))):
+    rigid(given[number], f"{name} of frame {number}")
+  return made
 
 
 class _Captions:

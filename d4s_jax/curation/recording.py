@@ -2,13 +2,15 @@
 
 import base64
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Float, Int
 from PIL import Image
 
 from d4s_jax.curation import sample
-from d4s_jax.curation.units import Opened, Span
+from d4s_jax.curation.guard import may_pass
+from d4s_jax.curation.units import Opened, Span, View
 from d4s_jax.data import record as records
 from d4s_jax.data.record import Record
 from d4s_jax.geometry import cameras as camera_geometry
@@ -17,56 +19,90 @@ from d4s_jax.types import Cameras, Tracks
 _THUMBNAIL = 72
 
 
-def to_record(span: Span, opened: Opened, side: int) -> Record:
-  """A clip's frames at the size that is kept, and all that its dataset knows of them."""
-  pictures: list[bytes] = []
-  depths: list[bytes] = []
-  instances: list[bytes] = []
-  times, numbers, poses, lenses = [], [], [], []
-  size: tuple[int, int] | None = None
-  tracks = None
-  for number, (view, frames) in enumerate(zip(opened.views, opened.frames)):
-    # Of views before that had none.
-    if view.depth is not None and not depths:
-      depths = [b""] * len(numbers)
-    if view.instances is not None and not instances:
-      instances = [b""] * len(numbers)
-    for index in frames:
-      image = view.pixels(int(index))
-      if size is None:
-        size = kept_size(image.shape[0], image.shape[1], side)
-      pictures.append(records.to_jpeg(_resized(image, size)))
-      if view.depth is not None:
-        depths.append(records.to_depth_png(nearest(view.depth(int(index)), size)))
-      if view.instances is not None:
-        instances.append(records.to_instance_png(nearest(view.instances(int(index)), size)))
-      times.append(view.times[index])
-      numbers.append(number)
-      if view.cameras is not None:
-        poses.append(np.asarray(view.cameras.world_from_camera)[index])
-        cut = camera_geometry.resize(view.cameras[np.array([index])], *size)
-        lenses.append(np.asarray(cut.intrinsics)[0])
-    if view.depth is None and depths:
-      depths += [b""] * len(frames)
-    if view.instances is None and instances:
-      instances += [b""] * len(frames)
-    if view.tracks is not None and tracks is None:
-      tracks = (len(numbers) - len(frames), view.tracks(frames))
-  assert size is not None
-  return Record(
+class _Part(NamedTuple):
+  """What one view gives to a record; `depths` and `instances` are empty where it has none."""
+
+  size: tuple[int, int]
+  pictures: list[bytes]
+  depths: list[bytes]
+  instances: list[bytes]
+  times: Float[np.ndarray, "g"]
+  poses: list[Any]
+  lenses: list[Any]
+  tracks: Tracks | None
+
+
+def to_record(span: Span, opened: Opened, side: int) -> tuple[Record, list[str]]:
+  """A clip's frames at the size that is kept, and all that its dataset knows of them.
+
+  Returns:
+    The record, and sentences about views, other than the first, that can't be read: they are left
+    out.
+  """
+  parts: list[_Part] = []
+  notes: list[str] = []
+  for view, frames in zip(opened.views, opened.frames):
+    try:
+      parts.append(_part(view, frames, parts[0].size if parts else None, side))
+    except (OSError, ValueError) as error:
+      if not parts or may_pass(error):
+        raise
+      notes.append(f"the camera {view.name!r} is left out: {error}")
+  size, counts = parts[0].size, [len(part.pictures) for part in parts]
+
+  def all_of(name: str) -> list[bytes] | None:
+    maps = [getattr(part, name) for part in parts]
+    # Of views that have none.
+    filled = [own or [b""] * count for own, count in zip(maps, counts)]
+    return sum(filled, []) if any(maps) else None
+
+  poses, lenses = sum((part.poses for part in parts), []), sum((part.lenses for part in parts), [])
+  tracks = next(
+    (
+      _padded(sum(counts[:place]), part.tracks, sum(counts))
+      for place, part in enumerate(parts)
+      if part.tracks is not None
+    ),
+    None,
+  )
+  record = Record(
     **{"name": span.name, "caption": "", "metric": opened.metric},
     dynamic=bool(opened.dynamic),
-    view=np.array(numbers),
-    times=np.array(times, np.float64),
+    view=np.repeat(np.arange(len(parts)), counts),
+    times=np.concatenate([part.times for part in parts]).astype(np.float64),
     height=size[0],
     width=size[1],
-    images=pictures,
+    images=sum((part.pictures for part in parts), []),
     world_from_camera=np.stack(poses) if poses else None,
     intrinsics=np.stack(lenses) if poses else None,
-    depth=depths if len(depths) == len(pictures) else None,
-    instances=instances if len(instances) == len(pictures) else None,
-    tracks=_padded(*tracks, len(numbers)) if tracks else None,
+    depth=all_of("depths"),
+    instances=all_of("instances"),
+    tracks=tracks,
   )
+  return record, notes
+
+
+def _part(
+  view: View, frames: Int[np.ndarray, "g"], size: tuple[int, int] | None, side: int
+) -> _Part:
+  """What a view gives at a size, or else at that which is kept of its own."""
+  pictures, depths, instances, poses, lenses = [], [], [], [], []
+  for index in frames.tolist():
+    image = view.pixels(index)
+    size = size or kept_size(image.shape[0], image.shape[1], side)
+    pictures.append(records.to_jpeg(_resized(image, size)))
+    if view.depth is not None:
+      depths.append(records.to_depth_png(nearest(view.depth(index), size)))
+    if view.instances is not None:
+      instances.append(records.to_instance_png(nearest(view.instances(index), size)))
+    if view.cameras is not None:
+      poses.append(np.asarray(view.cameras.world_from_camera)[index])
+      cut = camera_geometry.resize(view.cameras[np.array([index])], *size)
+      lenses.append(np.asarray(cut.intrinsics)[0])
+  tracks = view.tracks(frames) if view.tracks is not None else None
+  assert size is not None
+  times = view.times[frames]
+  return _Part(size, pictures, depths, instances, times, poses, lenses, tracks)
 
 
 def kept_size(height: int, width: int, side: int) -> tuple[int, int]:

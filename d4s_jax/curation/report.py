@@ -74,7 +74,7 @@ def write_report(folder: pathlib.Path, settings: Settings, problems: list[str]) 
   lines += _list("Quarantined", [f"{name}: {reason}" for name, reason in quarantined])
   lines += _list("Problems", problems)
   with atomic.replacing(folder / "report.md") as temporary:
-    temporary.write_text("\n".join(lines) + "\n")
+    temporary.write_text("\n".join(lines) + "\n", encoding="utf-8", errors="backslashreplace")
   return summary
 
 

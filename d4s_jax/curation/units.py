@@ -18,7 +18,7 @@ from jaxtyping import Float, Int, UInt8
 
 from d4s_jax.data.datasets import registry
 from d4s_jax.data.datasets.scene import check_folder
-from d4s_jax.formats.footage import Footage
+from d4s_jax.formats.footage import Footage, video_stream
 from d4s_jax.formats.images import MAX_PIXELS
 from d4s_jax.types import Cameras, Tracks
 
@@ -173,7 +173,7 @@ def _scan(
   before, dropped, shrink = None, 0, VideoReformatter()
   try:
     with av.open(str(path)) as container:
-      stream = container.streams.video[0]
+      stream = video_stream(container, path)
       if stream.width * stream.height > MAX_PIXELS or min(stream.width, stream.height) < 1:
         raise ValueError(
           f"{path} has frames of {stream.width} x {stream.height} pixels; expected 1 to"
@@ -197,10 +197,9 @@ def _scan(
           f"{path} can't be read beyond frame {len(stamps)} ({error}); what is before is used."
           " Fetch the file again."
         )
-  except (FFmpegError, IndexError) as error:
-    why = "it has no pictures" if isinstance(error, IndexError) else error
+  except FFmpegError as error:
     raise ValueError(
-      f"{path} cannot be read as a video ({why}). Fetch the file again, or remove it."
+      f"{path} cannot be read as a video ({error}). Fetch the file again, or remove it."
     ) from error
   if not stamps:
     raise ValueError(f"{path} has no frames that can be read. Fetch the file again, or remove it.")

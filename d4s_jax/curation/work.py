@@ -34,16 +34,17 @@ def split(unit: Unit, settings: Settings, guard: Guard) -> Row:
 
 
 def read(span: Span, settings: Settings, guard: Guard) -> Row:
-  """The record of a clip, as {"span", "record", "failed", "again", "group", "split", "known"}."""
+  """The record of a clip, as {"span", "record", "failed", "again", ...}; see `_read`."""
   done = guard.run(span.name, _read, span, settings)
   return {"span": span, "failed": done.failed, "again": done.again, **(done.result or {})}
 
 
 def _read(span: Span, settings: Settings) -> Row:
   opened = open_span(span)
-  record = to_record(span, opened, settings.side)
+  record, notes = to_record(span, opened, settings.side)
   return {
     "record": records.encode(record),
+    "notes": notes,
     "group": opened.group,
     "split": opened.split,
     # Whether something moves is the dataset's word, or to be found out.
@@ -83,7 +84,8 @@ def _judged(row: Row, settings: Settings, told: Row) -> Row:
     raise ValueError(f"its {', '.join(strange)} can't be measured; it may be too small")
   reason = stages.judge(figures, stages.limits(settings.limits))
   told |= {"figures": figures, "hashes": [f"{x:016x}" for x in duplicates.hashes(small)]}
-  told |= {"metres": found.metres} | ({"notes": found.notes} if found.notes else {})
+  notes = [*row.get("notes", ()), *found.notes]
+  told |= {"metres": found.metres} | ({"notes": notes} if notes else {})
   if reason:
     return {"told": {**told, "reason": reason, "thumbnail": thumbnail(small)}, "record": b""}
   entry = Entry(

@@ -13,6 +13,7 @@ from jaxtyping import Int, UInt8
 from d4s_jax.data.identity import digest
 from d4s_jax.data.wanted import Wanted
 from d4s_jax.formats import arrays
+from d4s_jax.formats.footage import video_stream
 from d4s_jax.geometry import cameras as camera_geometry
 from d4s_jax.types import Cameras, Clip, Tracks, Views
 
@@ -168,14 +169,14 @@ def _decode(path: pathlib.Path, side: int) -> UInt8[np.ndarray, "f h w 3"]:
   frames = []
   try:
     with av.open(str(path)) as container:
-      stream = container.streams.video[0]
+      stream = video_stream(container, path)
       stream.thread_type = "AUTO"
       shorter = min(stream.width, stream.height)
       size = {"width": stream.width * side // shorter, "height": stream.height * side // shorter}
       for frame in container.decode(stream):
         small = frame.reformat(**size, format="rgb24", interpolation="AREA")
         frames.append(small.to_ndarray())
-  except (FFmpegError, IndexError) as error:
+  except FFmpegError as error:
     raise ValueError(f"{path} cannot be read as a video ({error}).") from error
   if not frames:
     raise ValueError(f"{path} has no frames; expected a film.")

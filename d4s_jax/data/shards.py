@@ -197,4 +197,6 @@ class Shards:
 
 def line(told: dict[str, Any]) -> bytes:
   """One line of a manifest."""
-  return json.dumps(told, ensure_ascii=False, sort_keys=True, allow_nan=False).encode() + b"\n"
+  text = json.dumps(told, ensure_ascii=False, sort_keys=True, allow_nan=False)
+  # What of a file's name is no text becomes JSON's own escapes.
+  return text.encode("utf-8", "backslashreplace") + b"\n"

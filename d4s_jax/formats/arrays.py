@@ -24,6 +24,9 @@ MOST_BYTES = 64 * 2**30
 # Rows that are kept in memory in one call.
 _MOST_READ = 4 * 2**30
 _PIECE = 2**20
+_ENCRYPTED = 1
+# What NumPy writes.
+_PACKED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 # Of NumPy's and Python's parsers, for headers that nobody's writer makes.
 _UNREADABLE = (
   *(ValueError, LookupError, TypeError, EOFError, SyntaxError, MemoryError, RecursionError),
@@ -122,8 +125,12 @@ class ArrayArchive:
         f"{path} is no .npz archive, or truncated ({error}). Fetch it again."
       ) from error
 
-  def spec(self, name: str, shape: Sequence[int | None]) -> Spec:
-    """What an array is, if it has this shape, with None for any size.
+  def __contains__(self, name: str) -> bool:
+    """Whether there is an array of this name, plain or not."""
+    return name in self.specs or name in self._refused
+
+  def spec(self, name: str, shape: Sequence[int | None] | None = None) -> Spec:
+    """What an array is, if it has this shape, with None for any size; or any shape.
 
     Raises:
       ValueError: there is no such array, it is no plain one, or it has another shape.
@@ -133,6 +140,8 @@ class ArrayArchive:
     if name not in self.specs:
       raise ValueError(f"{self.path} has {sorted(self.specs)[:20]}; expected {name!r} among them.")
     found = self.specs[name]
+    if shape is None:
+      return found
     if len(found.shape) != len(shape) or any(
       wanted not in (None, there) for wanted, there in zip(shape, found.shape)
     ):
@@ -148,9 +157,9 @@ class ArrayArchive:
       rows: strictly rising; None is all of them.
 
     Raises:
-      ValueError: the archive is damaged, or what is asked for is too large.
+      ValueError: the archive is damaged, lacks the array, or what is asked for is too large.
     """
-    spec = self.specs[name]
+    spec = self.spec(name)
     if spec.fortran and rows is not None:
       return self.read(name)[list(rows)]
     count = (spec.shape[0] if spec.shape else 1) if rows is None else len(rows)
@@ -201,6 +210,10 @@ def _rows(file: IO[bytes] | io.BufferedIOBase, rows: Sequence[int], size: int):
 
 def _look(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, where: str) -> tuple[Spec, int]:
   """What an array is, and at which of its bytes the numbers start."""
+  if entry.flag_bits & _ENCRYPTED or entry.compress_type not in _PACKED:
+    raise ValueError(
+      f"{where} is encrypted, or packed in a way that NumPy has not. Fetch it again."
+    )
   with archive.open(entry) as file:
     spec = check_header(file, where)
     start = file.tell()

@@ -68,7 +68,7 @@ class Footage:
       if not self.frames:
         self._look_through()
         self.frames = len(self._stamps)
-    except (FFmpegError, IndexError) as error:
+    except FFmpegError as error:
       raise ValueError(
         f"{path} cannot be read as a video ({error}); expected an intact mp4. Fetch it again."
       ) from error
@@ -123,7 +123,7 @@ class Footage:
   def _open(self) -> None:
     self.close()
     self._container = av.open(str(self.path))
-    self._stream: Any = self._container.streams.video[0]
+    self._stream = video_stream(self._container, self.path)
     self._stream.codec_context.thread_count = 1
     self._frames = _decoded(self._container, self._stream, self._wanted)
 
@@ -168,6 +168,21 @@ class Footage:
       if frame.pts is not None and frame.pts >= stamp:
         return frame if frame.pts == stamp else None
     return None
+
+
+def video_stream(container: Any, path: pathlib.Path) -> Any:
+  """The pictures of an opened video.
+
+  Raises:
+    ValueError: it has none, or none that can be decoded.
+  """
+  stream = next(iter(container.streams.video), None)
+  if stream is None or stream.codec_context is None:
+    why = "it has no pictures" if stream is None else "no decoder knows its pictures"
+    raise ValueError(
+      f"{path} cannot be read as a video ({why}). Fetch the file again, or remove it."
+    )
+  return stream
 
 
 def _decoded(container: Any, stream: Any, wanted: list[int]) -> Iterator[Any]:

@@ -55,7 +55,9 @@ def read_exr(path: str | os.PathLike) -> Float[np.ndarray, "h w"]:
   try:
     with OpenEXR.File(str(path), header_only=True) as file:
       (left, top), (right, bottom) = np.asarray(file.header()["dataWindow"], np.int64)
-    _check_size(path, int(bottom - top) + 1, int(right - left) + 1)
+      # All of them are unpacked.
+      channels = sum(len(part.header["channels"]) for part in file.parts)
+    _check_size(path, int(bottom - top) + 1, int(right - left) + 1, channels)
     # A damaged file leaves no parts, and lines on the error stream from the library itself.
     with OpenEXR.File(str(path), separate_channels=True, num_threads=0) as file:
       # Copies: the file's own go when it is closed.
@@ -123,10 +125,11 @@ def _present(path: str | os.PathLike) -> pathlib.Path:
   return path
 
 
-def _check_size(path: pathlib.Path, height: int, width: int) -> None:
-  if not (height > 0 and width > 0 and height * width <= images.MAX_PIXELS):
+def _check_size(path: pathlib.Path, height: int, width: int, channels: int = 1) -> None:
+  if not (height > 0 and width > 0 and height * width * channels <= images.MAX_PIXELS):
+    each = f" of {channels} numbers" if channels > 1 else ""
     raise ValueError(
-      f"{path} claims {width} x {height} pixels; expected 1 to {images.MAX_PIXELS} in all."
+      f"{path} claims {width} x {height} pixels{each}; expected 1 to {images.MAX_PIXELS} in all."
     )
 
 

@@ -76,7 +76,7 @@ def films(folder):
   for number in range(_COUNT):
     unit = units.Unit("stereo4d", str(folder / "videos"), f"film_{number:03d}")
     span = units.Span(unit, 0, _LONG - 1)
-    made.append(recording.to_record(span, units.open_span(span), _SIDE))
+    made.append(recording.to_record(span, units.open_span(span), _SIDE)[0])
   write_folder(folder / "shards", made)
   places = {"videos": videos, "shards": folder / "shards"}
   size = {x: sum(y.stat().st_size for y in place.iterdir()) for x, place in places.items()}
@@ -274,7 +274,7 @@ def memory(folder):
     with make_loader(source, tokenize, batch_size=20, seed=0, workers=workers) as batches:
       for number in range(20, _CLIPS.value + 1, 20):
         next(batches)
-        if number % (_CLIPS.value // 10 // 20 * 20) == 0:
+        if number % (max(_CLIPS.value // 200, 1) * 20) == 0:
           family = [process, *process.children(recursive=True)]
           told[number] = sum(x.memory_info().rss for x in family) / 2**20
     line = ", ".join(f"{number}: {value:.0f}" for number, value in told.items())

@@ -1,6 +1,7 @@
 """The inspection of a download: what it counts, what it finds, what it draws."""
 
 import json
+import os
 import shutil
 from typing import Any
 
@@ -9,6 +10,9 @@ import pytest
 from PIL import Image
 
 from d4s_jax.curation.agreement import carried, depth_agreement, partner
+from d4s_jax.curation.report import write_report
+from d4s_jax.curation.settings import Settings
+from d4s_jax.data import shards
 from d4s_jax.data.datasets.registry import open_dataset
 from tests.data.datasets.writers import (
   multicamvideo,
@@ -55,7 +59,7 @@ def test_what_is_broken_is_listed_and_the_status_tells(tmp_path, capsys):
   said = capsys.readouterr().out
   assert f"- {broken} cannot be read as an image" in said
   assert "- No depth of frame 2 in " in said and "Camera_1" in said
-  assert "2 scenes, 4 cameras, 12 frames" in said and "2 problems" in said
+  assert "2 scenes, 4 cameras, 12 frames, 11 of them with depth" in said and "2 problems" in said
   scene.write_bytes(b"\xff\xff")
   assert check("virtual_kitti", written, f"--output={tmp_path}/report") == 1
   said = capsys.readouterr().out
@@ -63,6 +67,29 @@ def test_what_is_broken_is_listed_and_the_status_tells(tmp_path, capsys):
   assert "1 scenes, 2 cameras, 6 frames" in said
   listed = (tmp_path / "report" / "problems.txt").read_text().splitlines()
   assert len(listed) == 2
+
+
+def test_names_that_are_no_text_are_escaped_and_spoil_no_report(tmp_path, capsys):
+  written = virtual_kitti.write(tmp_path / "set", "Scene01/clone", numbers=range(3))
+  virtual_kitti.write(tmp_path / "set", "Scene02/fog", numbers=range(3))
+  (stated,) = written.root.rglob("Scene01/*/intrinsic.txt")
+  stated.write_text(stated.read_text() + "no numbers\n")
+  for path in (*written.root.rglob("Scene02/fog"), stated.parents[2]):
+    path.rename(os.fsdecode(os.fsencode(path) + b"\xe9"))
+  assert check("virtual_kitti", written, f"--output={tmp_path}/report") == 1
+  said = capsys.readouterr().out
+  assert "1 scenes, 2 cameras, 6 frames" in said
+  listed = (tmp_path / "report" / "problems.txt").read_text()
+  assert r"'Scene02/fog\udce9': a name that is no text; the scene is left out. Rename its" in listed
+  assert rf"{stated.parents[2].name}\udce9/Scene01/clone/intrinsic.txt, line" in listed
+  report = json.loads((tmp_path / "report" / "report.json").read_text())
+  assert report["problems"] == listed.splitlines()
+  # A manifest and its report name such files too.
+  problem = os.fsdecode(b"caf\xe9.png is damaged")
+  told = {"unit": "a", "problems": [problem], "quarantined": True, "reason": problem}
+  (tmp_path / shards.MANIFEST).write_bytes(shards.line(told))
+  write_report(tmp_path, Settings(), [problem])
+  assert (tmp_path / "report.md").read_text().count(r"caf\udce9.png is damaged") == 3
 
 
 def test_some_frames_are_read_where_all_would_take_long(tmp_path, capsys):

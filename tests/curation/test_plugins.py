@@ -5,6 +5,7 @@ import errno
 import http.server
 import json
 import os
+import re
 import socket
 import threading
 
@@ -199,6 +200,30 @@ def test_triangulation_leaves_out_what_it_cannot_know():
     anchors.from_depth_maps(none, seen, cameras, np.ones((FRAMES, 48, 64))).estimate()
 
 
+@pytest.mark.parametrize(
+  "change, message",
+  [
+    ({"world_from_camera": np.diag([1.0, -1, 1, 1])}, "world_from_camera of frame 0: a mirror"),
+    ({"world_from_camera": np.diag([2.0, 2, 2, 1])}, "it is scaled by 2"),
+    ({"world_from_camera": np.eye(4) + np.eye(4, k=-3)}, "The matrix is transposed"),
+    ({"world_from_camera": np.full((4, 4), np.inf)}, "world_from_camera has NaN or infinite"),
+    ({"second": np.diag([1.0, 1, -1, 1])}, "second of frame 0: a mirror"),
+    ({"intrinsics": np.diag([0.8, 0.8, 1])}, "intrinsics of frame 0: focal lengths 0.8, 0.8"),
+    ({"intrinsics": np.diag([-50.0, 50, 1])}, "focal lengths -50, 50 .*which no camera"),
+    ({"second": np.full((4, 4), np.nan)}, ""),
+  ],
+)
+def test_cameras_that_cannot_be_are_refused(change, message):
+  one = row(scene_record(0))
+  shown = estimates.excerpt(one)
+  record = records.decode(one["record"])
+  whole = {"world_from_camera": record.world_from_camera, "intrinsics": record.intrinsics}
+  count = len(shown.images)
+  result = {**whole, **{name: np.tile(x, (count, 1, 1)) for name, x in change.items()}}
+  made = estimates._taken("cameras", one, shown, result)
+  assert re.search(message, made["failed"]) if message else not made["failed"], made["failed"]
+
+
 BAD = {
   "size": ({"depth": np.ones((40, 20, 20))}, "depth of shape .17, 20, 20.; expected .17, 48, 64."),
   "NaN": ({"depth": np.full((40, 48, 64), np.nan)}, "depth has NaN"),
@@ -212,8 +237,6 @@ def test_depth_that_does_not_fit_is_refused(arrays, message, tmp_path):
   (tmp_path / "videos").mkdir()
   np.savez(tmp_path / "videos" / "a.mp4.npz", **arrays)
   (made,) = estimators(Settings(plugins={"depth": f"files:{tmp_path}"}))([bare()])
-  import re
-
   assert re.search(message, made["failed"]), made["failed"]
 
 

@@ -6,10 +6,14 @@ import av
 import numpy as np
 import pytest
 
-from d4s_jax.curation import units
+from d4s_jax.curation import units, work
+from d4s_jax.curation.guard import Guard
+from d4s_jax.curation.settings import Settings
 from d4s_jax.curation.units import Unit
+from d4s_jax.data import record as records
 from d4s_jax.formats.video import write_video
 from tests.curation.footage import pan, write_films
+from tests.data.datasets.writers import multicamvideo
 
 
 def unit(path):
@@ -74,6 +78,30 @@ def test_a_truncated_video_names_file_cause_and_remedy(tmp_path):
   path.write_bytes(contents[:100])
   with pytest.raises(ValueError, match="film 0.mp4 .*it has no pictures.*Fetch the file again"):
     split(unit(path))
+
+
+def test_a_camera_that_cannot_be_read_is_left_out_of_a_clip_unless_it_is_the_first(tmp_path):
+  written = multicamvideo.write(tmp_path / "set", frames=6)
+  one = units.Unit("multicamvideo", str(written.root), written.scene)
+  span, settings, guard = units.Span(one, 0, 5), Settings(side=64), Guard(tmp_path, 60)
+  videos = sorted(written.root.rglob("*.mp4"))
+  assert len(videos) == 3
+  whole = records.decode(work.read(span, settings, guard)["record"])
+  contents = videos[1].read_bytes()
+  videos[1].write_bytes(contents[: len(contents) * 7 // 10])
+  units._scene.cache_clear()
+  row = work.read(span, settings, guard)
+  kept = records.decode(row["record"])
+  assert kept.view.tolist() == [0] * 6 + [1] * 6
+  assert kept.images == whole.images[:6] + whole.images[12:]
+  for name in ("times", "world_from_camera", "intrinsics"):
+    both = np.delete(getattr(whole, name), np.s_[6:12], axis=0)
+    np.testing.assert_array_equal(getattr(kept, name), both)
+  told = work.assess(row, Settings(), guard)["told"]
+  assert "cam02' is left out: " in told["notes"][0] and videos[1].name in told["notes"][0]
+  videos[0].write_bytes(videos[0].read_bytes()[: len(contents) * 7 // 10])
+  units._scene.cache_clear()
+  assert "cam01.mp4" in work.read(span, settings, guard)["failed"]
 
 
 def test_times_that_do_not_rise_are_left_out(tmp_path, monkeypatch):

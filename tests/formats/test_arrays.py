@@ -145,6 +145,25 @@ def test_damaged_archives_are_named(tmp_path, damage):
     archive.read("points")
 
 
+@pytest.mark.parametrize("harm", ["encrypted", "packed by LZMA"])
+def test_an_array_that_cannot_be_unpacked_is_refused_and_the_rest_is_read(tmp_path, harm):
+  path = tmp_path / "a.npz"
+  np.savez(path, whole=np.arange(3.0))
+  kind = zipfile.ZIP_LZMA if harm == "packed by LZMA" else zipfile.ZIP_STORED
+  with zipfile.ZipFile(path, "a", kind) as archive:
+    archive.writestr("harmed.npy", _header(shape=(4,)) + b"\0" * 16)
+  if harm == "encrypted":
+    content = bytearray(path.read_bytes())
+    # Flags, 6 and 8 bytes into an entry of the second array and its line of the directory.
+    content[content.rindex(b"PK\3\4") + 6] |= 1
+    content[content.rindex(b"PK\1\2") + 8] |= 1
+    path.write_bytes(content)
+  archive = ArrayArchive(path)
+  assert archive.read("whole").tolist() == [0, 1, 2]
+  with pytest.raises(ValueError, match="a.npz: 'harmed' is encrypted, or packed .*Fetch it again"):
+    archive.read("harmed")
+
+
 def test_a_missing_archive(tmp_path):
   with pytest.raises(FileNotFoundError, match="No file at .*a.npz; fetch it again"):
     ArrayArchive(tmp_path / "a.npz")

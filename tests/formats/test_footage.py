@@ -5,6 +5,8 @@ import av
 import numpy as np
 import pytest
 
+from d4s_jax.curation import units
+from d4s_jax.data.film import Film
 from d4s_jax.formats import footage as footages
 from d4s_jax.formats.footage import Footage
 from tests.curation.footage import texture
@@ -96,6 +98,22 @@ def test_a_truncated_video_has_the_frames_before_its_end(path):
     footage.read(19)
   # It can still be asked for what is there.
   np.testing.assert_allclose(footage.read(1).mean() / 255, 0.14, atol=0.012)
+
+
+def test_a_video_of_a_codec_that_nobody_has(path, tmp_path, monkeypatch):
+  """One damaged letter in the name of the codec, to whoever decodes."""
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+  before, _, after = path.read_bytes().rpartition(b"avc1")
+  path.write_bytes(before + b"avz1" + after)
+  for read in (
+    lambda: Footage(path),
+    lambda: Film(str(path), frames=5, height=32, width=32),
+    lambda: units.spans(units.Unit("videos", str(tmp_path), path.name), 9, 5, print),
+  ):
+    with pytest.raises(
+      ValueError, match="fälm.mp4 cannot be read as a video .no decoder .*Fetch the file"
+    ):
+      read()
 
 
 def test_no_videos(path, tmp_path):

@@ -128,6 +128,11 @@ def test_sizes_are_checked_first(tmp_path):
   place = content.index(b"dataWindow\0box2i\0") + len(b"dataWindow\0box2i\0") + 4
   window = np.array([0, 0, 2**20, 2**20], "<i4").tobytes()
   (tmp_path / "a.exr").write_bytes(content[:place] + window + content[place + 16 :])
+  # Many maps in one file, each of a size that would do.
+  zeros = np.zeros((2000, 2000), np.float16)
+  _exr(tmp_path / "many.exr", {f"map {number:02d}": zeros for number in range(21)})
+  with pytest.raises(ValueError, match="many.exr claims 2000 x 2000 pixels of 21 numbers; expect"):
+    rasters.read_exr(tmp_path / "many.exr")
   for name in ("a.npy", "a.h5", "a.exr"):
     with pytest.raises(ValueError, match=f"{name}.*(claims|cannot be read)"):
       READERS[name](tmp_path / name)

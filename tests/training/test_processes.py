@@ -152,7 +152,7 @@ def test_a_stop_of_one_process_stops_all_and_they_go_on_together(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("count, killed", [(2, 1), (2, 0)])
+@pytest.mark.parametrize("count, killed", [(2, 1), (2, 0), (4, 2)])
 def test_when_one_is_killed_the_others_end_within_a_minute_and_nothing_is_lost(
   count, killed, tmp_path
 ):

@@ -1,8 +1,9 @@
 """Scenes put together of what datasets state: what can be used, and why the rest can't."""
 
+import bisect
 import dataclasses
 import pathlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -68,6 +69,7 @@ def assemble(
   width: int,
   problems: Problems,
   pixels: Callable[[int], UInt8[np.ndarray, "h w 3"]] | None = None,
+  transparency: bool = True,
 ) -> View:
   """The frames of a camera that can be used, in order; why others can't is noted.
 
@@ -78,6 +80,7 @@ def assemble(
     width: of its pictures.
     problems: where is noted what is left out.
     pixels: reads the picture of a frame, given by its number; None: each has a file.
+    transparency: whether that of files means something.
 
   Raises:
     ValueError: no frame can be used.
@@ -95,6 +98,15 @@ def assemble(
       problems.add("frames without a picture", str(error))
     except ValueError as error:
       problems.add("frames with an unusable camera", str(error))
+  rising = _rising([shot.time for shot in usable])
+  for index in sorted(set(range(len(usable))) - set(rising)):
+    shot, near = usable[index], usable[rising[max(bisect.bisect(rising, index) - 1, 0)]]
+    problems.add(
+      "frames with an unusable camera",
+      f"{shot.where}: time {shot.time:g} where frame {near.number} has {near.time:g}; expected"
+      " rising times. The frame is left out.",
+    )
+  usable, matrices = [usable[index] for index in rising], [matrices[index] for index in rising]
   if not usable:
     reason = f" The first reason: {problems[0]}" if problems else ""
     raise ValueError(f"No frame of the camera {name!r} has a picture and a pose.{reason}")
@@ -109,7 +121,7 @@ def assemble(
     if pixels is not None:
       return pixels(int(numbers[index]))
     assert path is not None
-    return same_size(images.read_pixels(path), cameras, path, "a picture")
+    return same_size(images.read_pixels(path, transparency), cameras, path, "a picture")
 
   return View(
     name=name,
@@ -165,21 +177,51 @@ def gather(
   )
 
 
+def _rising(times: Sequence[float]) -> list[int]:
+  """Indices of most of the times, those that rise strictly: others are the fewest to leave out."""
+  # Of the rising rows of each length, the last index of the one that ends earliest.
+  ends: list[int] = []
+  before: list[int] = []
+  for index, time in enumerate(times):
+    place = bisect.bisect_left(ends, time, key=times.__getitem__)
+    before.append(ends[place - 1] if place else -1)
+    if place == len(ends):
+      ends.append(index)
+    elif time < times[ends[place]]:  # of equal ones the first stays
+      ends[place] = index
+  found, index = [], ends[-1] if ends else -1
+  while index >= 0:
+    found.append(index)
+    index = before[index]
+  return found[::-1]
+
+
 def _check(shot: Shot, before: Shot | None, height: int, width: int) -> None:
   """Refuses a frame that can't be used; its pose need not be rigid."""
   if shot.image is not None and not shot.image.is_file():
     raise FileNotFoundError(f"No picture at {shot.image}; the frame is left out. Fetch it again.")
-  if not np.isfinite(shot.time) or before is not None and not shot.time > before.time:
-    after = "" if before is None else f" after {before.time:g}"
-    raise ValueError(
-      f"{shot.where}: time {shot.time:g}{after}; expected rising times. The frame is left out."
-    )
+  if not np.isfinite(shot.time):
+    raise ValueError(f"{shot.where}: time {shot.time:g}; the frame is left out.")
   if before is not None and shot.number == before.number:
     raise ValueError(f"{shot.where}: frame {shot.number} occurs twice; the second is left out.")
-  (fx, skew, cx), (low, fy, cy), last = np.asarray(shot.intrinsics, np.float64)
+  try:
+    check_lens(shot.intrinsics, height, width, shot.where)
+  except ValueError as error:
+    raise ValueError(f"{error} The frame is left out.") from None
+  if not np.isfinite(shot.world_from_camera).all():
+    raise ValueError(f"{shot.where}: a pose that is not finite; the frame is left out.")
+
+
+def check_lens(intrinsics: Float[np.ndarray, "3 3"], height: int, width: int, where: str) -> None:
+  """Refuses intrinsics, in pixels, that no camera has.
+
+  Raises:
+    ValueError: its focal lengths, or its centre, can't be; or its pixels aren't square.
+  """
+  (fx, skew, cx), (low, fy, cy), last = np.asarray(intrinsics, np.float64)
   focal = (fx / width, fy / height)
   possible = (
-    np.isfinite(shot.intrinsics).all()
+    np.isfinite(intrinsics).all()
     and all(_FOCAL[0] < x < _FOCAL[1] for x in focal)
     and 1 / _ASPECT < fx / fy < _ASPECT
     and -0.5 < cx / width < 1.5
@@ -189,9 +231,7 @@ def _check(shot: Shot, before: Shot | None, height: int, width: int) -> None:
   )
   if not possible:
     raise ValueError(
-      f"{shot.where}: focal lengths {fx:g}, {fy:g} and centre {cx:g}, {cy:g} for {width} x {height}"
-      " pixels, which no camera of square pixels has; the frame is left out. Were frames resized"
-      " without keeping their aspect?"
+      f"{where}: focal lengths {fx:g}, {fy:g} and centre {cx:g}, {cy:g} for {width} x {height}"
+      " pixels, which no camera of square pixels has. Were frames resized without keeping their"
+      " aspect?"
     )
-  if not np.isfinite(shot.world_from_camera).all():
-    raise ValueError(f"{shot.where}: a pose that is not finite; the frame is left out.")

@@ -133,6 +133,7 @@ def _view(
   base: pathlib.Path, where: str, camera: str, entries: list[_Entry], problems: Problems
 ) -> View:
   height, width = entries[0].size
+  entries = [entry for entry in entries if _inside(base, where, entry, problems)]
   shots, by_number = [], {entry.number: entry for entry in entries}
   for entry in entries:
     pose, lens = _camera(entry)
@@ -142,17 +143,16 @@ def _view(
         time=entry.time,
         world_from_camera=pose,
         intrinsics=lens if entry.size == (height, width) else np.full((3, 3), np.nan),
-        image=files.within(base, base / entry.image, where),
+        image=base / entry.image,
         where=f"{where}, {camera} frame {entry.number}",
       )
     )
-  view = assemble(camera, shots, height, width, problems)
+  # The authors' own loader takes red, green and blue as they are stored, whatever alpha says.
+  view = assemble(camera, shots, height, width, problems, transparency=False)
 
   def listed(kind: str) -> dict[int, pathlib.Path]:
     names = {entry.number: getattr(entry, kind) for entry in entries}
-    paths = {
-      number: files.within(base, base / name, where) for number, name in names.items() if name
-    }
+    paths = {number: base / name for number, name in names.items() if name}
     return {number: path for number, path in paths.items() if path.is_file()}
 
   def depth(index: int, path: pathlib.Path) -> np.ndarray:
@@ -182,6 +182,17 @@ def _view(
     ),
     tracks=tracks if tracked else None,
   )
+
+
+def _inside(base: pathlib.Path, where: str, entry: _Entry, problems: Problems) -> bool:
+  """Whether a frame's files are in the dataset; it is noted if one is not."""
+  try:
+    for name in (entry.image, entry.depth, entry.mask, entry.tracks):
+      files.within(base, base / name, where)
+  except ValueError as error:
+    problems.add("frames whose files lead out", f"{error} The frame is left out.")
+    return False
+  return True
 
 
 def _camera(entry: _Entry) -> tuple[np.ndarray, np.ndarray]:

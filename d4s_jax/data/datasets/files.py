@@ -14,20 +14,45 @@ from d4s_jax.formats import checked, images
 
 # Camera files of the longest sequences take a few megabytes.
 MOST_TEXT = 64 * 2**20
+# Whole numbers of a table's rows are below.
+_MOST_COUNTED = 1e9
 
 
-def folders_with(root: pathlib.Path, mark: str, depth: int) -> Iterator[pathlib.Path]:
-  """Folders up to `depth` below `root` that hold `mark` (which may lie deeper), in order.
+def folders(root: pathlib.Path, depth: int, problems: list[str]) -> Iterator[pathlib.Path]:
+  """A folder and those up to `depth` below it, in order; links are followed.
+
+  Those that may not be entered, such as the lost+found of a disk, are noted and left out.
+  """
+  yield root
+  if depth:
+    for folder in _below(root, problems):
+      yield from folders(folder, depth - 1, problems)
+
+
+def folders_with(
+  root: pathlib.Path, mark: str, depth: int, problems: list[str]
+) -> Iterator[pathlib.Path]:
+  """Those of `folders` that hold `mark` (which may lie deeper).
 
   Nothing below such a folder is looked at: it may hold a million files.
   """
   if (root / mark).exists():
     yield root
   elif depth:
-    with os.scandir(root) as entries:
-      below = sorted(entry.name for entry in entries if entry.is_dir())
-    for name in below:
-      yield from folders_with(root / name, mark, depth - 1)
+    for folder in _below(root, problems):
+      yield from folders_with(folder, mark, depth - 1, problems)
+
+
+def _below(root: pathlib.Path, problems: list[str]) -> Iterator[pathlib.Path]:
+  with os.scandir(root) as entries:
+    names = sorted(entry.name for entry in entries if entry.is_dir())
+  for name in names:
+    if os.access(root / name, os.R_OK | os.X_OK):
+      yield root / name
+      continue
+    problem = f"{root / name} may not be read; it is left out. See to its permissions (chmod)."
+    if problem not in problems:
+      problems.append(problem)
 
 
 def numbered(folder: pathlib.Path, pattern: str) -> dict[int, pathlib.Path]:
@@ -48,7 +73,7 @@ def numbered(folder: pathlib.Path, pattern: str) -> dict[int, pathlib.Path]:
 
 
 def within(root: pathlib.Path, path: pathlib.Path, where: str) -> pathlib.Path:
-  """A path that a file of a dataset names, if it stays in the dataset.
+  """A path that a file of a dataset names, below `root` as that is written, if it stays there.
 
   Links are followed, as people keep parts of a dataset on several disks; names like `../../x` that
   lead out are not.
@@ -56,12 +81,13 @@ def within(root: pathlib.Path, path: pathlib.Path, where: str) -> pathlib.Path:
   Raises:
     ValueError: it leads out.
   """
-  plain = pathlib.Path(os.path.normpath(path))
-  if not plain.is_relative_to(os.path.normpath(root)):
+  # Absolute: "../x" counts as being below ".".
+  plain, top = pathlib.Path(os.path.abspath(path)), os.path.abspath(root)
+  if not plain.is_relative_to(top):
     raise ValueError(
       f"{where} names {str(path)!r:.200}, which is outside {root}; it is not followed."
     )
-  return plain
+  return root / plain.relative_to(top)
 
 
 def picture_size(
@@ -128,7 +154,7 @@ def maps(
 
 
 def table(
-  path: pathlib.Path, columns: int, skip: int, problems: Problems
+  path: pathlib.Path, columns: int, skip: int, problems: Problems, whole: int = 0
 ) -> Iterator[tuple[int, np.ndarray]]:
   """Line numbers and rows of a text file of numbers; lines that are none are noted and left out.
 
@@ -137,6 +163,7 @@ def table(
     columns: that a row must have.
     skip: lines of the header.
     problems: where bad lines are noted.
+    whole: columns at the start that count something.
 
   Raises:
     FileNotFoundError: there is no such file.
@@ -154,11 +181,13 @@ def table(
       row = np.array([float(word) for word in words])
     except ValueError:
       row = np.empty(0)
-    if len(row) != columns:
+    counts = all(x.is_integer() and 0 <= x < _MOST_COUNTED for x in row[:whole].tolist())
+    if len(row) != columns or not counts:
+      first = f", the first {whole} whole" if whole else ""
       problems.add(
         f"bad lines in {path.name}",
-        f"{path}, line {number}: {line.strip()!r:.60}; expected {columns} numbers. The line is left"
-        " out; fetch the file again.",
+        f"{path}, line {number}: {line.strip()!r:.60}; expected {columns} numbers{first}. The line"
+        " is left out; fetch the file again.",
       )
       continue
     yield number, row

@@ -3,12 +3,15 @@
 Pictures are single photographs. A street's were taken along it, so they are cut into sweeps where
 the camera jumps or turns, and each sweep is a scene. Poses are camera-to-world of OpenGL axes (x
 right, y up, z back) in two kinds of file: `transforms.json` beside the pictures (rotations times
-0.01, metres), and those of `pose/` (in units of 100 m). Depth is in centimetres, antialiased, so
-that it is wrong on outlines.
+0.01, metres), and those of `pose/`, the paper's splits (in units of 100 m), which list pictures of
+several folders, whose numbers begin anew in each. Depth is in centimetres, antialiased, so that it
+is wrong on outlines.
 """
 
+import collections
 import dataclasses
 import functools
+import itertools
 import math
 import pathlib
 import re
@@ -34,19 +37,21 @@ _HALF_END = 65000.0
 
 
 class _Block(NamedTuple):
-  """A file of cameras.
+  """A file of cameras, in order of the pictures' folders and numbers.
 
   Attributes:
     numbers: of the frames.
     poses: OpenCV axes, metres; not checked.
     pictures: of the frames; one of two places.
     angle: horizontal field of view, radians.
+    problems: of frames that are left out.
   """
 
   numbers: Int[np.ndarray, "f"]
   poses: Float[np.ndarray, "f 4 4"]
   pictures: list[pathlib.Path]
   angle: float
+  problems: tuple[str, ...]
 
 
 class MatrixCity(Dataset):
@@ -54,19 +59,32 @@ class MatrixCity(Dataset):
 
   def _find(self) -> Iterable[str]:
     self._sweeps: dict[str, tuple[pathlib.Path, int, int]] = {}
-    raw = [folder / "transforms.json" for folder in _folders(self.root, "transforms.json")]
-    posed = sorted(self.root.glob("**/pose/*/transforms_*.json"))
+    raw = [folder / "transforms.json" for folder in self._folders("transforms.json")]
+    posed = [
+      path
+      for folder in self._folders("pose")
+      for path in sorted(folder.glob("pose/*/transforms_*.json"))
+    ]
+    # Files of pose/ overlap each other, and list what has cameras of its own beside it.
+    listed: dict[pathlib.Path, set[int]] = collections.defaultdict(set)
+    sweeps: collections.Counter[pathlib.Path] = collections.Counter()
     for path in (*raw, *posed):
       try:
         block = _read(path, self.root)
-        # The same pictures, with cameras of their own beside them.
-        if path in posed and (block.pictures[0].parent / "transforms.json").exists():
-          continue
-        name = path.parent if path in raw else path.with_suffix("")
-        for number, (start, stop) in enumerate(_cut(block.poses)):
-          self._sweeps[f"{name.relative_to(self.root).as_posix()}/{number:05d}"] = path, start, stop
       except (OSError, ValueError) as error:
         self.problems.append(f"{error} The block is left out.")
+        continue
+      self.problems.extend(block.problems)
+      folders, numbers = [x.parent for x in block.pictures], block.numbers.tolist()
+      runs = [(folder, number in listed[folder]) for folder, number in zip(folders, numbers)]
+      for (folder, again), run in itertools.groupby(range(len(runs)), runs.__getitem__):
+        frames = list(run)
+        for start, stop in () if again else _cut(block.poses[frames]):
+          name = f"{folder.relative_to(self.root).as_posix()}/{sweeps[folder]:05d}"
+          self._sweeps[name] = path, frames[start], frames[stop - 1] + 1
+          sweeps[folder] += 1
+      for folder, number in zip(folders, numbers):
+        listed[folder].add(number)
     if not self._sweeps:
       reason = f" {self.problems[0]}" if self.problems else ""
       raise ValueError(
@@ -75,8 +93,11 @@ class MatrixCity(Dataset):
       )
     return self._sweeps
 
+  def _folders(self, mark: str) -> Iterator[pathlib.Path]:
+    return files.folders_with(self.root, mark, 5, self.problems)
+
   def group(self, name: str) -> str:
-    """The block."""
+    """The block: the folder of the pictures."""
     return name.rpartition("/")[0]
 
   def official(self, name: str) -> str | None:
@@ -101,7 +122,7 @@ class MatrixCity(Dataset):
         world_from_camera=pose,
         intrinsics=lens,
         image=picture,
-        where=f"{path}, frame {number}",
+        where=f"{path}, {picture.parent.name} frame {number}",
       )
       for place, (number, pose, picture) in enumerate(
         zip(block.numbers[start:stop], block.poses[start:stop], pictures)
@@ -120,10 +141,6 @@ class MatrixCity(Dataset):
     )
 
 
-def _folders(root: pathlib.Path, mark: str) -> Iterator[pathlib.Path]:
-  return files.folders_with(root, mark, 5)
-
-
 @functools.lru_cache(maxsize=16)
 def _read(path: pathlib.Path, root: pathlib.Path) -> _Block:
   """Reads a file of cameras; the last ones are kept, for the many sweeps of each."""
@@ -132,14 +149,20 @@ def _read(path: pathlib.Path, root: pathlib.Path) -> _Block:
   if not isinstance(top, dict) or not isinstance(top.get("frames"), list) or not top["frames"]:
     raise ValueError(f"{where}: expected an object with frames. Fetch it again.")
   angle = checked.number(top.get("camera_angle_x"), f"{where}: camera_angle_x", 0.01, 3.1)
-  rows = []
+  rows, problems = [], Problems()
   for index, frame in enumerate(top["frames"]):
-    number, pose, picture = _frame(frame, f"{where}: frames[{index}]", path)
-    rows.append((number, pose, files.within(root, picture, f"{where}: frames[{index}]")))
-  # In order of their numbers, which is that of the sweeps.
-  rows.sort(key=lambda row: row[0])
+    place = f"{where}: frames[{index}]"
+    try:
+      number, pose, picture = _frame(frame, place, path)
+      rows.append((number, pose, files.within(root, picture, place)))
+    except ValueError as error:
+      problems.add(f"bad frames in {path}", f"{error} The frame is left out.")
+  if not rows:
+    raise ValueError(f"{where}: no frame can be used. The first reason: {problems[0]}")
+  # In order of their numbers, which is that of the sweeps. Paths compare slowly.
+  rows.sort(key=lambda row: (str(row[2].parent), row[0]))
   numbers, poses, pictures = zip(*rows)
-  return _Block(np.array(numbers), np.stack(poses), list(pictures), angle)
+  return _Block(np.array(numbers), np.stack(poses), list(pictures), angle, problems.all())
 
 
 def _frame(frame: Any, where: str, path: pathlib.Path) -> tuple[int, np.ndarray, pathlib.Path]:

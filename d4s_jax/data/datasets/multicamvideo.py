@@ -31,7 +31,7 @@ class MultiCamVideo(Dataset):
 
   def _find(self) -> Iterable[str]:
     found = []
-    for folder in files.folders_with(self.root, _STATED, 4):
+    for folder in files.folders_with(self.root, _STATED, 4, self.problems):
       if _focal(folder) is not None:
         found.append(folder.relative_to(self.root).as_posix())
       else:

@@ -30,7 +30,7 @@ class PointOdyssey(Dataset):
 
   def _find(self) -> Iterable[str]:
     found = []
-    for folder in files.folders_with(self.root, "rgbs", 3):
+    for folder in files.folders_with(self.root, "rgbs", 3, self.problems):
       if (problem := _lacks(folder / "anno.npz")) is None:
         found.append(folder.relative_to(self.root).as_posix())
       else:

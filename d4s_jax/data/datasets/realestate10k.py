@@ -26,7 +26,7 @@ class RealEstate10K(Dataset):
   """`train|test/ID.txt`, `train|test/ID/TIMESTAMP.png`; or chunks, `train|test/index.json`."""
 
   def _find(self) -> Iterable[str]:
-    bases = [self.root, *sorted(path for path in self.root.iterdir() if path.is_dir())]
+    bases = list(files.folders(self.root, 1, self.problems))
     stated: dict[str, pathlib.Path] = {}
     # Cameras and the folder of frames, or the chunk that has both.
     self._files: dict[str, tuple[pathlib.Path, pathlib.Path]] = {}
@@ -36,7 +36,12 @@ class RealEstate10K(Dataset):
       for split in _SPLITS:
         for path in sorted((base / split).glob("*.txt")):
           stated.setdefault(f"{split}/{path.stem}", path)
-        for key, path in chunks.index(base / split).items():
+        try:
+          indexed = chunks.index(base / split)
+        except (OSError, ValueError) as error:
+          self.problems.append(f"{error} Its chunks are left out.")
+          continue
+        for key, path in indexed.items():
           if path.is_file():
             self._chunks.setdefault(f"{split}/{key}", path)
           else:
@@ -50,9 +55,10 @@ class RealEstate10K(Dataset):
         " fetch these."
       )
     if not stated and not self._chunks and not unfetched:
+      reason = f" {self.problems[0]}" if self.problems else ""
       raise ValueError(
         f"{self.root} holds no train/ID.txt, test/ID.txt, train/index.json or test/index.json;"
-        " expected the camera files of RealEstate10K, or the chunks of pixelSplat."
+        f" expected the camera files of RealEstate10K, or the chunks of pixelSplat.{reason}"
       )
     for name, path in stated.items():
       frames = next((base / name for base in bases if (base / name).is_dir()), None)

@@ -109,12 +109,23 @@ class Dataset(abc.ABC):
 
     Raises:
       OSError: there is no such folder.
-      ValueError: it holds no scenes in the layout that is expected.
+      ValueError: it holds no scenes in the layout that is expected, or none whose name is text.
     """
     self.root = pathlib.Path(root)
     check_folder(self.root, "that of a dataset")
     self.problems: list[str] = []
-    self.names = sorted(set(self._find()))
+    self.names = []
+    for name in sorted(set(self._find())):
+      try:
+        name.encode()
+        self.names.append(name)
+      except UnicodeEncodeError:
+        # Manifests and reports are text.
+        self.problems.append(
+          f"{name!r:.200}: a name that is no text; the scene is left out. Rename its folder."
+        )
+    if not self.names:
+      raise ValueError(f"{self.root} holds no scenes. {self.problems[0]}")
 
   @abc.abstractmethod
   def _find(self) -> Iterable[str]:

@@ -31,7 +31,7 @@ class Spring(Dataset):
   """`train/0001` with `frame_left/frame_left_0001.png`, `disp1_left/...dsp5`, `cam_data/*.txt`."""
 
   def _find(self) -> Iterable[str]:
-    folders = list(files.folders_with(self.root, "cam_data", 3))
+    folders = list(files.folders_with(self.root, "cam_data", 3, self.problems))
     found = [path for path in folders if (path / "cam_data" / "extrinsics.txt").exists()]
     if not found:
       raise ValueError(

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
+from d4s_jax.data.datasets import files
 from d4s_jax.data.datasets.assembly import Problems, Shot, assemble, gather
 from d4s_jax.data.datasets.scene import Dataset, Scene, View, make_tracks
 from d4s_jax.formats.arrays import ArrayArchive
@@ -36,14 +37,12 @@ class Stereo4D(Dataset):
   def _find(self) -> Iterable[str]:
     self._stated: dict[str, pathlib.Path] = {}
     self._videos: dict[str, pathlib.Path] = {}
-    for folder, below, names in os.walk(self.root):
-      depth = len(pathlib.Path(folder).relative_to(self.root).parts)
-      below[:] = sorted(below) if depth < 3 else []
-      for name in names:
+    for folder in files.folders(self.root, 3, self.problems):
+      for name in sorted(os.listdir(folder)):
         if name.endswith(".npz"):
-          self._stated.setdefault(name.removesuffix(".npz"), pathlib.Path(folder) / name)
+          self._stated.setdefault(name.removesuffix(".npz"), folder / name)
         elif name.endswith("_rectified.mp4"):
-          self._videos.setdefault(name, pathlib.Path(folder) / name)
+          self._videos.setdefault(name, folder / name)
     found = [name for name in self._stated if self._video(name, "left") is not None]
     lacking = sorted(set(self._stated) - set(found))
     if lacking:
@@ -85,7 +84,7 @@ class Stereo4D(Dataset):
       if side == "right":
         poses[:, :, 3] += _BASELINE * poses[:, :, 0]
       view = _view(video, side, poses, stamps, archive.path, problems)
-      tracked = side == "left" and "track_lengths" in archive.specs
+      tracked = side == "left" and "track_lengths" in archive
       return _with_tracks(view, archive, frames) if tracked else view
 
     videos = {side: self._video(name, side) for side in _SIDES}
@@ -129,12 +128,13 @@ def _view(
 
 def _with_tracks(view: View, archive: ArrayArchive, frames: int) -> View:
   """The view with the clip's tracks, which are stored as a list of sightings."""
+  for key in ("track_lengths", "track_indices"):
+    archive.spec(key, (None,))
   lengths = archive.read("track_lengths").astype(np.int64)
   index = archive.read("track_indices").astype(np.int64)
   archive.spec("track_coordinates", (len(index), 3))
-  good = lengths.ndim == index.ndim == 1 and lengths.min(initial=0) >= 0
   if (
-    not good
+    lengths.min(initial=0) < 0
     or lengths.sum() != len(index)
     or index.min(initial=0) < 0
     or index.max(initial=0) >= frames

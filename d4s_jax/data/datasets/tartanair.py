@@ -31,11 +31,10 @@ class TartanAir(Dataset):
   def _find(self) -> Iterable[str]:
     found = [
       folder.relative_to(self.root).as_posix()
-      for folder in files.folders_with(self.root, "pose_left.txt", _DEEPEST)
+      for folder in files.folders_with(self.root, "pose_left.txt", _DEEPEST, self.problems)
     ]
     if not found:
-      second = next(files.folders_with(self.root, "pose_lcam_front.txt", _DEEPEST), None)
-      if second is not None:
+      for second in files.folders_with(self.root, "pose_lcam_front.txt", _DEEPEST, self.problems):
         raise ValueError(f"{second} is of TartanAir V2, another dataset; expected TartanAir V1.")
       raise ValueError(
         f"{self.root} holds no pose_left.txt; expected PLACE/Easy/P000/pose_left.txt of TartanAir."

@@ -19,7 +19,7 @@ from d4s_jax.data.transforms import in_floats
 from d4s_jax.data.wanted import Wanted
 from d4s_jax.types import Clip, Tracks
 
-# Scenes that are tried for one that is long enough.
+# Clips in a row that may be without a length.
 _TRIES = 50
 
 
@@ -73,6 +73,8 @@ class Windows:
     self._cut = Cut(wanted, posed, distance, **({"augment": augment} if augment else {}))
     self._name, self._dataset = dataset, open_dataset(dataset, path)
     self._names = split_names(self._dataset, split)
+    # Scenes that were found too short: opened once, whatever is drawn.
+    self._short: set[str] = set()
 
   def __len__(self) -> int:
     return self._cut.wanted.length
@@ -96,24 +98,29 @@ class Windows:
 
     Raises:
       CorruptRecord: a file is missing or damaged.
-      ValueError: no scene is long enough, or has a length to scale by.
+      NoLength: many scenes in a row have no length to scale by.
+      ValueError: no scene is long enough.
     """
     wanted = self._cut.wanted
     wanted.check(index, len(self))
-    scenes = np.random.default_rng((*wanted.entropy, index))
-    for _ in range(_TRIES):
+    scenes, tries = np.random.default_rng((*wanted.entropy, index)), 0
+    while len(self._short) < len(self._names):
       name = self._names[scenes.integers(len(self._names))]
+      if name in self._short:
+        continue
       try:
         footage = _OfScene(self._name, self._dataset.open(name))
         if footage.longest >= wanted.frames:
           return self._cut(footage, rng)
-      except NoLength:
-        continue
+        self._short.add(name)
+      except NoLength as error:
+        tries += 1
+        if tries == _TRIES:
+          raise NoLength(f"Clip {index}, {tries} scenes in a row, the last: {error}") from error
       except (ValueError, OSError) as error:
         raise CorruptRecord(f"Clip {index}, scene {name}: {error}") from error
-    length = " and depth, tracks or a camera that moves" if self._cut.distance else ""
     raise ValueError(
-      f"None of {_TRIES} scenes in {self._dataset.root} has {wanted.frames} frames{length};"
+      f"None of {len(self._names)} scenes in {self._dataset.root} has {wanted.frames} frames;"
       " expected a shorter clip, or longer scenes."
     )
 

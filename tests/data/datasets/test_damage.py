@@ -1,7 +1,9 @@
 """Broken and missing files of each dataset: named with cause and remedy, and the rest goes on."""
 
+import functools
 import gzip
 import json
+import os
 import pickle
 import re
 import shutil
@@ -128,7 +130,7 @@ def test_realestate10k(tmp_path):
   found = Found("realestate10k", written)
   assert found.view.numbers.tolist() == [66733000, 99966000, 166834000]
   found.says("line 3: time 66733000 after 166834000; the lines are sorted here")
-  found.says("line 4: time 66.733 after 66.733; expected rising times. The frame is left out")
+  found.says("line 4: frame 66733000 occurs twice; the second is left out")
   found.says("line 6: nan; expected finite numbers. The frame is left out")
   found.says("line 8: 3 columns; expected 19")
   found.says("No picture at .*133467000.png")
@@ -186,6 +188,11 @@ def test_realestate10k_in_chunks(tmp_path):
   (folder / "index.json").write_text("[]")
   with pytest.raises(ValueError, match="index.json: expected an object of clips"):
     open_dataset("realestate10k", written.root)
+  # Of one split; clips of files, and of the other split, are there.
+  files = realestate10k.write(written.root)
+  dataset = open_dataset("realestate10k", written.root)
+  assert files.scene in dataset.names and dataset.open(files.scene).views
+  assert "index.json: expected an object of clips" in dataset.problems[0]
 
 
 def test_a_clip_of_a_chunk_reads_nothing_of_the_others(tmp_path, monkeypatch):
@@ -307,7 +314,7 @@ def test_dynamicreplica(tmp_path):
   assert found.view.numbers.tolist() == [0, 3] and len(found.scene.views[1]) == 5
   found.says(r"entry \d+: viewpoint.R: .*expected 3 lists of 3 numbers, all finite. It is left out")
   found.says("viewpoint.intrinsics_format 'pixels'; expected ndc_isotropic or")
-  found.says("left frame 4: time 0.133333 after 0.133333; expected rising times")
+  found.says("left frame 4: time 0.133333 where frame 3 has 0.133333; expected rising times")
   found.says("entry 10: .*It is left out")
   assert not found.view.tracks(np.array([0, 1])).valid[:, 0].any()
 
@@ -362,6 +369,27 @@ def test_paths_that_climb_out_are_not_followed(tmp_path, kind):
   found.says("names '.*secret.png', which is outside .*train; it is not followed")
 
 
+def test_paths_that_climb_out_of_the_folder_that_one_is_in(tmp_path, monkeypatch):
+  matrixcity.write(tmp_path / "city", poses=True)
+  path = only(tmp_path, "transforms_train.json")
+  path.write_text(path.read_text().replace("../../train/", "../../../../../elsewhere/"))
+  monkeypatch.chdir(tmp_path / "city")
+  with pytest.raises(ValueError, match="elsewhere.*', which is outside .; it is not followed"):
+    open_dataset("matrixcity", ".")
+
+
+def test_one_path_that_climbs_out_loses_its_frame_alone(tmp_path):
+  written = dynamicreplica.write(tmp_path)
+
+  def change(entries):
+    next(x for x in entries if x["camera_name"] == "left")["depth"]["path"] = "../../secret.png"
+
+  _annotations(tmp_path, change)
+  found = Found("dynamicreplica", written)
+  assert [len(view) for view in found.scene.views] == [4, 5]
+  found.says("secret.png', which is outside .*train; it is not followed. The frame is left out")
+
+
 def test_spring(tmp_path):
   written = spring.write(tmp_path)
   folder = tmp_path / written.scene
@@ -396,6 +424,10 @@ def test_virtual_kitti(tmp_path):
   written = virtual_kitti.write(tmp_path)
   edit(only(tmp_path, "extrinsic.txt"), 1, "0 0 1 0 0")
   edit(only(tmp_path, "intrinsic.txt"), 3, "1 0 145 145 nan 37")
+  with only(tmp_path, "intrinsic.txt").open("a") as file:
+    file.writelines(f"{frame} 0 145 145 62 37\n" for frame in ("inf", "nan", "1e400", "2.5"))
+  with only(tmp_path, "extrinsic.txt").open("a") as file:
+    file.writelines(f"{frame} 0 {'1 ' * 16}\n" for frame in ("inf", "1e300"))
   shutil.rmtree(only(tmp_path, "rgb/Camera_1"))
   virtual_kitti.write(tmp_path, "Scene02/rain", numbers=(0,))
   shutil.rmtree(tmp_path / "vkitti_2.0.3_textgt" / "Scene02")
@@ -404,7 +436,11 @@ def test_virtual_kitti(tmp_path):
   assert [view.name for view in found.scene.views] == ["Camera_0"]
   assert found.view.numbers.tolist() == [2, 4, 5]
   found.says("Scene02/rain has no camera files; unpack the archive textgt")
-  found.says("extrinsic.txt, line 2: '0 0 1 0 0'; expected 18 numbers")
+  found.says("extrinsic.txt, line 2: '0 0 1 0 0'; expected 18 numbers, the first 2 whole")
+  found.says("intrinsic.txt, line 12: 'inf .*'; expected 6 numbers, the first 2 whole. The line is")
+  found.says("intrinsic.txt, line 13: 'nan")
+  found.says("extrinsic.txt, line 12: 'inf 0 .*'; expected 18 numbers, the first 2 whole")
+  found.says("extrinsic.txt, line 13: '1e300 0")
   found.says("extrinsic.txt, line 4: focal lengths 145, 145 and centre nan")
   found.says("Camera_1 has 0 pictures")
 
@@ -494,10 +530,18 @@ def test_stereo4d(tmp_path):
   found = Found("stereo4d", written)
   assert found.view.numbers.tolist() == [0, 2, 3, 5]
   found.says("frame 1: a pose that is not finite")
-  found.says("frame 4: time 130.13 after 130.13; expected rising times")
+  found.says("frame 4: time 130.13 where frame 3 has 130.13; expected rising times")
   found.says("1 of 2 clips, such as .*gone_7.npz, have no gone_7-left_rectified.mp4")
   # Tracks are those of the frames that are left.
   assert found.view.tracks(np.array([1])).valid[0].sum() == 0
+  for key, wrong in (
+    ("track_indices", None),
+    ("track_indices", np.array(3)),
+    ("track_lengths", np.array([3], object)),
+  ):
+    np.savez(path, **{name: x for name, x in (stored | {key: wrong}).items() if x is not None})
+    with pytest.raises(ValueError, match=f".npz.*{key}.*(among them|has shape|not unpickled)"):
+      Found("stereo4d", written)
   stored["track_lengths"][0] += 1
   np.savez(path, **stored)
   with pytest.raises(ValueError, match="tracks whose lengths, frames and positions don't fit"):
@@ -505,6 +549,51 @@ def test_stereo4d(tmp_path):
   np.savez(path, **stored | {"camera2world": np.zeros((20, 3, 4)), "timestamps": np.arange(20)})
   with pytest.raises(ValueError, match="has 6 frames and .*npz 20 cameras; expected as many"):
     Found("stereo4d", written)
+
+
+@pytest.mark.parametrize(
+  "times, kept",
+  [
+    ([0, 9e9, 20, 30, 40, 50, 60], [0, 2, 3, 4, 5]),
+    ([9e9, 10, 20, 30, 40, 50, 60], [1, 2, 3, 4, 5]),
+    ([0, 10, 20, 30, 1, 50, 60], [0, 1, 2, 3, 5]),
+    ([0, 10, 10, 10, 10, 50, 60], [0, 1, 5]),
+    ([6, 5, 4, 3, 2, 1, 0], [5]),
+  ],
+)
+def test_the_fewest_frames_are_left_out_for_times_to_rise(tmp_path, times, kept):
+  written = stereo4d.write(tmp_path)
+  path = only(tmp_path, "*.npz")
+  np.savez(path, **dict(np.load(path)) | {"timestamps": np.array(times) * 1e6})
+  found = Found("stereo4d", written)
+  assert found.view.numbers.tolist() == kept
+  found.says("frame .: time .* where frame . has .*; expected rising times. The frame is left out")
+
+
+@pytest.mark.parametrize(
+  "name, write",
+  [
+    ("matrixcity", functools.partial(matrixcity.write, poses=True)),
+    ("realestate10k", realestate10k.write),
+    ("stereo4d", stereo4d.write),
+    ("virtual_kitti", functools.partial(virtual_kitti.write, apart=False)),
+  ],
+)
+def test_links_are_followed_and_what_may_not_be_entered_is_noted(
+  tmp_path, monkeypatch, name, write
+):
+  write(tmp_path / "other disk")
+  lost = tmp_path / "set" / "lost+found"
+  lost.mkdir(parents=True)
+  for part in (tmp_path / "other disk").iterdir():
+    (lost.parent / part.name).symlink_to(part)
+  may = os.access
+  monkeypatch.setattr(os, "access", lambda path, how: path != lost and may(path, how))
+  dataset = open_dataset(name, tmp_path / "set")
+  (problem,) = dataset.problems
+  assert problem.startswith(f"{lost} may not be read; it is left out")
+  (scene,) = dataset.names
+  assert len(dataset.open(scene).views[0]) > 4
 
 
 def test_stereo4d_truncated(tmp_path):
@@ -538,12 +627,15 @@ def test_matrixcity(tmp_path):
   stored = json.loads(path.read_text())
   frame = next(frame for frame in stored["frames"] if frame["frame_index"] == 9999)
   frame["rot_mat"][0][0] = float("nan")
+  stored["frames"] += [{**frame, "frame_index": "10001"}, "nothing"]
   path.write_text(json.dumps(stored))
   (path.parent / "0010.png").unlink()
   cut(only(tmp_path, "0008.exr"))
   found = Found("matrixcity", written)
   assert found.view.numbers.tolist() == [7, 8, 10000]
   found.says("frame 9999: a pose that is not finite")
+  found.says(r"transforms.json: frames.5..frame_index: '10001'.* The frame is left out")
+  found.says(r"transforms.json: frames.6..file_path: None.* The frame is left out")
   found.says("No picture at .*0010.png")
   found.says("small_city_road_down/transforms.json: not valid JSON .*The block is left out")
   with pytest.raises(ValueError, match="0008.exr cannot be read .*Fetch it again"):

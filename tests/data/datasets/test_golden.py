@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from d4s_jax.data.datasets.registry import open_dataset
+from tests.data.datasets import checks
 from tests.data.datasets.writers import (
   dynamicreplica,
   matrixcity,
@@ -126,6 +127,25 @@ def test_matrixcity_has_the_same_cameras_in_both_files(tmp_path, half):
   # Where both are, pictures aren't listed twice.
   matrixcity.write(tmp_path / "raw", half=half, poses=True)
   assert open_dataset("matrixcity", raw.root).names == [raw.scene]
+
+
+def test_matrixcity_split_of_two_blocks(tmp_path):
+  """Numbers begin anew in the second block, which the camera reaches by one more step."""
+  blocks = matrixcity.write_split(tmp_path)
+  # The split of the whole city, which lists the same again, and one block more.
+  more = ("block_1", "block_2", "block_3")
+  blocks = [*blocks, matrixcity.write_split(tmp_path, "block_all", more)[2]]
+  # A path with ".." in it is the same folder.
+  dataset = open_dataset("matrixcity", tmp_path / "small_city" / "..")
+  assert dataset.names == [written.scene for written in blocks] and not dataset.problems
+  assert len({dataset.group(name) for name in dataset.names}) == 3
+  assert {dataset.official(name) for name in dataset.names} == {"train"}
+  for written in blocks:
+    scene = dataset.open(written.scene)
+    (view,) = scene.views
+    assert not scene.problems
+    checks.check_cameras(view, written)
+    checks.check_pixels(view, written)
 
 
 def test_matrixcity_is_cut_where_the_camera_jumps(tmp_path):

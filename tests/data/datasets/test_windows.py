@@ -1,5 +1,6 @@
 """Datasets as sources of clips."""
 
+import dataclasses
 import pickle
 import shutil
 
@@ -202,7 +203,7 @@ def test_training_opens_it_by_name(odyssey, kitti):
   [
     ({"kind": "static"}, "Virtual KITTI 2 has scenes of kind 'dynamic'; expected it instead of 's"),
     ({"frames": 4}, "4 frames"),
-    ({"frames": 21}, "None of 50 scenes .* has 21 frames"),
+    ({"frames": 21}, "None of 1 scenes .* has 21 frames"),
     ({"split": "test"}, "Unknown split 'test'"),
     ({"views": 0}, "0 views"),
     ({"path": "nowhere"}, "No folder at nowhere"),
@@ -211,6 +212,28 @@ def test_training_opens_it_by_name(odyssey, kitti):
 def test_bad_input_is_named(kitti, change, message):
   with pytest.raises((ValueError, OSError), match=message):
     Windows(**{"dataset": "virtual_kitti", "path": str(kitti.root), **SIZE, **change}).read(0)
+
+
+def test_one_scene_among_many_that_are_too_short_is_found(kitti, monkeypatch):
+  windows, again = (Windows("virtual_kitti", str(kitti.root), **SIZE, length=4) for _ in range(2))
+  (name,), opened = windows._names, []
+  expected = [windows.read(index) for index in range(4)]
+  scene = windows._dataset.open(name)
+  first = scene.views[0]
+  one = dataclasses.replace(
+    first, numbers=first.numbers[:1], times=first.times[:1], cameras=first.cameras[:1]
+  )
+
+  def read(name):
+    opened.append(name)
+    return scene if name == "long" else dataclasses.replace(scene, views=(one,))
+
+  monkeypatch.setattr(again, "_names", [*(f"{number:03d}" for number in range(300)), "long"])
+  monkeypatch.setattr(again._dataset, "open", read)
+  for index in range(4):
+    np.testing.assert_array_equal(again.read(index).source.images, expected[index].source.images)
+  # Each of the others once.
+  assert len(set(opened)) > 200 and len(opened) == len(set(opened)) + 3
 
 
 def test_a_damaged_file_is_a_corrupt_record(kitti, monkeypatch):

@@ -70,8 +70,8 @@ def _frame(base, sequence, side, number, one, kind, written):
     "depth": f"{folder}/depths/{stem}_{number:04d}.geometric.png",
     "mask": f"{folder}/masks/{stem}_{number:04d}.png",
   }
-  opaque = np.concatenate([colors, np.ones((*colors.shape[:2], 1))], -1)
-  picture(base / names["image"], opaque)
+  # Alpha means nothing: the authors read the other three.
+  picture(base / names["image"], np.concatenate([colors, np.where(onto, 0.5, 0)[..., None]], -1))
   bits = depth.astype(np.float16)
   bits[0, 0], bits[0, 1], bits[0, 2] = 0, np.inf, np.nan
   levels(base / names["depth"], bits.view(np.uint16))
