@@ -69,6 +69,18 @@ class Row:
   same: int = 0
   notes: str = ""
 
+  def restarted(self, said: str, reached: int, whole: int) -> None:
+    """Counts what a life had to make again, if by what it said it came as far as its first step.
+
+    Args:
+      said: by it.
+      reached: the last step of the lives before.
+      whole: the newest checkpoint when it began.
+    """
+    if found := re.search(r"resumed at step (\d+)|new run", said):
+      self.lost = max(self.lost, reached - int(found[1] or 0))
+      self.forgotten = max(self.forgotten, whole - int(found[1] or 0))
+
 
 class Life:
   """One process that trains in `folder` until it is done, ends or is killed."""
@@ -180,7 +192,7 @@ class Storm:
     while row.count < faults:
       self._runs += 1
       folder = self._place / f"run_{self._runs}"
-      resumed_from = 0
+      reached = 0
       while True:
         whole = max([0, *checkpoint.whole_steps(folder)])
         life = Life(folder, **options)
@@ -188,15 +200,12 @@ class Storm:
           row.count += 1
         status = life.wait()
         said = life.said.read_text()
-        resumed = begun_at(said)
-        if resumed is not None:
-          row.lost = max(row.lost, resumed_from - resumed)
-          row.forgotten = max(row.forgotten, whole - resumed)
+        row.restarted(said, reached, whole)
         if status not in (0, 1, 130, -signal.SIGKILL):
           raise AssertionError(f"exit status {status}: {said[-3000:]}")
         if status == 1 and said.count("error: ") != 1 or "Traceback" in said:
           raise AssertionError(f"not one clear line: {said[-3000:]}")
-        resumed_from = life.reached()
+        reached = life.reached()
         if checkpoint.whole_steps(folder)[-1:] == [_STEPS]:
           break
       self.compare(row, folder)
@@ -326,14 +335,19 @@ def _unreadable_records(place: pathlib.Path, kills: int, seed: int) -> Row:
   options = {"data__source": f"shards:{folder}", "data__corrupt": 0.5}
   calm = Life(place / "shards-calm", **options)
   assert calm.wait() == 0, calm.said.read_text()[-3000:]
+  reached = 0
   while True:
+    whole = max([0, *checkpoint.whole_steps(place / "shards-killed")])
     life = Life(place / "shards-killed", **options)
     if row.count < kills:
       life.wait_for_steps(random_.randrange(1, 15))
       row.count += life.ended() is None
       life.kill()
-    if life.wait() == 0:
+    status = life.wait()
+    row.restarted(life.said.read_text(), reached, whole)
+    if status == 0:
       break
+    reached = life.reached()
     assert life.ended() == -signal.SIGKILL, life.said.read_text()[-3000:]
   said = calm.said.read_text()
   found = re.search(r"(\d+) clips could not be read", said)
@@ -380,12 +394,6 @@ def _slow_host(place: pathlib.Path, seconds: float) -> Row:
   rows = [read_metrics(folder, "train") for folder in folders]
   row.same = int(len(rows[0]) == 10 and rows[0] == rows[1])
   return row
-
-
-def begun_at(said: str) -> int | None:
-  """The step that a life went on from by what it said; 0 for a new run, None if it didn't say."""
-  found = re.search(r"resumed at step (\d+)|new run", said)
-  return int(found[1] or 0) if found else None
 
 
 def table(rows: list[Row]) -> str:
