@@ -327,7 +327,7 @@ processes.wait("end")
 
 
 def test_a_checkpoint_that_one_of_them_cannot_read_is_left_by_all(tmp_path):
-  said = finish(pair(PARTLY, str(tmp_path)), timeout=100)
+  said = finish(pair(PARTLY, str(tmp_path)), timeout=400)
   assert all("goes on at step 1" in text for text in said), said
   assert "gone" in said[1] and "process 1 could not do its part" in said[0]
   assert checkpoint.whole_steps(tmp_path) == [1]
