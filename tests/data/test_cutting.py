@@ -197,7 +197,7 @@ def test_a_scene_without_length_is_left_out_when_one_is_chosen(tmp_path, monkeyp
   monkeypatch.setattr(sampling, "unit", unit)
   assert source.read(0).source.images.shape == (5, 32, 32, 3) and len(asked) == 4
   monkeypatch.setattr(sampling, "unit", lambda *_, **__: unit_of_none())
-  with pytest.raises(ValueError, match="None of 50 scenes .* or a camera that moves"):
+  with pytest.raises(ValueError, match="none of 50 scenes .* or a camera that moves"):
     source.read(0)
 
 

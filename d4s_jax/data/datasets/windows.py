@@ -116,7 +116,10 @@ class Windows:
       except NoLength as error:
         tries += 1
         if tries == _TRIES:
-          raise NoLength(f"Clip {index}, {tries} scenes in a row, the last: {error}") from error
+          raise NoLength(
+            f"Clip {index}: none of {tries} scenes drawn in a row has depth, tracks or a camera that"
+            f" moves; the last: {error}"
+          ) from error
       except (ValueError, OSError) as error:
         raise CorruptRecord(f"Clip {index}, scene {name}: {error}") from error
     raise ValueError(
