@@ -113,7 +113,8 @@ def fill(description: dict[str, Any], data: str = "") -> str:
   template = _TEMPLATE.read_text()
   if description.get("stream"):
     template = template.replace("default-src 'none';", "default-src 'none'; connect-src 'self';")
-  return template.replace("/*DESCRIPTION*/", text).replace("/*ARRAYS*/", data)
+  # The arrays first: they hold no such mark, but a prompt may.
+  return template.replace("/*ARRAYS*/", data).replace("/*DESCRIPTION*/", text)
 
 
 def _cameras(metadata: SceneMetadata) -> dict[str, Any]:

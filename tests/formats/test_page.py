@@ -200,3 +200,8 @@ def test_fifty_thousand_gaussians_at_49_times_take_less_than_15_megabytes(tmp_pa
   dynamic, metadata = scene(50_000, 49)
   page.write_page(tmp_path / "scene.html", dynamic, metadata)
   assert (tmp_path / "scene.html").stat().st_size < 15e6
+
+
+def test_a_prompt_can_not_multiply_the_page():
+  written = page.fill({"title": "/*ARRAYS*/" * 100}, "QUJD" * 1000)
+  assert written.count("QUJD" * 1000) == 1 and written.count("/*ARRAYS*/") == 100

@@ -117,8 +117,8 @@ class Windows:
         tries += 1
         if tries == _TRIES:
           raise NoLength(
-            f"Clip {index}: none of {tries} scenes drawn in a row has depth, tracks or a camera that"
-            f" moves; the last: {error}"
+            f"Clip {index}: none of {tries} scenes drawn in a row has depth, tracks or a camera"
+            f" that moves; the last: {error}"
           ) from error
       except (ValueError, OSError) as error:
         raise CorruptRecord(f"Clip {index}, scene {name}: {error}") from error
