@@ -150,7 +150,7 @@ fi
 container="sudo docker stop --time=300 d4s_jax > /dev/null 2>&1; sudo docker rm --force d4s_jax > /dev/null 2>&1
 sudo gcloud auth configure-docker $(show "${option[image]%%/*}") --quiet > /dev/null 2>&1
 $(show sudo docker run --rm --pull=always --name=d4s_jax --privileged --network=host --ipc=host \
-  --volume=d4s_jax:/root/.cache/d4s_jax \
+  --volume=d4s_jax:/cache --env=XDG_CACHE_HOME=/cache \
   "${mount[@]}" "${option[image]}" launch/local.sh "--restarts=${option[restarts]}" "--backoff=${option[backoff]}" -- --distributed "${words[@]}")
 status=\$?
 if [ \$status = 1 ]; then exit $refused; fi
