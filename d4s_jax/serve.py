@@ -51,7 +51,7 @@ def main(argv: list[str]) -> None:
       )
       print(f"Open {address.url(socket)} in a browser; Ctrl-C ends.", flush=True)
       with contextlib.suppress(KeyboardInterrupt):
-        address.serve(app.build(offer), socket)
+        address.Server(app.build(offer)).run(sockets=[socket])
 
 
 if __name__ == "__main__":

@@ -6,8 +6,12 @@ import socket
 import uvicorn
 from fastapi import FastAPI
 
+from d4s_jax.pipeline import progress
+
 _LOCAL = ("127.0.0.1", "::1", "localhost")
 _SHORTEST = 16
+# Seconds that answers have to end when the server does.
+_PATIENCE = 5
 
 
 def check(host: str, token: str | None, variable: str) -> bool:
@@ -60,6 +64,16 @@ def url(bound: socket.socket) -> str:
   return f"http://{f'[{host}]' if ':' in host else host}:{port}/"
 
 
-def serve(app: FastAPI, bound: socket.socket) -> None:
-  """Serves until it is told to stop."""
-  uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[bound])
+class Server(uvicorn.Server):
+  """Serves until it is told to stop; streams of events end then, which uvicorn would wait for."""
+
+  def __init__(self, app: FastAPI):
+    config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=_PATIENCE)
+    super().__init__(config)
+    self._app = app
+
+  async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+    """Takes nothing more, ends what is open, and waits for the job at hand."""
+    progress.say("Stops: jobs are cancelled, the one at hand at its next step.")
+    self._app.state.jobs.stop()
+    await super().shutdown(sockets)

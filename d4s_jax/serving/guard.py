@@ -1,11 +1,11 @@
 """What stands before the application: who may come in, and how much they may bring."""
 
 import hmac
-import http.cookies
 import urllib.parse
 from typing import Any
 
 from starlette.exceptions import HTTPException
+from starlette.requests import cookie_parser
 from starlette.responses import JSONResponse, RedirectResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -54,25 +54,26 @@ class Guard:
     return f"The request is larger than {self._most - _REST} bytes."
 
   def _known(self, headers: dict[str, str]) -> bool:
-    cookies = http.cookies.SimpleCookie()
-    try:
-      cookies.load(headers.get("cookie", ""))
-    except http.cookies.CookieError:
-      return False
-    brought = [headers.get("authorization", "").removeprefix("Bearer ")]
-    brought += [cookies[COOKIE].value] if COOKIE in cookies else []
-    return any(self._fits(x) for x in brought)
+    bearer = headers.get("authorization", "").removeprefix("Bearer ")
+    # Cookies of all ports of this name come along, in whatever form others write them.
+    return self._fits(bearer) or self._fits(
+      cookie_parser(headers.get("cookie", "")).get(COOKIE, "")
+    )
 
   def _fits(self, brought: str) -> bool:
     return hmac.compare_digest(brought.encode(), (self._token or "").encode())
 
   async def _greet(self, scope: Scope, receive: Receive, send: Send) -> None:
     """Takes the token of `/?token=...` as a cookie, for browsers; refuses anything else."""
-    query = urllib.parse.parse_qs(scope["query_string"].decode("latin-1"))
-    given = query.get("token", [""])[0]
-    if scope["path"] == "/" and scope["method"] == "GET" and self._fits(given):
+    query = scope["query_string"].decode("latin-1")
+    # A plus sign is one, as base 64 has it, or a blank, as forms write it.
+    given = [
+      urllib.parse.parse_qs(x).get("token", [""])[0] for x in (query.replace("+", "%2B"), query)
+    ]
+    fitting = next(filter(self._fits, given), None)
+    if scope["path"] == "/" and scope["method"] == "GET" and fitting is not None:
       response: Any = RedirectResponse("/", 303)
-      response.set_cookie(COOKIE, given, httponly=True, samesite="strict")
+      response.set_cookie(COOKIE, fitting, httponly=True, samesite="strict")
       await response(scope, receive, send)
       return
     headers = {"WWW-Authenticate": "Bearer"}

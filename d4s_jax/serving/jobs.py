@@ -22,6 +22,7 @@ from d4s_jax.pipeline import progress
 QUEUED, RUNNING, DONE, FAILED, CANCELLED = "queued", "running", "done", "failed", "cancelled"
 STATES = (QUEUED, RUNNING, DONE, FAILED, CANCELLED)
 _ENDED = (DONE, FAILED, CANCELLED)
+_STOPS = "the server stops"
 # Seconds between looks at what has expired.
 _SWEEP = 10.0
 # Seconds for which a result is kept in any case: its client is to fetch it.
@@ -76,6 +77,7 @@ class Job:
     """Nobody was told anything yet."""
     self.events: list[dict[str, Any]] = []
     self.stop = threading.Event()
+    self.unwatched = False
     self._changed = asyncio.Event()
     self.tell()
 
@@ -98,7 +100,7 @@ class Job:
     changed.set()
 
   async def watch(self, start: int, patience: float) -> AsyncIterator[tuple[int, dict | None]]:
-    """Yields events and their numbers from `start` on, up to the last.
+    """Yields events and their numbers from `start` on, up to the last, or until the server stops.
 
     When nothing happens for `patience` seconds, None is yielded instead of an event.
     """
@@ -108,7 +110,7 @@ class Job:
       while number < len(self.events):
         yield number, self.events[number]
         number += 1
-      if self.over:
+      if self.over or self.unwatched:
         return
       try:
         await asyncio.wait_for(changed.wait(), patience)
@@ -136,6 +138,7 @@ class Jobs:
     self._all: dict[str, Job] = {}
     self._queue: list[Job] = []
     self._new = asyncio.Event()
+    self._at_hand: Job | None = None
 
   def __len__(self) -> int:
     return len(self._queue)
@@ -178,6 +181,16 @@ class Jobs:
     if job.over:
       self._forget(job)
 
+  def stop(self) -> None:
+    """Cancels all jobs and lets go of those who watch: a step may take long."""
+    if self._at_hand is not None and not self._at_hand.over:
+      self._at_hand.stop.set()
+      self._at_hand.unwatched = True
+      self._at_hand.tell(what=_STOPS)
+    for job in self._queue:
+      job.tell(state=CANCELLED, what=_STOPS)
+    self._queue.clear()
+
   async def work(self) -> None:
     """Makes one job after another, until it is cancelled; the job at hand ends with it."""
     loop, sweeper = asyncio.get_running_loop(), asyncio.create_task(self._sweep())
@@ -186,7 +199,7 @@ class Jobs:
         while not self._queue:
           self._new.clear()
           await self._new.wait()
-        job = self._queue.pop(0)
+        job = self._at_hand = self._queue.pop(0)
         job.tell(state=RUNNING, what="begins")
         running = asyncio.create_task(asyncio.to_thread(self._run, job, loop))
         try:
@@ -199,9 +212,7 @@ class Jobs:
           raise
     finally:
       sweeper.cancel()
-      for job in self._queue:
-        job.tell(state=CANCELLED, what="the server stops")
-      self._queue.clear()
+      self.stop()
 
   def _run(self, job: Job, loop: asyncio.AbstractEventLoop) -> dict[str, Any]:
     """In the worker's thread; returns how it ended."""

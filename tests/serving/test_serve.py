@@ -1,19 +1,21 @@
 """The server with a maker of its own, over real connections."""
 
 import asyncio
+import concurrent.futures
 import contextlib
 import json
 import pathlib
 import threading
 import time
+import urllib.parse
 
 import httpx
 import numpy as np
 import pytest
-import uvicorn
 
 from d4s_jax.formats.images import write_image
 from d4s_jax.pipeline import progress
+from d4s_jax.serving import address as listening
 from d4s_jax.serving import app, jobs
 
 TOKEN = "a token of more than sixteen"
@@ -63,16 +65,15 @@ def served(**changes):
 @contextlib.contextmanager
 def running(offered):
   """A running server; yields its address."""
-  config = uvicorn.Config(app.build(offered), port=0, log_level="warning")
-  server = uvicorn.Server(config)
-  thread = threading.Thread(target=server.run, daemon=True)
+  bound = listening.bind("127.0.0.1", 0)
+  server = listening.Server(app.build(offered))
+  thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, daemon=True)
   thread.start()
   while not server.started:
     assert thread.is_alive()
     time.sleep(0.01)
-  host, port = server.servers[0].sockets[0].getsockname()[:2]
   try:
-    yield f"http://{host}:{port}"
+    yield listening.url(bound).removesuffix("/")
   finally:
     server.should_exit = True
     thread.join(20)
@@ -203,6 +204,18 @@ def test_jobs_are_cancelled_at_any_time(address, picture):
   assert httpx.get(address + done["files"]["order.json"]).status_code == 404
 
 
+def test_streams_of_events_end_with_the_server(picture, capsys):
+  with concurrent.futures.ThreadPoolExecutor() as pool, served() as address:
+    named = [order(address, picture, prompt="slow").json()["id"] for _ in range(2)]
+    watched = [pool.submit(events, address, x) for x in named]
+    while httpx.get(f"{address}/jobs/{named[0]}").json()["state"] == "queued":
+      time.sleep(0.01)
+  first, second = (x.result()[-1][1] for x in watched)
+  assert (first["state"], first["what"]) == ("running", "the server stops")
+  assert (second["state"], second["what"]) == ("cancelled", "the server stops")
+  assert "Stops: jobs are cancelled" in capsys.readouterr().err
+
+
 def test_nothing_else_is_given_out(address, picture):
   identity = order(address, picture).json()["id"]
   ended(address, identity)
@@ -257,6 +270,22 @@ def test_a_token_opens_the_door():
       assert "HttpOnly" in opened.headers["set-cookie"]
       assert "SameSite=strict" in opened.headers["set-cookie"]
       assert "drop" in browser.get(f"{address}/").text
+
+
+def test_cookies_of_others_and_signs_in_a_token_dont_matter():
+  token = "ab+cd/ef==gh ij kl"
+  quoted = urllib.parse.quote(token)
+  with served(token=token, local=False) as address:
+    for cookie in ('prefs={"a":1}', "a/b=1", "a b"):
+      for headers in (
+        {"Cookie": cookie, "Authorization": f"Bearer {token}"},
+        {"Cookie": f'{cookie}; d4s_jax_token="{token}"'},
+      ):
+        assert httpx.get(f"{address}/about", headers=headers).status_code == 200
+    # As forms write it, and as a person types it.
+    for query in (quoted.replace("%20", "+"), quoted.replace("%2B", "+"), quoted):
+      with httpx.Client(follow_redirects=True) as browser:
+        assert "drop" in browser.get(f"{address}/?token={query}").text
 
 
 def test_results_expire(picture, monkeypatch):
