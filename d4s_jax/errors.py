@@ -6,6 +6,7 @@ The status tells whoever started the command (`launch/`) whether to give it agai
 import contextlib
 import errno
 import os
+import re
 import signal
 import sys
 import traceback
@@ -31,9 +32,14 @@ INTERRUPTED = 130
 
 # Of errors of a disk that is full, or of what may be written to it.
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-# Of errors of a disk or a store that may answer the next time, and what is in the text of such.
-_PASSING = (errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.EHOSTUNREACH)
-_UNAVAILABLE = ("UNAVAILABLE", "DEADLINE_EXCEEDED")
+# Of errors of a disk or a host that did not answer. EIO is not one: a block that went bad stays so.
+_UNANSWERED = (errno.ESTALE, errno.ENOTCONN, errno.EHOSTUNREACH)
+# So do texts of XLA and tensorstore begin then; the latter says ABORTED once it has tried enough.
+_STATUS = re.compile("(UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED): ")
+# Where tensorstore, whose errors are of one class, writes the number of an OSError.
+_NUMBER = re.compile(r"[A-Z_]+: .*\[os_error_code='(\d+)'\]", re.DOTALL)
+# What HTTP answers then.
+_HTTP = (429, 502, 503, 504)
 # In the text of XLA's error when it is out of memory; this module knows no JAX.
 _NO_MEMORY = "RESOURCE_EXHAUSTED"
 
@@ -89,18 +95,34 @@ def status(error: BaseException) -> int:
   if isinstance(error, KeyboardInterrupt):
     return INTERRUPTED
   if isinstance(error, ValueError | OSError):
-    return UNREACHABLE if passes(error) else REFUSED
+    # What a disk could not read it may read the next time, or something older serves.
+    again = passes(error) or errno.EIO in map(_number, _causes(error))
+    return UNREACHABLE if again else REFUSED
   return REFUSED if _NO_MEMORY in str(error) else CRASHED
 
 
-def passes(error: BaseException | None) -> bool:
+def passes(error: BaseException) -> bool:
   """Whether an error, or what it was raised from, is of a host or a disk that didn't answer."""
-  if error is None:
-    return False
-  if isinstance(error, OSError) and error.errno in _PASSING:
-    return True
-  unreachable = isinstance(error, ConnectionError | TimeoutError)
-  return unreachable or any(x in str(error) for x in _UNAVAILABLE) or passes(error.__cause__)
+  return any(
+    isinstance(x, ConnectionError | TimeoutError)
+    or _number(x) in _UNANSWERED
+    or _STATUS.match(str(x))
+    or getattr(x, "code", None) in _HTTP
+    for x in _causes(error)
+  )
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+  while error is not None:
+    yield error
+    error = error.__cause__
+
+
+def _number(error: BaseException) -> int | None:
+  if isinstance(error, OSError):
+    return error.errno
+  found = _NUMBER.match(str(error))
+  return int(found[1]) if found else None
 
 
 def _parse(arguments: list[str], words: int) -> list[str]:

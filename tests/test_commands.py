@@ -1,6 +1,7 @@
 """Bad input to the commands: one clear line, exit status 1, nothing saved is lost."""
 
 import dataclasses
+import errno
 import os
 import re
 import shutil
@@ -473,6 +474,44 @@ errors.run(main)
     assert done.returncode == status
     assert done.stderr.splitlines()[-1] == line
     assert ("Traceback" in done.stderr) == bool(shown or status == errors.CRASHED)
+
+
+class BusyError(ValueError):
+  """As gcsfs raises it."""
+
+  code = 503
+
+
+UNREAD = "UNKNOWN: Error reading local file: {} [tensorstore_spec='{{}}'] [os_error_code='{}']"
+
+
+@pytest.mark.parametrize(
+  "error, passes, again",
+  [
+    (ValueError("UNAVAILABLE: later"), True, True),
+    (ValueError("ABORTED: All 32 retry attempts failed: CURL error"), True, True),
+    (ValueError(UNREAD.format("Stale file handle", errno.ESTALE)), True, True),
+    (BusyError("Service Unavailable, 503"), True, True),
+    (OSError(errno.EHOSTUNREACH, "No route to host"), True, True),
+    # A bad block stays bad, but a second try may do without it.
+    (OSError(errno.EIO, "Input/output error"), False, True),
+    (ValueError(UNREAD.format("Input/output error", errno.EIO)), False, True),
+    (ValueError(UNREAD.format("Permission denied", errno.EACCES)), False, False),
+    # Words of whoever gave the command.
+    (
+      ValueError("The prompt is 'a sign that says UNAVAILABLE: back soon'; expected two."),
+      False,
+      False,
+    ),
+    (ValueError("[os_error_code='116'] is no name."), False, False),
+  ],
+)
+def test_only_what_did_not_answer_is_asked_again(error, passes, again):
+  wrapped = ValueError("It can't be read.")
+  wrapped.__cause__ = error
+  for each in (error, wrapped):
+    assert errors.passes(each) == passes
+    assert errors.status(each) == (errors.UNREACHABLE if again else errors.REFUSED)
 
 
 def test_a_stray_word_is_one_line():

@@ -114,28 +114,25 @@ _LATE = ("Event loop is closed", "Encountered error while reading array")
 
 @functools.cache
 def _log_failures_once() -> None:
-  """Keeps what Orbax's threads print of a failure from the error that it raises of it as well.
+  """Keeps what is printed of a failure from the error that Orbax raises of it as well.
 
-  Each of them logs a traceback; and when one array fails, Orbax closes its event loop while others
-  are on their way, each of which would print one more: from Python's hook, or, where it failed by
-  itself and nobody asks for it any more, from asyncio's log.
+  Each of its threads logs a traceback; and when one array fails, Orbax closes its event loop while
+  others are on their way, each of which would print one more: from Python's hook, or, where it
+  failed by itself and nobody asks for it any more, from asyncio's log.
   """
   shown = sys.unraisablehook
 
-  def without_late(unraisable: Any) -> None:
-    if not str(unraisable.exc_value).startswith(_LATE):
-      shown(unraisable)
+  def is_late(error: BaseException | None) -> bool:
+    return str(error).startswith(_LATE)
 
   def is_news(record: logging.LogRecord) -> bool:
     failed = record.levelno >= logging.ERROR and record.exc_info
-    return not (failed and "orbax" in pathlib.Path(record.pathname).parts)
+    of_orbax = "orbax" in pathlib.Path(record.pathname).parts
+    return not (failed and (of_orbax or is_late(failed[1])))
 
-  def is_early(record: logging.LogRecord) -> bool:
-    return not (record.exc_info and str(record.exc_info[1]).startswith(_LATE))
-
-  sys.unraisablehook = without_late
-  logging.getLogger("absl").addFilter(is_news)
-  logging.getLogger("asyncio").addFilter(is_early)
+  sys.unraisablehook = lambda x: None if is_late(x.exc_value) else shown(x)
+  for name in ("absl", "asyncio"):
+    logging.getLogger(name).addFilter(is_news)
 
 
 @contextlib.contextmanager

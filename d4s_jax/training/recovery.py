@@ -40,9 +40,9 @@ def newest(folder: Place, copies: Copies | None, like: TrainState) -> TrainState
   # Where both have a step the checkpoint is as good.
   found = sorted({(x, True) for x in durable} | {(x, False) for x in local - set(durable)})
   damaged: list[tuple[int, bool]] = []
-  reason = ""
+  failure: Exception | None = None
   for step, is_durable in reversed(found):
-    now, reason = None, "Another process could not read its part."
+    now, failure = None, checkpoint.DamagedError("Another process could not read its part.")
     try:
       now = (
         checkpoint.read_state(folder, step, like)
@@ -50,7 +50,7 @@ def newest(folder: Place, copies: Copies | None, like: TrainState) -> TrainState
         else copies.read(step, like)
       )
     except checkpoint.DamagedError as error:
-      reason = str(error)
+      failure = error
     if all(ok for (ok,) in processes.told([int(now is not None)])):
       for bad, was_durable in damaged:
         _set_aside(folder, copies, bad, was_durable)
@@ -58,12 +58,12 @@ def newest(folder: Place, copies: Copies | None, like: TrainState) -> TrainState
       return now
     damaged.append((step, is_durable))
     if now is None or processes.writes():
-      print(f"WARNING: step {step} is not used. {reason}", flush=True)
+      print(f"WARNING: step {step} is not used. {failure}", flush=True)
   if damaged:
     raise checkpoint.CheckpointError(
-      f"Nothing that was saved of {folder} can be read. {reason} Restore one of its"
+      f"Nothing that was saved of {folder} can be read. {failure} Restore one of its"
       " checkpoints, or start anew in another --workdir."
-    )
+    ) from failure
   _set_aside_after(0, copies)
   return None
 

@@ -126,7 +126,12 @@ def test_no_process_waits_in_a_sum_for_one_that_could_not_read(tmp_path, monkeyp
 
 
 @pytest.mark.parametrize(
-  "error", [OSError(errno.ESTALE, "Stale file handle"), Exception("UNAVAILABLE: try again")]
+  "error",
+  [
+    OSError(errno.ESTALE, "Stale file handle"),
+    Exception("UNAVAILABLE: try again"),
+    ValueError("ABORTED: Error reading local file: Stale file handle [os_error_code='116']"),
+  ],
 )
 def test_a_disk_that_does_not_answer_is_no_damage(tmp_path, monkeypatch, error):
   save(tmp_path, 4)

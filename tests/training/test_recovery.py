@@ -1,6 +1,8 @@
 """Going on from the newest of checkpoints and emergency copies that can be read."""
 
 import dataclasses
+import errno
+import shutil
 import types
 
 import jax
@@ -8,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from d4s_jax import errors
 from d4s_jax.training import checkpoint, recovery, run_folder
 from d4s_jax.training.emergency import Copies
 from tests.training.test_checkpoint import largest_file, make_state, save
@@ -68,6 +71,33 @@ def test_what_is_damaged_is_set_aside_and_the_one_before_serves(tmp_path, capsys
   assert {x.name for x in local.iterdir()} == {"5.damaged", "7.damaged"}
   # And again, as if nothing had been.
   assert same(recovery.newest(tmp_path, copies, make_state(0)), 3)
+
+
+@pytest.mark.parametrize(
+  "error",
+  [
+    OSError(errno.EIO, "Input/output error"),
+    ValueError("UNKNOWN: Error reading local file: Input/output error [os_error_code='5']"),
+  ],
+)
+def test_the_one_before_serves_where_a_block_of_a_disk_went_bad(tmp_path, monkeypatch, error):
+  save(tmp_path, 3, 4)
+  restore = checkpoint.ocp.PyTreeCheckpointHandler.restore
+
+  def unreadable(self, place, **options):
+    if "/3/" not in str(place):
+      raise Exception("Encountered error while reading array index") from error
+    return restore(self, place, **options)
+
+  monkeypatch.setattr(checkpoint.ocp.PyTreeCheckpointHandler, "restore", unreadable)
+  assert same(recovery.newest(tmp_path, None, make_state(0)), 3)
+  assert checkpoint.whole_steps(tmp_path) == [3]
+  # The whole disk may be read again tomorrow.
+  shutil.rmtree(tmp_path / "checkpoints" / "3")
+  save(tmp_path, 4)
+  with pytest.raises(checkpoint.CheckpointError, match="Nothing that was saved") as raised:
+    recovery.newest(tmp_path, None, make_state(0))
+  assert errors.status(raised.value) == errors.UNREACHABLE
 
 
 def test_if_nothing_can_be_read_nothing_is_touched(tmp_path):
