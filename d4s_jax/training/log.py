@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 import tqdm
-from tensorboardX import SummaryWriter
+
+from d4s_jax.formats.events import Events
 
 _FILE = "metrics.jsonl"
 Line = dict[str, Any]
@@ -41,7 +42,7 @@ class MetricLog:
     temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
     temporary.replace(path)
     self._file = path.open("a")
-    self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1, max_queue=100)
+    self._board = Events(folder / "tensorboard", start)
 
   def write(self, log: str, step: int, metrics: dict[str, float]) -> None:
     """Writes the numbers of a log after `step` updates."""
@@ -49,8 +50,7 @@ class MetricLog:
     line = {"log": log, "step": step, "time": round(time.time(), 3), **numbers}
     self._file.write(json.dumps(line) + "\n")
     self._file.flush()
-    for key, value in metrics.items():
-      self._board.add_scalar(f"{log}/{key}", value, step)
+    self._board.write(step, {f"{log}/{key}": value for key, value in metrics.items()})
 
   def close(self) -> None:
     """Flushes and closes both files."""
