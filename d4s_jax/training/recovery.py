@@ -83,6 +83,10 @@ def _set_aside_after(step: int, copies: Copies | None) -> None:
       print(f"WARNING: the copy of step {newer} was set aside: not all have one.", flush=True)
 
 
+# The part of an interval in which a checkpoint has to be on disk.
+_TIMELY = 10
+
+
 class Saves:
   """What a run saves while it goes, and when."""
 
@@ -104,9 +108,13 @@ class Saves:
     self._publish = publish
     self._saved, self._copies, self._options = saved, copies, options
     self._timed, self._last = processes.Wish("save"), time.monotonic()
+    self._step = 0
 
   def after(self, step: int, state: TrainState, flush: Callable[[], None], must: bool) -> None:
     """Saves `state` if it is time to, or if it must be; ask once after each step.
+
+    A checkpoint has a tenth of the interval to be written while training goes on; then it is waited
+    for, so that a kill loses hardly more than the interval.
 
     Args:
       step: the number of the step that made it.
@@ -120,10 +128,14 @@ class Saves:
     if must or late or step % options.every == 0:
       flush()
       self._saved.save(state)
-      self._last = time.monotonic()
+      self._last, self._step = time.monotonic(), step
       if self._publish:
         self._publish()
-    elif self._copies and step % options.local_every == 0:
+      return
+    steps_are_over = _TIMELY * (step - self._step) >= options.every
+    if steps_are_over or options.minutes and _TIMELY * passed >= 60 * options.minutes:
+      self._saved.wait()
+    if self._copies and step % options.local_every == 0:
       flush()
       self._copies.save(state)
 

@@ -182,6 +182,26 @@ def test_saves_come_by_step_and_by_time(tmp_path, monkeypatch):
   assert copies.steps() == [6, 10]
 
 
+def test_a_checkpoint_is_waited_for_after_a_tenth_of_the_interval(monkeypatch):
+  said, clock = [], [0.0]
+  saved = types.SimpleNamespace(
+    save=lambda state: said.append(f"save {state}"), wait=lambda: said.append("wait")
+  )
+  monkeypatch.setattr(recovery.time, "monotonic", lambda: clock[0])
+  saves = recovery.Saves(saved, None, types.SimpleNamespace(every=40, minutes=1.0))
+  for step in range(40, 45):
+    saves.after(step, step, said.clear, must=False)
+    said.append(step)
+  assert said == ["save 40", 40, 41, 42, 43, "wait", 44]
+  # By time, where steps are slow.
+  saves.after(80, 80, said.clear, must=False)
+  for step in (81, 82):
+    clock[0] += 5.0
+    saves.after(step, step, said.clear, must=False)
+    said.append(step)
+  assert said == ["save 80", 81, "wait", 82]
+
+
 def test_what_was_begun_before_an_error_is_still_written(tmp_path, monkeypatch, capsys):
   options = types.SimpleNamespace(every=1, minutes=0)
   saved = checkpoint.Checkpoints(tmp_path, keep=2)
