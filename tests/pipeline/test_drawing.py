@@ -10,7 +10,7 @@ from d4s_jax.geometry import cameras as pinhole
 from d4s_jax.geometry.deformation import at, identity
 from d4s_jax.pipeline import drawing, shot
 from d4s_jax.render import render
-from d4s_jax.types import DynamicGaussians
+from d4s_jax.types import DynamicGaussians, Rendering
 
 # All tests share these sizes, and so one compiled drawing.
 COUNT, SIDE = 120, 64
@@ -62,13 +62,32 @@ def test_each_camera_is_drawn_at_its_own_time(key, cameras, capsys):
 
 
 @pytest.mark.parametrize(
-  ("count", "most", "sizes"), [(1, 4, [1]), (7, 8, [7]), (9, 4, [3, 3, 3]), (49, 4, [4] * 12 + [1])]
+  ("count", "moving", "sizes"),
+  # Views of one moment are drawn one after another, in calls of up to 8.
+  [(1, True, [1]), (9, True, [3] * 3), (49, True, [4] * 13), (7, False, [1] * 7)],
 )
-def test_no_call_draws_more_views_than_it_has_to(count, most, sizes):
-  calls = list(drawing._calls(np.full(count, 0.3), most))
-  assert [len(views) for _, views, _ in calls] == sizes
-  assert {size for *_, size in calls} == {sizes[0]}
-  np.testing.assert_array_equal(np.concatenate([views for _, views, _ in calls]), np.arange(count))
+def test_no_call_draws_more_views_than_it_has_to(key, cameras, monkeypatch, count, moving, sizes):
+  drawn = []
+
+  def blank(gaussians, cameras, **options):
+    del gaussians, options
+    jax.debug.callback(lambda x: drawn.append(len(x)), cameras.intrinsics)
+    alpha = jnp.zeros((*cameras.intrinsics.shape[:-2], cameras.height, cameras.width))
+    image = jnp.stack([alpha] * 3, axis=-1) + cameras.intrinsics[..., :1, :1, None]
+    return Rendering(image=image, alpha=alpha, depth=alpha, overflow=jnp.zeros(len(alpha), int))
+
+  monkeypatch.setattr(drawing, "render", blank)
+  # Of a size that no other test draws: what is compiled here must not be found there.
+  focal = np.arange(1.0, count + 1)[:, None, None] * np.ones((3, 3))
+  views = dataclasses.replace(
+    cameras[np.zeros(count, int)], intrinsics=focal.astype(np.float32), height=8, width=8
+  )
+  times = np.linspace(0, 1, count) * moving
+  found = drawing.draw(scene(SMALL, key), views, times, "")
+  jax.effects_barrier()
+  assert drawn == sizes
+  # And each is the one that was asked for.
+  np.testing.assert_array_equal(found.image[:, 0, 0, 0], focal[:, 0, 0])
 
 
 def test_a_renderer_without_room_gets_more(key, cameras, capsys, monkeypatch):
