@@ -16,7 +16,6 @@ import codecs
 import dataclasses
 import importlib
 import pathlib
-import zipfile
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -26,6 +25,7 @@ from jaxtyping import Float, UInt8
 from d4s_jax.captioning import Endpoint
 from d4s_jax.curation.guard import may_pass
 from d4s_jax.data.datasets.assembly import check_lens
+from d4s_jax.formats.arrays import ArrayArchive
 from d4s_jax.formats.cameras import nearest_rigid, rigid
 from d4s_jax.types import Cameras
 
@@ -60,8 +60,6 @@ RESULTS: dict[str, dict[str, tuple[str, ...]]] = {
 _OPTIONAL = {"points", "visible", "second", "depth", "relative", "disparity", "offset"}
 # NaN stands for what isn't known.
 _WITH_GAPS = {"second"}
-# Bytes that the arrays of one unit may take.
-_MOST = 8 << 30
 _LONGEST = 5000
 
 
@@ -237,24 +235,19 @@ def _text(path: pathlib.Path) -> str:
 
 
 def _arrays(path: pathlib.Path, axes, frames: np.ndarray) -> dict[str, np.ndarray]:
+  """The arrays of a unit's file, of those over its frames the rows of these."""
   try:
-    with zipfile.ZipFile(path) as archive:
-      size = sum(member.file_size for member in archive.infolist())
-    if size > _MOST:
-      raise ValueError(f"{path} unpacks to {size} bytes; expected at most {_MOST}.")
-    with np.load(path, allow_pickle=False) as stored:
-      found = {name: stored[name] for name in axes if name in stored.files}
-  except (zipfile.BadZipFile, ValueError, OSError, EOFError) as error:
+    archive = ArrayArchive(path)
+    shapes = {name: archive.spec(name).shape for name in axes if name in archive}
+    for name, shape in shapes.items():
+      if axes[name][0] == "f" and shape[:1] <= (frames.max(),):
+        raise ValueError(f"{name} of shape {shape}; expected frame {frames.max()} to be in it")
+    return {
+      name: archive.read(name, frames.tolist() if axes[name][0] == "f" else None) for name in shapes
+    }
+  except ValueError as error:
     remedy = "see to its disk" if may_pass(error) else "compute it again"
     raise ValueError(f"{path} cannot be read ({error}); {remedy}.") from error
-  for name, array in found.items():
-    if axes[name][0] == "f":
-      if array.ndim == 0 or len(array) <= frames.max():
-        raise ValueError(
-          f"{path}: {name} of shape {array.shape}; expected frame {frames.max()} to be in it."
-        )
-      found[name] = array[frames]
-  return found
 
 
 def lifted(

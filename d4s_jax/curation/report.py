@@ -91,7 +91,7 @@ def _list(title: str, sentences: list[str]) -> list[str]:
   if not sentences:
     return []
   more = [f"- ... and {len(sentences) - _LISTED} more"] if len(sentences) > _LISTED else []
-  return ["", f"## {title}", "", *(f"- {x}" for x in sentences[:_LISTED]), *more]
+  return ["", f"## {title}", "", *(f"- {' '.join(x.split())}" for x in sentences[:_LISTED]), *more]
 
 
 def _histograms(path: pathlib.Path, figures, limits) -> None:

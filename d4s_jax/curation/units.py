@@ -6,6 +6,7 @@ that any worker can do any part at any time.
 
 import dataclasses
 import functools
+import os
 import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol, runtime_checkable
@@ -16,7 +17,7 @@ from av.error import FFmpegError
 from av.video.reformatter import VideoReformatter
 from jaxtyping import Float, Int, UInt8
 
-from d4s_jax.data.datasets import registry
+from d4s_jax.data.datasets import files, registry
 from d4s_jax.data.datasets.scene import check_folder
 from d4s_jax.formats.footage import Footage, video_stream
 from d4s_jax.formats.images import MAX_PIXELS
@@ -29,6 +30,8 @@ _SMALL = (32, 18)
 # Mean difference of neighbouring frames, of 255, that is a cut; and a smaller one that is a cut
 # where it is so many times what is usual around it.
 _CUT, _MAYBE, _TIMES, _AROUND = 30.0, 10.0, 6.0, 8
+# Seconds, and a share of the length that a video claims: one that lacks more was cut off.
+_LACKS = (1.0, 0.1)
 # Frames between accounts of how far it is.
 _TOLD = 100
 # Datasets that are no video jump: as far as so many usual steps, or by so many degrees.
@@ -102,8 +105,8 @@ def find(dataset: str, root: pathlib.Path) -> tuple[list[Unit], list[str]]:
   check_folder(root, "one with videos")
   top = root.resolve()
   names, problems = [], []
-  for path in sorted(root.rglob("*")):
-    if path.suffix.lower() not in _SUFFIXES or not path.is_file():
+  for path in _files(root, problems):
+    if path.suffix.lower() not in _SUFFIXES:
       continue
     name = path.relative_to(root).as_posix()
     try:
@@ -111,6 +114,9 @@ def find(dataset: str, root: pathlib.Path) -> tuple[list[Unit], list[str]]:
     except UnicodeEncodeError:
       # With escapes: the report is text.
       problems.append(f"{name!r:.200}: a name that is no text; it is left out. Rename the file.")
+      continue
+    if not path.is_file():
+      problems.append(f"{path} is a link to nothing, or no file; it is left out. Fetch it again.")
       continue
     if not path.resolve().is_relative_to(top):
       problems.append(f"{path} is a link that leads out of {root}; it is left out. Copy the file.")
@@ -120,6 +126,26 @@ def find(dataset: str, root: pathlib.Path) -> tuple[list[Unit], list[str]]:
     none = f"{root} has no videos ({', '.join(_SUFFIXES)}); check the path."
     raise ValueError(" ".join([none, *problems[:1]]))
   return [Unit(VIDEOS, str(root), name) for name in names], problems
+
+
+def _files(root: pathlib.Path, problems: list[str]) -> list[pathlib.Path]:
+  """All files below a folder, in order; folders that aren't looked into are noted."""
+
+  def failed(error: OSError) -> None:
+    raise error
+
+  found = []
+  for folder, below, names in os.walk(root, onerror=failed):
+    found += [pathlib.Path(folder, name) for name in names]
+    for name in sorted(below):
+      path = pathlib.Path(folder, name)
+      problem = files.closed(path)
+      if path.is_symlink():
+        problem = f"{path} is a link to a folder; it is left out. Copy what it leads to."
+      if problem is not None:
+        below.remove(name)
+        problems.append(problem)
+  return sorted(found)
 
 
 def spans(
@@ -180,6 +206,7 @@ def _scan(
           f" {MAX_PIXELS} pixels. Fetch the file again, or make them smaller."
         )
       stream.thread_type = "SLICE"
+      claimed, base = (container.duration or 0) / av.time_base, stream.time_base
       try:
         for frame in container.decode(stream):
           if frame.pts is None or stamps and frame.pts <= stamps[-1]:
@@ -203,6 +230,12 @@ def _scan(
     ) from error
   if not stamps:
     raise ValueError(f"{path} has no frames that can be read. Fetch the file again, or remove it.")
+  lasts = float((stamps[-1] - stamps[0]) * base)
+  if claimed - lasts > _LACKS[0] + _LACKS[1] * claimed and not problems:
+    problems.append(
+      f"{path} has pictures for {lasts:.1f} s and claims {claimed:.1f} s; what is there is used."
+      " Was it fetched whole?"
+    )
   if dropped:
     problems.append(
       f"{path}: {dropped} frames whose times don't rise are left out. Remux the file to keep them."

@@ -165,7 +165,10 @@ class ArrayArchive:
     count = (spec.shape[0] if spec.shape else 1) if rows is None else len(rows)
     row = spec.nbytes // max(spec.shape[0] if spec.shape else 1, 1)
     if count * row > _MOST_READ:
-      raise ValueError(f"{self.path}: {count} rows of {name!r} take {count * row} bytes.")
+      raise ValueError(
+        f"{self.path}: {count} rows of {name!r} take {count * row} bytes; expected at most"
+        f" {_MOST_READ}."
+      )
     try:
       with zipfile.ZipFile(self.path) as archive, archive.open(f"{name}.npy") as file:
         file.read(self._starts[name])

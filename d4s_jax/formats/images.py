@@ -49,11 +49,14 @@ def read_image(
   return _opened(path, most_pixels, _to_rgb)
 
 
-def read_pixels(path: str | os.PathLike, transparency: bool = True) -> UInt8[np.ndarray, "h w 3"]:
-  """Reads a photograph as `read_image` does, in 8 bits; without its transparency if so wanted."""
+def read_pixels(path: str | os.PathLike) -> UInt8[np.ndarray, "h w 3"]:
+  """Reads a frame as `read_image` does, in 8 bits, but for its colours whatever alpha says.
+
+  Frames of datasets are opaque, and DynamicReplica's alpha isn't meant, by its authors' loader.
+  """
 
   def to_pixels(image: Image.Image) -> np.ndarray:
-    if image.mode.startswith(("I", "F")) or transparency and image.has_transparency_data:
+    if image.mode.startswith(("I", "F")):
       return to_bytes(_to_rgb(image))
     return np.asarray(image.convert("RGB"))
 

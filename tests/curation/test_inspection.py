@@ -184,6 +184,7 @@ def test_the_list_and_bad_calls(tmp_path, capsys):
       ["--dataset=vidoes", "--source=.", "--output=o"],
       "dataset 'vidoes'; choose videos, or",
     ),
+    (["--dataset=videos", "--source=.", "--check"], "leave it out for --dataset=videos"),
     (["--dataset=spring", "--source=none", "--check"], "No folder at none"),
     (["--dataset=spring", f"--source={written.root}", "--check"], "https://spring-benchmark.org"),
     (["--dataset=spring"], "Expected --list, or --dataset=NAME --source=DIR and --output=DIR"),

@@ -8,6 +8,7 @@ import os
 import re
 import socket
 import threading
+import zipfile
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from d4s_jax.curation.scale import Refused
 from d4s_jax.curation.settings import Settings, parse
 from d4s_jax.curation.units import Span, Unit
 from d4s_jax.data import record as records
+from d4s_jax.formats import arrays
 from d4s_jax.formats.images import write_image
 from tests.curation.rows import assess, estimators, row, tracked
 from tests.data.records import FRAMES, scene_record
@@ -102,7 +104,7 @@ def test_files_on_a_disk_that_fails_need_not_be_computed_again(tmp_path, monkeyp
   monkeypatch.setattr(guard, "PAUSES", ())
   (tmp_path / "videos").mkdir()
   np.savez(tmp_path / "videos" / "a.mp4.npz", relative=np.ones(3))
-  monkeypatch.setattr(np, "load", fail)
+  monkeypatch.setattr(zipfile, "ZipFile", fail)
   (made,) = estimators(Settings(plugins={"depth": f"files:{tmp_path}"}))([bare()])
   assert made["again"] and "a.mp4.npz cannot be read" in made["failed"]
   assert "see to its disk" in made["failed"] and "compute it again" not in made["failed"]
@@ -267,9 +269,22 @@ def test_archives_of_others_are_bounded_and_run_nothing(tmp_path, monkeypatch):
   estimator = estimators(Settings(plugins={"depth": f"files:{tmp_path}"}))
   np.savez(path, depth=np.array([{}], dtype=object))
   assert "cannot be read" in estimator([bare()])[0]["failed"]
-  monkeypatch.setattr(plugins, "_MOST", 10_000)
   np.savez_compressed(path, depth=np.zeros((40, 48, 64)))
-  assert "expected at most 10000" in estimator([bare()])[0]["failed"]
+  contents = bytearray(path.read_bytes())
+  for mark, place in ((b"PK\3\4", 6), (b"PK\1\2", 8)):
+    contents[contents.index(mark) + place] |= 1
+  sealed = path.with_name("sealed.npz")
+  sealed.write_bytes(contents)
+  sealed.replace(path)
+  said = estimator([bare()])[0]["failed"]
+  assert "a.mp4.npz cannot be read" in said and "is encrypted" in said
+  # Of a long film's depth the frames of the clip are read, of which there may be too much.
+  np.savez_compressed(path, depth=np.ones((40, 48, 64)))
+  needed = FRAMES * 48 * 64 * 8
+  monkeypatch.setattr(arrays, "_MOST_READ", needed)
+  assert not estimator([bare()])[0]["failed"]
+  monkeypatch.setattr(arrays, "_MOST_READ", needed - 1)
+  assert f"take {needed} bytes; expected at most {needed - 1}" in estimator([bare()])[0]["failed"]
   path.unlink()
   assert "No " in estimator([bare()])[0]["failed"]
   climbing = bare()

@@ -1,6 +1,8 @@
 """Videos as they come: cuts, truncation, times, names, links."""
 
+import errno
 import os
+import re
 
 import av
 import numpy as np
@@ -63,6 +65,51 @@ def test_files_are_found_by_any_name_and_never_outside(tmp_path):
     units.find("videos", tmp_path / "empty")
 
 
+def test_a_video_that_ends_before_it_claims_to_is_named(tmp_path):
+  """Decoders end without a word where such a file does."""
+  write_video(tmp_path / "a.mp4", pan(0, 96), 24)
+  with av.open(tmp_path / "a.mp4") as film, av.open(tmp_path / "b.mkv", "w") as out:
+    stream = out.add_stream_from_template(film.streams.video[0])
+    for packet in film.demux(film.streams.video[0]):
+      if packet.dts is not None:
+        packet.stream = stream
+        out.mux(packet)
+  path = tmp_path / "b.mkv"
+  assert split(unit(path))[1] == []
+  path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
+  spans, problems = split(unit(path))
+  assert spans
+  (problem,) = problems
+  assert re.search(r"b.mkv has pictures for [012]\.\d s and claims 4.0 s; what is there", problem)
+
+
+def test_folders_that_are_not_looked_into_are_named(tmp_path, monkeypatch):
+  (tmp_path / "deep" / "down").mkdir(parents=True)
+  (tmp_path / "deep" / "loop").symlink_to(tmp_path)
+  (tmp_path / "shut").mkdir()
+  (tmp_path / "gone.mp4").symlink_to(tmp_path / "nothing")
+  (tmp_path / "round.mp4").symlink_to(tmp_path / "round.mp4")
+  for folder in ("deep/down", "shut"):
+    (tmp_path / folder / "a.mp4").write_bytes(b"")
+  may = os.access
+  monkeypatch.setattr(os, "access", lambda path, how: path != tmp_path / "shut" and may(path, how))
+  found, problems = units.find("videos", tmp_path)
+  assert [one.name for one in found] == ["videos/deep/down/a.mp4"]
+  assert sorted(problem.split(";")[0] for problem in problems) == [
+    f"{tmp_path}/deep/loop is a link to a folder",
+    f"{tmp_path}/gone.mp4 is a link to nothing, or no file",
+    f"{tmp_path}/round.mp4 is a link to nothing, or no file",
+    f"{tmp_path}/shut may not be read",
+  ]
+
+  def refuse(folder):
+    raise PermissionError(errno.EACCES, "Permission denied", str(folder))
+
+  monkeypatch.setattr(os, "scandir", refuse)
+  with pytest.raises(PermissionError, match=str(tmp_path)):
+    units.find("videos", tmp_path)
+
+
 def test_a_truncated_video_names_file_cause_and_remedy(tmp_path):
   write_films(tmp_path, 1)
   path = tmp_path / "film 0.mp4"
@@ -113,7 +160,7 @@ def test_times_that_do_not_rise_are_left_out(tmp_path, monkeypatch):
   class Container:
     def __init__(self, container):
       self._container = container
-      self.streams = container.streams
+      self.streams, self.duration = container.streams, None
 
     def decode(self, stream):
       for frame, frame.pts in zip(self._container.decode(stream), stamps):

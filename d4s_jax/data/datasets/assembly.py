@@ -69,7 +69,6 @@ def assemble(
   width: int,
   problems: Problems,
   pixels: Callable[[int], UInt8[np.ndarray, "h w 3"]] | None = None,
-  transparency: bool = True,
 ) -> View:
   """The frames of a camera that can be used, in order; why others can't is noted.
 
@@ -80,7 +79,6 @@ def assemble(
     width: of its pictures.
     problems: where is noted what is left out.
     pixels: reads the picture of a frame, given by its number; None: each has a file.
-    transparency: whether that of files means something.
 
   Raises:
     ValueError: no frame can be used.
@@ -121,7 +119,7 @@ def assemble(
     if pixels is not None:
       return pixels(int(numbers[index]))
     assert path is not None
-    return same_size(images.read_pixels(path, transparency), cameras, path, "a picture")
+    return same_size(images.read_pixels(path), cameras, path, "a picture")
 
   return View(
     name=name,

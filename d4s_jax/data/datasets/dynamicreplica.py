@@ -51,9 +51,11 @@ class DynamicReplica(Dataset):
   """`train|valid|test/frame_annotations_SPLIT.jgz` and what it lists; or that file in the root."""
 
   def _find(self) -> Iterable[str]:
-    lists = sorted(
-      path for pattern in ("", "*/") for path in self.root.glob(f"{pattern}frame_annotations_*.jgz")
-    )
+    lists = [
+      path
+      for folder in files.folders(self.root, 1, self.problems)
+      for path in sorted(folder.glob("frame_annotations_*.jgz"))
+    ]
     # The frames of each scene as compressed JSON: hundreds of thousands in all, which every worker
     # process holds.
     self._scenes: dict[str, bytes] = {}
@@ -147,8 +149,7 @@ def _view(
         where=f"{where}, {camera} frame {entry.number}",
       )
     )
-  # The authors' own loader takes red, green and blue as they are stored, whatever alpha says.
-  view = assemble(camera, shots, height, width, problems, transparency=False)
+  view = assemble(camera, shots, height, width, problems)
 
   def listed(kind: str) -> dict[int, pathlib.Path]:
     names = {entry.number: getattr(entry, kind) for entry in entries}

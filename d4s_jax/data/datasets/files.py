@@ -21,7 +21,8 @@ _MOST_COUNTED = 1e9
 def folders(root: pathlib.Path, depth: int, problems: list[str]) -> Iterator[pathlib.Path]:
   """A folder and those up to `depth` below it, in order; links are followed.
 
-  Those that may not be entered, such as the lost+found of a disk, are noted and left out.
+  Those that may not be entered, such as the lost+found of a disk, and links that go round are noted
+  and left out.
   """
   yield root
   if depth:
@@ -47,12 +48,20 @@ def _below(root: pathlib.Path, problems: list[str]) -> Iterator[pathlib.Path]:
   with os.scandir(root) as entries:
     names = sorted(entry.name for entry in entries if entry.is_dir())
   for name in names:
-    if os.access(root / name, os.R_OK | os.X_OK):
+    problem = closed(root / name)
+    if problem is None:
       yield root / name
-      continue
-    problem = f"{root / name} may not be read; it is left out. See to its permissions (chmod)."
-    if problem not in problems:
+    elif problem not in problems:
       problems.append(problem)
+
+
+def closed(folder: pathlib.Path) -> str | None:
+  """Why a folder isn't looked into, if it isn't: it may not be, or is one that it lies in."""
+  if not os.access(folder, os.R_OK | os.X_OK):
+    return f"{folder} may not be read; it is left out. See to its permissions (chmod)."
+  if folder.is_symlink() and folder.parent.resolve().is_relative_to(folder.resolve()):
+    return f"{folder} is a link to a folder that it lies in; it is left out. Remove it."
+  return None
 
 
 def numbered(folder: pathlib.Path, pattern: str) -> dict[int, pathlib.Path]:

@@ -63,7 +63,8 @@ class MatrixCity(Dataset):
     posed = [
       path
       for folder in self._folders("pose")
-      for path in sorted(folder.glob("pose/*/transforms_*.json"))
+      for block in files.folders(folder / "pose", 1, self.problems)
+      for path in sorted(block.glob("transforms_*.json"))
     ]
     # Files of pose/ overlap each other, and list what has cameras of its own beside it.
     listed: dict[pathlib.Path, set[int]] = collections.defaultdict(set)

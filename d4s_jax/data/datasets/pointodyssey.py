@@ -73,7 +73,7 @@ class PointOdyssey(Dataset):
     ]
     view = assemble("camera", shots, height, width, problems)
     depths = files.numbered(folder / "depths", r"depth_(\d+)\.png")
-    if "trajs_3d" in archive.specs and archive.specs["trajs_3d"].shape[1:2] > (0,):
+    if "trajs_3d" in archive and archive.spec("trajs_3d").shape[1:2] > (0,):
       frames = len(lenses)
       points = archive.spec("trajs_3d", (frames, None, 3)).shape[1]
       for key in ("visibs", "valids"):
@@ -107,9 +107,9 @@ def _lacks(path: pathlib.Path) -> str | None:
 
 def _check_axes(archive: ArrayArchive, lenses: np.ndarray, matrices: np.ndarray) -> None:
   """Refuses a scene whose first 3D points don't project to where its first 2D points are."""
-  if "trajs_2d" not in archive.specs:
+  if "trajs_2d" not in archive:
     return
-  shape = archive.specs["trajs_3d"].shape
+  shape = archive.spec("trajs_3d").shape
   archive.spec("trajs_2d", (*shape[:2], 2))
   points, seen, flags, valid = (
     archive.read(key, [0])[0] for key in ("trajs_3d", "trajs_2d", "visibs", "valids")

@@ -34,9 +34,9 @@ class VirtualKitti(Dataset):
       "intrinsic.txt": set(),
     }
     for base in self._bases:
-      for folder in sorted(base.glob("Scene*/*")):
+      for folder in files.folders(base, 2, self.problems):
         for part, names in found.items():
-          if (folder / part).exists():
+          if folder.relative_to(base).match("Scene*/*") and (folder / part).exists():
             names.add(folder.relative_to(base).as_posix())
     pictures, *stated = found.values()
     whole = pictures.intersection(*stated)

@@ -260,10 +260,14 @@ def test_pointodyssey(tmp_path):
   np.savez(folder.with_name("lacks") / "anno.npz", **stored)
   shutil.copytree(folder, folder.with_name("bare"))
   np.savez(folder.with_name("bare") / "anno.npz", **cameras, trajs_3d=np.zeros(0))
+  for key in ("trajs_3d", "trajs_2d"):
+    shutil.copytree(folder, folder.with_name(key))
+    objects = {key: np.array([{}], object)}
+    np.savez(folder.with_name(key) / "anno.npz", **cameras, **stored | objects)
   (folder / "rgbs" / "rgb_00002.jpg").unlink()
   Image.new("L", (192, 108)).save(folder / "depths" / "depth_00003.png")
   found = Found("pointodyssey", written)
-  assert found.dataset.names == ["train/bare", written.scene]
+  assert found.dataset.names == ["train/bare", written.scene, "train/trajs_2d", "train/trajs_3d"]
   found.says(
     "cut/anno.npz is no .npz archive, or truncated .*Fetch it again. The scene is left out"
   )
@@ -275,6 +279,9 @@ def test_pointodyssey(tmp_path):
   # Tracks are those of the frames that are left.
   assert not found.view.tracks(np.array([1])).valid[4].any()
   assert found.dataset.open("train/bare").views[0].tracks is None
+  for key in ("trajs_3d", "trajs_2d"):
+    with pytest.raises(ValueError, match=f"{key}/anno.npz: '{key}' holds .*not unpickled"):
+      found.dataset.open(f"train/{key}")
 
 
 def test_pointodyssey_of_version_1_0_has_other_axes(tmp_path):
@@ -573,6 +580,7 @@ def test_the_fewest_frames_are_left_out_for_times_to_rise(tmp_path, times, kept)
 @pytest.mark.parametrize(
   "name, write",
   [
+    ("dynamicreplica", dynamicreplica.write),
     ("matrixcity", functools.partial(matrixcity.write, poses=True)),
     ("realestate10k", realestate10k.write),
     ("stereo4d", stereo4d.write),
@@ -585,13 +593,17 @@ def test_links_are_followed_and_what_may_not_be_entered_is_noted(
   write(tmp_path / "other disk")
   lost = tmp_path / "set" / "lost+found"
   lost.mkdir(parents=True)
+  round_again = lost.with_name("round again")
+  round_again.symlink_to(lost.parent)
   for part in (tmp_path / "other disk").iterdir():
     (lost.parent / part.name).symlink_to(part)
   may = os.access
   monkeypatch.setattr(os, "access", lambda path, how: path != lost and may(path, how))
   dataset = open_dataset(name, tmp_path / "set")
-  (problem,) = dataset.problems
-  assert problem.startswith(f"{lost} may not be read; it is left out")
+  assert [problem.partition(";")[0] for problem in dataset.problems] == [
+    f"{lost} may not be read",
+    f"{round_again} is a link to a folder that it lies in",
+  ]
   (scene,) = dataset.names
   assert len(dataset.open(scene).views[0]) > 4
 
