@@ -11,6 +11,7 @@ import importlib
 import logging
 import os
 import pathlib
+import signal
 import socket
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -273,10 +274,12 @@ def _engine() -> Iterator[Any]:
   if not address:
     quiet |= {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
     quiet |= {"object_store_memory": _STORE}
-  starts = 1 if address else _STARTS
+  starts, stop = 1 if address else _STARTS, signal.getsignal(signal.SIGTERM)
   for attempt in range(starts):
     try:
       ray.init(**quiet)
+      # Ray's own handler prints a stack, where one line should be.
+      signal.signal(signal.SIGTERM, stop)
       break
     except Exception as error:  # a bare one where a busy machine is too slow
       ray.shutdown()

@@ -1,6 +1,7 @@
 """The start of the engine, with a Ray that fails."""
 
 import os
+import signal
 import socket
 import sys
 import types
@@ -20,6 +21,7 @@ def started(monkeypatch):
     ray.calls.append(options)
     if len(ray.calls) <= ray.fails:
       raise Exception("The current node timed out\nduring startup.")
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
   ray.init, ray.shutdown, ray.is_initialized = init, lambda: None, lambda: False
   monkeypatch.setitem(sys.modules, "ray", ray)
@@ -32,8 +34,10 @@ def started(monkeypatch):
 
 def test_a_busy_machine_is_given_more_than_one_chance(started):
   started.fails = 2
+  stop = signal.getsignal(signal.SIGTERM)
   with pipeline._engine() as engine:
     assert engine is started and len(started.calls) == 3
+    assert signal.getsignal(signal.SIGTERM) == stop
   # Nothing listens beyond this machine.
   assert started.calls[0]["_node_ip_address"] == "127.0.0.1"
   assert started.calls[0]["include_dashboard"] is False
