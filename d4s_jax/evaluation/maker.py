@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Array, Float
 
 from d4s_jax.evaluation import fit_curve, starts
 from d4s_jax.evaluation.cost import Costs
@@ -72,7 +73,7 @@ class Maker:
 
     def make(costs: Costs) -> DynamicGaussians:
       with costs.stage("encoder"):
-        latents = jax.block_until_ready(self._latents(clip))
+        latents = jax.block_until_ready(self.encode(clip))
       return self._reconstruct(costs, latents, clip.source.cameras)
 
     self._make(folder, "reconstructed", make, self._of_clip(clip, self.trained.name))
@@ -115,7 +116,8 @@ class Maker:
     image, cameras = np.asarray(clip.source.images[0]), clip.source.cameras
     return self.pipeline.sample(image, cameras, str(clip.text), self.seed)
 
-  def _latents(self, clip: Clip):
+  def encode(self, clip: Clip) -> Float[Array, "f h w c"]:
+    """Normalised latents of the true video."""
     return self._encode(self._autoencoder, np.asarray(clip.source.images)[None])[0]
 
   def _reconstruct(self, costs: Costs, latents, cameras: Cameras) -> DynamicGaussians:
@@ -172,9 +174,9 @@ _FITTED: dict[str, tuple[str, _Latents, _Start]] = {
   "two_stage": ("video model", Maker._generated, _random),
   # To the true video through the autoencoder: from random points, from points of SIFT, from what
   # the model reconstructs.
-  "from_random": ("encoder", Maker._latents, _random),
-  "from_points": ("encoder", Maker._latents, _points),
-  "refined": ("encoder", Maker._latents, _predicted),
+  "from_random": ("encoder", Maker.encode, _random),
+  "from_points": ("encoder", Maker.encode, _points),
+  "refined": ("encoder", Maker.encode, _predicted),
 }
 
 # What is made of an embedded clip.

@@ -2,7 +2,6 @@ r"""Scores a reconstruction model on 64 held-out scenes, beside the baselines it
 
   python tests/benchmarks/heldout.py
   python tests/benchmarks/heldout.py --run=runs/dynamic-tiny
-  python tests/benchmarks/heldout.py --fitted=8
 
 The scenes are numbers 0 to 63 of the held-out split. Each has eight views at times and cameras that
 were not input, half of them off the camera's path. Every model sees the nine frames of the source
@@ -11,17 +10,12 @@ in time or in camera; one Gaussian for each 2x2 input pixels, of its colour, all
 the mean depth of that pixel of that frame over training scenes, or at its true depth; and our own
 with its deformation off. Lifted pixels lie before the mean colour of the input. Means and standard
 deviations over scenes.
-
-With --fitted instead, of the first scenes, what per-scene optimisation makes of the video as the
-autoencoder gives it back, in so many seconds of this machine: as many Gaussians as the model's,
-from points of SIFT matches at the true cameras, or, without four of these, random ones.
 """
 
 import argparse
 import dataclasses
 import pathlib
 import sys
-import time
 
 import jax
 import jax.numpy as jnp
@@ -31,17 +25,11 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 
 from d4s_jax.config import base  # noqa: E402
 from d4s_jax.data.source import open_source  # noqa: E402
-from d4s_jax.evaluation import families, geometry, starts  # noqa: E402
+from d4s_jax.evaluation import families, geometry  # noqa: E402
 from d4s_jax.geometry.deformation import identity  # noqa: E402
 from d4s_jax.models import gaussian_head, shipped  # noqa: E402
 from d4s_jax.models.system import System  # noqa: E402
-from d4s_jax.training import (  # noqa: E402
-  checkpoint,
-  fitting,
-  refinement,
-  run_folder,
-  validation,
-)
+from d4s_jax.training import checkpoint, run_folder, validation  # noqa: E402
 from d4s_jax.types import Clip, DynamicGaussians  # noqa: E402
 
 SCENES, BATCH, VIEWS = 64, 4, 8
@@ -51,8 +39,6 @@ _LAYOUTS = 64
 SCENE_SCALE = base("tiny").model.ldrm.scene_scale
 # Pixels of a lifted Gaussian along each side and its opacity.
 _CELL, _OPACITY = 2, 0.2
-# Metres round which the random points of a fit lie.
-_DEPTH = 3.0
 
 
 def clips(split: str, count: int, tokenize, views: int = VIEWS) -> list[Clip]:
@@ -183,49 +169,6 @@ def scores(views, clip: Clip, moving: np.ndarray) -> list[dict[str, float]]:
   return found
 
 
-def fitted(system: System, params, count: int, seconds: float) -> None:
-  """Prints what a fit to each of the first scenes has after so many seconds, beside ours."""
-  source = open_source("synthetic", split="heldout", views=VIEWS)
-  gaussians = base("tiny").model.ldrm.gaussians
-  reconstruct = jax.jit(system.reconstruct)
-
-  @jax.jit
-  def coded(params, images):
-    latents = system.backbone.encode(params, images)
-    return latents, jnp.clip(system.backbone.decode(params, latents), 0, 1)
-
-  found, warm = [], False
-  for index in range(count):
-    clip = source.read(index)
-    latents, video = coded(params, np.asarray(clip.source.images)[None])
-    ours, _ = reconstruct(
-      params, latents, *(x[None] for x in (clip.source.cameras, np.asarray(clip.source.times)))
-    )
-    views = dataclasses.replace(clip.source, images=np.asarray(video[0]))
-    try:
-      start, kind = starts.of_sift(views, gaussians)[0], "SIFT"
-    except ValueError:
-      start, kind = starts.of_random(views, gaussians, _DEPTH), "random"
-    made = dict(extent=fitting.extent(start, views), key=jax.random.key(index))
-    if not warm:
-      refinement.refine(start, views, proceed=lambda number: number < 1, **made)
-      warm = True
-    until, steps = time.monotonic() + seconds, []
-    scene = refinement.refine(
-      *(start, views),
-      proceed=lambda number, until=until, steps=steps: (
-        steps.append(number) or time.monotonic() < until
-      ),
-      **made,
-    )
-    at_once = jax.tree.map(lambda x: x[0], ours)
-    found.append([fitting.psnr(x, clip.target) for x in (scene, at_once)])
-    fit, own = found[-1]
-    print(f"  scene {index}, {kind}, {steps[-1]} steps: {fit:.2f}; ours {own:.2f}", flush=True)
-  for name, values in zip(("fitted", "ours"), zip(*found)):
-    print(f"  {name:28} {summary(values)}")
-
-
 def _at(dynamic: DynamicGaussians, times: slice) -> DynamicGaussians:
   return dataclasses.replace(
     dynamic, times=dynamic.times[:, times], deformation=dynamic.deformation[:, times]
@@ -244,8 +187,6 @@ def main() -> None:
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   parser.add_argument("--run", type=pathlib.Path, help="a run; the shipped weights without")
-  parser.add_argument("--fitted", type=int, default=0, metavar="N", help="scenes to fit")
-  parser.add_argument("--seconds", type=float, default=60.0, help="of each fit")
   options = parser.parse_args()
 
   if options.run:
@@ -256,10 +197,6 @@ def main() -> None:
     system = System.build(base("tiny").model.to_dict())
     abstract = system.abstract()
     params = {part: shipped.load("tiny", part, abstract[part]) for part in ("autoencoder", "ldrm")}
-  if options.fitted:
-    print(f"PSNR in dB, {VIEWS} views each, of {options.seconds:g} s of fitting to each scene")
-    fitted(system, params, options.fitted, options.seconds)
-    return
   tokenize = system.backbone.tokenizer
   constant, layout = layouts(clips("train", _LAYOUTS, tokenize, views=0))
   views = make_views(system, params, constant, layout)
