@@ -17,8 +17,7 @@ from typing import Any
 
 import numpy as np
 import tqdm
-
-from d4s_jax.formats.events import Events
+from tensorboardX import SummaryWriter
 
 _FILE = "metrics.jsonl"
 Line = dict[str, Any]
@@ -42,7 +41,7 @@ class MetricLog:
     temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
     temporary.replace(path)
     self._file = path.open("a")
-    self._board = Events(folder / "tensorboard", start)
+    self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1, max_queue=100)
 
   def write(self, log: str, step: int, metrics: dict[str, float]) -> None:
     """Writes the numbers of a log after `step` updates."""
@@ -50,7 +49,8 @@ class MetricLog:
     line = {"log": log, "step": step, "time": round(time.time(), 3), **numbers}
     self._file.write(json.dumps(line) + "\n")
     self._file.flush()
-    self._board.write(step, {f"{log}/{key}": value for key, value in metrics.items()})
+    for key, value in metrics.items():
+      self._board.add_scalar(f"{log}/{key}", value, step)
 
   def close(self) -> None:
     """Flushes and closes both files."""
