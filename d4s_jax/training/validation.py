@@ -139,16 +139,21 @@ def make_validation(system: System, stage: Stage) -> Callable[..., Scores]:
 
 
 def denoised(
-  system: System, params: Any, clip: Clip, latents: Float[Array, "b f h w c"]
+  system: System,
+  params: Any,
+  clip: Clip,
+  latents: Float[Array, "b f h w c"],
+  level: float = LEVEL,
+  seed: int = 0,
 ) -> tuple[Float[Array, "b f h w c"], Float[Array, ""]]:
-  """The DiT's one-step estimates from noise level LEVEL, and their flow-matching loss.
+  """The DiT's one-step estimates from a noise level, and their flow-matching loss.
 
-  Always the same noise, so that the numbers of two steps compare.
+  Of a seed always the same noise, so that the numbers of two steps compare.
   """
   backbone, schedule = system.backbone, system.backbone.schedule
   padding, latents = backbone.padding(latents.shape[1]), backbone.padded(latents)
-  sigma = jnp.full(len(latents), LEVEL)
-  noise = jax.random.normal(jax.random.key(0), latents.shape)
+  sigma = jnp.full(len(latents), level)
+  noise = jax.random.normal(jax.random.key(seed), latents.shape)
   noisy = schedule.add_noise(latents, noise, sigma)
   text = backbone.encode_text(params, clip.text)
   maps = system.camera_maps(clip.source.cameras)
