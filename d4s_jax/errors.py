@@ -57,13 +57,28 @@ def run(main: Callable[[list[str]], None], words: int = 0) -> None:
   try:
     app.run(main, flags_parser=lambda arguments: _parse(arguments, words))
   except KeyboardInterrupt:
-    print("\nerror: interrupted", file=sys.stderr, flush=True)
-    # Not sys.exit: Python's teardown crashes while a program of XLA's still runs.
-    os._exit(INTERRUPTED)
+    print("\nerror: interrupted", file=sys.stderr)
+    _leave(INTERRUPTED)
+  except SystemExit as ended:
+    if ended.code in (REFUSED, UNREACHABLE):
+      _leave(ended.code)
+    raise
   except Exception:
     # Python would end with 1, which is for what is refused.
     traceback.print_exc()
-    sys.exit(CRASHED)
+    _leave(CRASHED)
+
+
+def _leave(number: int) -> NoReturn:
+  """Ends the process without Python's teardown.
+
+  That crashes while a program of XLA's still runs, as after an error between two steps of training,
+  and then the status is another.
+  """
+  with contextlib.suppress(OSError):  # nobody reads it any more
+    sys.stdout.flush()
+    sys.stderr.flush()
+  os._exit(number)
 
 
 @contextlib.contextmanager
