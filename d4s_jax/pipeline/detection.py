@@ -80,6 +80,4 @@ def _pictures(path: pathlib.Path) -> Iterator[Float[np.ndarray, "h w 3"]]:
   with Image.open(path, formats=images.FORMATS) as opened:
     for number, picture in enumerate(ImageSequence.Iterator(opened)):
       if 0 < number < _MOST_FRAMES:
-        frame = np.asarray(picture.convert("RGB"), np.float32) / 255
-        if frame.shape == first.shape:
-          yield frame
+        yield np.asarray(picture.convert("RGB"), np.float32) / 255

@@ -57,6 +57,8 @@ def _detect(path: pathlib.Path) -> None:
     where = f", in {found.where}" if found.where and verdict == "marked" else ""
     print(f"{path}: {verdict} with {known}{where}")
     print(f"score {found.score:.1f}, false-positive rate at most {found.rate}")
+    if found.left_out:
+      print(f"{found.left_out} pictures of another shape than most were not looked at")
   for name, value in (provenance.read(path) or {}).items():
     print(f"{name}: {value}")
   if credentials.installed():

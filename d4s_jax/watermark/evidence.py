@@ -28,11 +28,13 @@ class Evidence:
     log10_false: a bound on the false-positive rate: the decimal logarithm of the probability that
       anything unmarked, or marked with another key, has such a score.
     where: in words, at which place it was found; empty where there is only one.
+    left_out: pictures of another shape than most, which were not looked at.
   """
 
   score: float
   log10_false: float
   where: str = ""
+  left_out: int = 0
 
   @property
   def rate(self) -> str:

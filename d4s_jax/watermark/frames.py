@@ -8,6 +8,8 @@ with the pattern at all shifts by Fourier transforms. So neither a resize, nor a
 nor a cut in time hides it, and every frame adds evidence.
 """
 
+import collections
+import dataclasses
 import functools
 import itertools
 import math
@@ -35,6 +37,8 @@ _SMOOTH, _MOST = 10.0, 2.0
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 # Smaller or longer pictures show no pattern.
 _LEAST_SIDE, _MOST_ASPECT = 16, 16
+# Shapes of pictures among one another whose sums are kept in memory.
+_MOST_SHAPES = 8
 
 
 def mark(
@@ -68,21 +72,35 @@ def _pattern(key: str, height: int, width: int, stretch: float) -> Float[np.ndar
   return (_STRENGTH / 255 * pattern).astype(np.float32)
 
 
-def detect(frames: Iterable[Float[np.ndarray, "h w 3"]], key: str) -> Evidence:
-  """Looks for the mark in pictures of one size.
+def detect(frames: Iterable[Float[np.ndarray, "_ _ 3"]], key: str) -> Evidence:
+  """Looks for the mark in pictures; of those whose shapes differ, in the most of one shape.
 
   Args:
     frames: RGB in [0, 1]; one picture is enough to look at, many show more.
     key: of the mark.
   """
-  total = None
+  totals: dict[tuple[int, ...], np.ndarray] = {}
+  counts, number = collections.Counter[tuple[int, ...]](), 0
   for frame in frames:
+    number += 1
     height, width, _ = frame.shape
     if min(height, width) < _LEAST_SIDE or max(height, width) > _MOST_ASPECT * min(height, width):
-      return NOTHING
+      continue
+    # Pictures of one aspect have one shape here, whatever their size.
     residual = _residual(frame)
-    total = residual if total is None else total + residual
-  if total is None or not total.any():
+    shape = residual.shape
+    if shape in totals or len(totals) < _MOST_SHAPES:
+      totals[shape] = totals.get(shape, 0) + residual
+      counts[shape] += 1
+  if not counts:
+    return NOTHING
+  shape, count = counts.most_common(1)[0]
+  return dataclasses.replace(_look(totals[shape], key), left_out=number - count)
+
+
+def _look(total: Float[np.ndarray, "H W"], key: str) -> Evidence:
+  """What the sum of residuals shows."""
+  if not total.any():
     return NOTHING
   turned = keys.angles(key, "frames", len(_ROWS))
   # Half of the probability goes to the whole picture, where it was put; half to everything else.

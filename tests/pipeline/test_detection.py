@@ -117,6 +117,15 @@ def test_the_command_tells(place, capsys, monkeypatch):
   assert f"no mark found with the key of {keys.VARIABLE}" in capsys.readouterr().out
 
 
+def test_the_command_tells_of_pictures_that_are_left_out(tmp_path, capsys, monkeypatch):
+  images.write_image(tmp_path / "a.png", np.zeros((16, 16, 3), np.float32))
+  small, large = np.zeros((16, 16, 3), np.float32), np.zeros((16, 32, 3), np.float32)
+  monkeypatch.setattr(detection, "_pictures", lambda path: [large, small, small, large, small])
+  run_command("watermark.__main__", "detect", str(tmp_path / "a.png"))
+  said = capsys.readouterr().out
+  assert "2 pictures of another shape than most were not looked at" in said
+
+
 UNMARKED = {
   "a.png": "depth",
   "a.ply": "mesh",

@@ -196,6 +196,14 @@ def test_unmarked_frames_are_not_found(name):
   assert frames.detect(VIEWS[name](frames.mark(pictures(), OTHER)), KEY).log10_false > -3
 
 
+def test_a_recording_may_change_its_shape():
+  shown = frames.mark(pictures(), KEY)
+  found = frames.detect([shown[0, :, :150], *shown[:3], *resized(shown[3:], 120)], KEY)
+  assert found.log10_false < SURE
+  assert found.left_out == 1
+  assert found.score == frames.detect([*shown[:3], *resized(shown[3:], 120)], KEY).score
+
+
 def test_what_shows_no_pattern_is_no_evidence():
   for shape in ((1, 8, 8, 3), (1, 20, 400, 3), (0, 64, 64, 3), (1, 64, 64, 3)):
     assert frames.detect(np.zeros(shape, np.float32), KEY) == evidence.NOTHING
