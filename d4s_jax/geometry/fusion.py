@@ -52,9 +52,14 @@ def bounds(
     found: points on the surface.
     voxels: along the longest side.
     share: of the points along each axis that may stay outside at either end.
+
+  Raises:
+    ValueError: the points lie in one place.
   """
   low, high = np.quantile(found, (share, 1 - share), axis=0)
   voxel = float((high - low).max() / voxels)
+  if not voxel > 0:
+    raise ValueError(f"All that is seen lies at {low}, which is no surface; expected more points.")
   # Room for the truncation at both ends.
   low, high = low - _BLOCK * voxel, high + _BLOCK * voxel
   x, y, z = (int(-(-size // (_BLOCK * voxel))) * _BLOCK for size in high - low)

@@ -34,6 +34,7 @@ _JUMP = 0.05
 _OUTLIERS = 0.01
 # A piece with fewer faces is a speck.
 _LEAST_FACES = 50
+_NONE = "The views agree on no surface; the scene has none to export."
 
 
 def meshes(
@@ -53,7 +54,9 @@ def meshes(
     # Sharp: with the blur of the scene's own pixels known surfaces came out 17 cm off, not 12.
     drawn = draw(dynamic, cameras, np.full(count, time, np.float32), "")
     depth = np.where(drawn.alpha > _SOLID, drawn.depth, np.where(drawn.alpha < _EMPTY, far, 0))
-    return surface(fusion.without_edges(depth, _JUMP), np.asarray(drawn.image), cameras)
+    # Of the surface alone: what is translucent lets the black behind it through.
+    colours = np.asarray(drawn.image) / np.maximum(drawn.alpha, _SOLID)[..., None]
+    return surface(fusion.without_edges(depth, _JUMP), colours, cameras)
 
   # Two moments at once, while the caller writes a third: none uses all cores by itself.
   coming: collections.deque[Future[Mesh]] = collections.deque()
@@ -94,16 +97,19 @@ def surface(
   field = fusion.fuse(depth, cameras, low, voxel, shape, _TRUNCATION, found)
   distance = field.distance
   if not (distance < 0).any():
-    raise ValueError("The views agree on no surface; the scene has none to export.")
-  corners, faces, *_ = measure.marching_cubes(
-    distance, 0.0, gradient_direction="descent", mask=field.seen
-  )
+    raise ValueError(_NONE)
+  try:
+    corners, faces, *_ = measure.marching_cubes(
+      distance, 0.0, gradient_direction="descent", mask=field.seen
+    )
+  except RuntimeError as error:  # no voxel that was seen has both signs at its corners
+    raise ValueError(_NONE) from error
   # A corner lies between two voxels; where one was not seen, its distance means nothing.
   low_end, high_end = np.floor(corners).astype(np.int64), np.ceil(corners).astype(np.int64)
   known = field.seen[tuple(low_end.T)] & field.seen[tuple(high_end.T)]
   faces = faces[known[faces].all(axis=1)]
   if not len(faces):
-    raise ValueError("The views agree on no surface; the scene has none to export.")
+    raise ValueError(_NONE)
   keep = _large(faces, len(corners))
   faces, used = faces[keep], np.zeros(len(corners), bool)
   used[faces] = True

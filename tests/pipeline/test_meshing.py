@@ -1,8 +1,10 @@
 import dataclasses
 
 import numpy as np
+import pytest
 import trimesh
 
+from d4s_jax.geometry import fusion
 from d4s_jax.pipeline import drawing, exports, meshing
 from tests.formats.test_page import make
 from tests.geometry.test_fusion import CENTRE, RADIUS, ball, cameras
@@ -28,6 +30,25 @@ def test_a_ball_becomes_a_ball():
   np.testing.assert_allclose(np.median(mesh.colours, axis=0), [0.2, 0.5, 0.8], atol=1e-6)
 
 
+def test_what_has_no_surface_is_named(monkeypatch):
+  views = cameras()
+  depth = ball(views)
+  images = np.zeros((*depth.shape, 3), np.float32)
+  one = np.zeros_like(depth)
+  one[0, 4, 4] = 2
+  with pytest.raises(ValueError, match="All that is seen lies at .*, which is no surface"):
+    meshing.surface(one, images, views)
+  fuse = fusion.fuse
+
+  def unseen(*arguments):
+    field = fuse(*arguments)
+    return dataclasses.replace(field, seen=np.zeros_like(field.seen))
+
+  monkeypatch.setattr(fusion, "fuse", unseen)
+  with pytest.raises(ValueError, match="The views agree on no surface"):
+    meshing.surface(depth, images, views, voxels=16)
+
+
 def test_meshes_are_made_from_sharp_pictures(monkeypatch, tmp_path):
   """Drawn with the blur of the scene's own pixels, known surfaces came out farther off."""
   dynamic, metadata = make(degree=0)
@@ -47,7 +68,10 @@ def test_meshes_are_made_from_sharp_pictures(monkeypatch, tmp_path):
   monkeypatch.setattr(meshing, "surface", surface)
   exports.Export(tmp_path / "a.obj", time=0.5).write(dynamic, metadata)
   ((depth, images),) = taken
-  np.testing.assert_allclose(images, sharp.image, atol=1e-4)
+  # Colours of what is there, without the black behind it.
+  want = sharp.image / np.maximum(sharp.alpha, 0.5)[..., None]
+  np.testing.assert_allclose(images, want, atol=1e-4)
+  assert np.abs(want - sharp.image)[sharp.alpha > 0.5].max() > 0.1
   assert np.abs(images - blurred.image).mean() > 0.005
   # Depth is fused where the sharp pictures are opaque, and there alone.
   solid = np.isfinite(depth) & (depth > 0)
