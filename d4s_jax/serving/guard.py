@@ -40,7 +40,7 @@ class Guard:
     name = host if host.endswith("]") else host.rpartition(":")[0] or host
     if self._local and name not in LOOPBACK:
       await _refuse(403, f"Served to {', '.join(LOOPBACK)} alone.", scope, receive, send)
-    elif origin is not None and _place(origin) != host:
+    elif origin is not None and _place(origin) != host or _embedded(headers):
       await _refuse(403, "Pages of other places may not use this.", scope, receive, send)
     elif self._token is not None and not self._known(headers):
       await self._greet(scope, receive, send)
@@ -97,6 +97,12 @@ class Guard:
 
 async def _refuse(status: int, text: str, scope: Scope, receive: Receive, send: Send) -> None:
   await JSONResponse({"detail": text}, status)(scope, receive, send)
+
+
+def _embedded(headers: dict[str, str]) -> bool:
+  """Whether a page of another place asks, not a person who follows a link of it."""
+  site, mode = headers.get("sec-fetch-site"), headers.get("sec-fetch-mode")
+  return site == "cross-site" and mode != "navigate"
 
 
 def _place(origin: str) -> str | None:

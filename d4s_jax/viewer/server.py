@@ -36,6 +36,9 @@ def serve(
       place, _, query = self.path.partition("?")
       if self.path == "/":
         self._answer(200, "text/html; charset=utf-8", page)
+      # Nor may it have pictures drawn here, which costs time; browsers tell who asks.
+      elif self.headers.get("Sec-Fetch-Site") == "cross-site":
+        self.send_error(403)
       elif place == "/frame" and painter is not None:
         self._frame(painter, query)
       else:

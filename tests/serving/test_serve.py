@@ -249,6 +249,9 @@ def test_only_this_machine_and_its_own_pages_come_in(address, picture):
     f"{address}/jobs", files={"image": picture}, headers={"Origin": "http://evil.example"}
   )
   assert foreign.status_code == 403
+  for mode, code in (("no-cors", 403), ("navigate", 200)):
+    fetched = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": mode}
+    assert httpx.get(f"{address}/about", headers=fetched).status_code == code
   strange = httpx.post(f"{address}/jobs", headers={"Origin": "http://["})
   assert strange.status_code == 403
   own = httpx.post(f"{address}/jobs", files={"image": picture}, headers={"Origin": address})

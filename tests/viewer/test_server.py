@@ -176,9 +176,14 @@ def test_others_are_kept_out(place):
       fetch(place[0] + path)
   with pytest.raises(urllib.error.HTTPError, match="404"):
     fetch(place[0] + "../etc/passwd")
-  foreign = urllib.request.Request(place[0] + question(np.eye(4)), headers={"Host": "evil.example"})
-  with pytest.raises(urllib.error.HTTPError, match="403"):
-    urllib.request.urlopen(foreign, timeout=10)
+  for headers in ({"Host": "evil.example"}, {"Sec-Fetch-Site": "cross-site"}):
+    foreign = urllib.request.Request(place[0] + question(np.eye(4)), headers=headers)
+    with pytest.raises(urllib.error.HTTPError, match="403"):
+      urllib.request.urlopen(foreign, timeout=10)
+  # A link to the page.
+  link = urllib.request.Request(place[0], headers={"Sec-Fetch-Site": "cross-site"})
+  with urllib.request.urlopen(link, timeout=10) as answer:
+    assert answer.status == 200
 
 
 def test_the_stages_are_told_beside_the_papers(place):
