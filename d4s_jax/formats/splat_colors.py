@@ -114,6 +114,9 @@ def _splat(contents: bytes) -> np.ndarray:
 
 
 def _spz(contents: bytes) -> np.ndarray:
+  if contents[:4] == b"NGSP":  # not in gzip: parts in Zstandard, which Python lacks
+    (version,) = struct.unpack_from("<I", contents, 4)
+    raise ValueError(f"version {version}; expected 1 to 3, or the splats as .ply")
   reader = zlib.decompressobj(wbits=31)
   header = reader.decompress(contents, _SPZ_HEADER)
   magic, version, count, _ = struct.unpack("<4sIII", header)

@@ -142,6 +142,13 @@ def test_broken_files_are_refused(name, tmp_path):
     splat_colors.read_colors(tmp_path / name)
 
 
+def test_the_newest_spz_is_named(tmp_path):
+  header = struct.pack("<4sIIBBBBI", b"NGSP", 4, 1, 0, 12, 0, 5, 32)
+  (tmp_path / "a.spz").write_bytes(header + bytes(100))
+  with pytest.raises(ValueError, match="version 4; expected 1 to 3, or the splats as .ply"):
+    splat_colors.read_colors(tmp_path / "a.spz")
+
+
 def test_a_bomb_stays_packed(tmp_path):
   header = struct.pack("<4sIII", b"NGSP", 3, 1, 0)
   (tmp_path / "a.spz").write_bytes(gzip.compress(header + bytes(10**8)))
