@@ -51,7 +51,10 @@ def true_points(depth, cameras):
   turn = np.ones(known.shape)
   for axis in (1, 2):
     for step in (-2, 2):
-      turn = np.minimum(turn, np.sum(normal * np.roll(normal, step, axis), axis=-1))
+      # At the border, the pixel there.
+      count = normal.shape[axis]
+      other = np.take(normal, np.clip(np.arange(count) + step, 0, count - 1), axis)
+      turn = np.minimum(turn, np.sum(normal * other, axis=-1))
   flat = known & (turn > np.cos(np.radians(FLAT)))
   seen = (depth > 0)[:, :-2, :-2]
   return places[:, :-2, :-2][seen], normal[seen], flat[seen]

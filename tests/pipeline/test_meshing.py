@@ -4,8 +4,11 @@ import numpy as np
 import pytest
 import trimesh
 
+from d4s_jax.geometry import cameras as pinhole
 from d4s_jax.geometry import fusion
 from d4s_jax.pipeline import drawing, exports, meshing
+from d4s_jax.types import Cameras
+from tests.benchmarks.geometry import true_points
 from tests.formats.test_page import make
 from tests.geometry.test_fusion import CENTRE, RADIUS, ball, cameras
 
@@ -78,3 +81,15 @@ def test_meshes_are_made_from_sharp_pictures(monkeypatch, tmp_path):
   assert solid.any() and (sharp.alpha[solid] > 0.5).all()
   np.testing.assert_allclose(depth[solid], sharp.depth[solid], rtol=1e-4)
   assert ((blurred.alpha > 0.5) & (sharp.alpha < 0.1)).any()
+
+
+def test_planes_of_the_benchmark_reach_to_the_border():
+  lens = pinhole.intrinsics_from_fov(90, 64, 64)[None]
+  pose = np.eye(4, dtype=np.float32)[None]
+  camera = Cameras(world_from_camera=pose, intrinsics=lens, height=64, width=64)
+  # A wall ahead, whose left half comes nearer; x is a share of the distance.
+  x = np.broadcast_to((np.arange(64) + 0.5) / 32 - 1, (1, 64, 64))
+  _, _, flat = true_points(2 / (1 - 0.5 * np.minimum(x, 0)), camera)
+  flat = flat.reshape(62, 62)
+  assert flat[:, :28].all() and flat[:, 36:].all()
+  assert not flat[:, 31].any()
