@@ -27,6 +27,10 @@ MAX_SIDE = 65_536
 
 # How far R^T R of a file may be from the identity: files carry as few as four digits.
 _ROTATION_TOLERANCE = 1e-2
+# Units of a camera from the origin, along an axis. Metres from the Earth's centre are below 1e7.
+_FARTHEST = 1e9
+# Widths or heights of the picture that its focal length and centre may be off from one.
+_LENS = 1e6
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -137,6 +141,41 @@ def check_version(value: Any, newest: int, where: str) -> None:
   if version > newest:
     raise ValueError(
       f"{where}: version {version}, but this d4s_jax reads versions up to {newest}; upgrade it."
+    )
+
+
+def check_proportion(
+  world_from_camera: Float[np.ndarray, "f 4 4"],
+  intrinsics: Float[np.ndarray, "f 3 3"] | None,
+  where: str,
+) -> None:
+  """Refuses cameras that no computation holds.
+
+  Args:
+    world_from_camera: their poses.
+    intrinsics: fx and cx divided by the image's width, fy and cy by its height, if known.
+    where: for the message.
+
+  Raises:
+    ValueError: one is out of all proportion.
+  """
+  far = np.abs(world_from_camera[:, :3, 3]).max(axis=1)
+  if far.max() > _FARTHEST:
+    raise ValueError(
+      f"{where}: frame {far.argmax()} is {far.max():.3g} units from the origin; expected at"
+      f" most {_FARTHEST:.0e}. Is the file damaged?"
+    )
+  if intrinsics is None:
+    return
+  focal, centre = intrinsics[:, [0, 1], [0, 1]], intrinsics[:, :2, 2]
+  with np.errstate(divide="ignore", over="ignore"):
+    most = np.max([focal, 1 / focal, np.abs(centre)], axis=(0, 2))
+  if not most.max() <= _LENS:
+    worst = most.argmax()
+    raise ValueError(
+      f"{where}: frame {worst} has focal lengths {focal[worst]} and a centre {centre[worst]},"
+      f" in widths and heights of its picture; expected none beyond {_LENS:.0e}. Is the file"
+      " damaged?"
     )
 
 

@@ -293,6 +293,8 @@ def _decode(value: Any, where: str) -> SceneMetadata:
   frames = camera_files.decode(top["trajectory"], f"{where}: trajectory")
   if frames.times is None or frames.intrinsics is None:
     raise ValueError(f"{where}: trajectory without time or intrinsics; expected both per frame.")
+  lenses = frames.intrinsics / np.array([[frames.width], [frames.height], [1.0]])
+  camera_files.check_proportion(frames.world_from_camera, lenses, f"{where}: trajectory")
   if frames.times.min() < 0 or frames.times.max() > 1:
     raise ValueError(f"{where}: trajectory with times outside [0, 1]; time runs so over the clip.")
   origin = checked.fields(top["provenance"], f"{where}: provenance", _PROVENANCE, _LATER)

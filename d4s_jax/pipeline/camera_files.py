@@ -63,9 +63,13 @@ def convert(
   times = trajectories.unit_times(shots.times, count, path.name)
   cameras = _cameras(shots, writer.lenses, fov, height)
   writer.write(output, cameras, times, rate(shots))
+  lost = [writer.lost, *shots.dropped]
+  if shots.times is not None and shots.times[0] != 0:
+    lost.append(f"the time at which it starts, {shots.times[0]:.15g}")
+  notes = "".join(f"\nNote: {line}." for line in shots.notes)
   made = f"\nMade up: its times, {_FPS:.0f} frames a second." if shots.times is None else ""
   wrong = "".join(f"\nWARNING: {line}." for line in examine.examine(shots).warnings)
-  return f"{output}   {count} frames\nNot in it: {writer.lost}.{made}{wrong}"
+  return f"{output}   {count} frames\nNot in it: {', '.join(lost)}.{notes}{made}{wrong}"
 
 
 def rate(shots: Shots) -> float:

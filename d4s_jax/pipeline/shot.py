@@ -54,7 +54,8 @@ def camera_path(source: str, frames: int | None = None, in_scene: bool = False) 
 
   Args:
     source: a name in `geometry.trajectories.TRAJECTORIES`, with parameters or without
-      ("orbit:degrees=90,radius=3"), or a file that `formats.trajectories` reads.
+      ("orbit:degrees=90,radius=3"), or a file that `formats.trajectories` reads; a file of such a
+      name is meant by "./orbit".
     frames: how many; None for those of the file, or FRAMES of a named path.
     in_scene: leave a file's path where it is, if it says that it belongs to a scene.
 
@@ -67,7 +68,8 @@ def camera_path(source: str, frames: int | None = None, in_scene: bool = False) 
   """
   if frames is not None and not 1 <= frames <= _MOST_FRAMES:
     raise ValueError(f"A camera path of {frames} frames; expected 1 to {_MOST_FRAMES}.")
-  if (file := pathlib.Path(source)).exists():
+  preset = source.partition(":")[0] in trajectories.TRAJECTORIES
+  if not preset and (file := pathlib.Path(source)).exists():
     shots = files.read(file)
     for line in examine.examine(shots).warnings:
       progress.say(f"WARNING: {file.name}: {line}.")

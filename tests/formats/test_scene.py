@@ -204,6 +204,14 @@ def first_pose(value):
 
 
 BAD_JSON = {
+  "lens": (
+    lambda x: x["trajectory"]["frames"][1]["intrinsics"][0].__setitem__(0, 1e308),
+    "scene.json: trajectory: frame 1 has focal lengths .* expected none beyond 1e.06",
+  ),
+  "far": (
+    lambda x: x["trajectory"]["frames"][2]["world_from_camera"][0].__setitem__(3, 1e308),
+    "scene.json: trajectory: frame 2 is 1e.308 units from the origin",
+  ),
   "the future": (lambda t: t.update(version=2, new=1), "version 2, but .* up to 1; upgrade it"),
   "an unknown key": (lambda t: t.update(_target_="os.system"), "unknown '_target_'"),
   "unknown provenance": (lambda t: t["provenance"].update(code=1), "provenance: unknown 'code'"),

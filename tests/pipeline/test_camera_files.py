@@ -28,6 +28,24 @@ def test_convert_keeps_the_world_of_the_file(tmp_path, name):
   np.testing.assert_allclose(found.world_from_camera, make().world_from_camera, atol=2e-6)
 
 
+def test_convert_says_what_it_leaves_out_and_changes(tmp_path):
+  (tmp_path / "tum.txt").write_text("1305031452.79 0 0 0 0 0 0 1\n1305031453.79 1 0 0 0 0 0 1\n")
+  said = camera_files.convert(tmp_path / "tum.txt", tmp_path / "a.txt", "tum", None, None)
+  assert "beyond the ninth, the time at which it starts, 1305031452.79." in said
+  for name in ("transforms", "colmap"):
+    source = write(tmp_path, name)
+    said = camera_files.convert(source, tmp_path / f"{name}.json", "cameras", None, None)
+    assert "digits beyond float32, names of pictures." in said
+  assert "Note:" not in said
+  said = camera_files.convert(write(tmp_path, "transforms"), tmp_path / "b.txt", "tum", None, None)
+  assert "\nNote: OpenGL axes were turned to OpenCV's." in said
+  source = write(tmp_path, "realestate10k")
+  for wanted in (True, False):
+    said = camera_files.convert(source, tmp_path / "b.txt", "tum", None, None)
+    assert ("the video's address" in said) == wanted
+    source.write_text("".join(source.read_text().splitlines(keepends=True)[1:]))
+
+
 def test_a_file_is_not_written_over_itself(tmp_path):
   source = write(tmp_path, "transforms")
   before = source.read_bytes()

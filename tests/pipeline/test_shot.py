@@ -75,6 +75,27 @@ def test_what_is_probably_wrong_with_a_file_is_said(tmp_path, capsys, monkeypatc
   assert "WARNING" not in capsys.readouterr().err
 
 
+def test_guesses_of_the_reader_are_said(tmp_path, capsys):
+  matrix = "1 0 0 {} 0 1 0 0 0 0 1 0"
+  rows = [f"{i} 500 500 320 240 0 0 {matrix.format(i)}" for i in range(3)]
+  (tmp_path / "pixels.txt").write_text("\n".join(rows))
+  (tmp_path / "order.txt").write_text("0 0 0 0 1 0 0 0\n1 1 0 0 1 0 0 0\n")
+  for name in ("pixels", "order"):
+    shot.camera_path(str(tmp_path / f"{name}.txt"))
+  said = capsys.readouterr().err
+  assert "WARNING: pixels.txt: intrinsics look like pixels" in said
+  assert "WARNING: order.txt: the first quaternion is half a turn about x" in said
+
+
+def test_a_name_is_no_file_that_lies_about(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  write_file(tmp_path / "orbit")
+  (tmp_path / "spiral:turns=2").mkdir()
+  for name in ("orbit", "spiral:turns=2"):
+    assert len(shot.camera_path(name).times) == shot.FRAMES
+  assert len(shot.camera_path("./orbit").times) == 3
+
+
 @pytest.mark.parametrize(
   "arguments, message",
   [

@@ -100,7 +100,7 @@ def _of_files(path: pathlib.Path, folder: pathlib.Path, problems: Problems) -> V
   pictures = files.numbered(folder, r"(\d+)\.(?:png|jpg|jpeg)")
   size = files.picture_size(list(pictures.values()), folder, problems)
   text = checked.read_bytes(path, files.MOST_TEXT, "cameras")
-  rows = [(f"{path}, line {line}", words) for line, words in frame_lines(text, str(path))]
+  rows = [(f"{path}, line {line}", words) for line, words in frame_lines(text, str(path))[1]]
   shots = [
     dataclasses.replace(x, image=pictures.get(x.number, folder / f"{x.number}.png"))
     for x in _shots(rows, size, path, problems)

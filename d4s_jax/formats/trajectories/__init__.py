@@ -23,11 +23,6 @@ from d4s_jax.formats.visible import write_bytes
 from d4s_jax.geometry import poses
 from d4s_jax.types import Cameras
 
-# Units of a camera from the origin, along an axis. Metres from the Earth's centre are below 1e7.
-_FARTHEST = 1e9
-# Widths or heights of the picture that its focal length and centre may be off from one.
-_LENS = 1e6
-
 
 def read(path: str | os.PathLike) -> Shots:
   """Reads cameras as they stand in a file, or in the folder of a COLMAP model.
@@ -39,23 +34,7 @@ def read(path: str | os.PathLike) -> Shots:
   """
   path = pathlib.Path(path)
   shots = _read(path)
-  far = np.abs(shots.world_from_camera[:, :3, 3]).max(axis=1)
-  if far.max() > _FARTHEST:
-    raise ValueError(
-      f"{path.name}: frame {far.argmax()} is {far.max():.3g} units from the origin; expected at"
-      f" most {_FARTHEST:.0e}. Is a line damaged?"
-    )
-  if shots.intrinsics is not None:
-    focal, centre = shots.intrinsics[:, [0, 1], [0, 1]], shots.intrinsics[:, :2, 2]
-    with np.errstate(divide="ignore", over="ignore"):
-      most = np.max([focal, 1 / focal, np.abs(centre)], axis=(0, 2))
-    if not most.max() <= _LENS:
-      worst = most.argmax()
-      raise ValueError(
-        f"{path.name}: frame {worst} has focal lengths {focal[worst]} and a centre {centre[worst]},"
-        f" in widths and heights of its picture; expected none beyond {_LENS:.0e}. Is a line"
-        " damaged?"
-      )
+  ours.check_proportion(shots.world_from_camera, shots.intrinsics, path.name)
   return shots
 
 

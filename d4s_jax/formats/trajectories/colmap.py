@@ -10,7 +10,7 @@ import numpy as np
 
 from d4s_jax.formats import cameras as ours
 from d4s_jax.formats import checked
-from d4s_jax.formats.trajectories.shots import Shots, lens, order_of
+from d4s_jax.formats.trajectories.shots import Shots, lens, one_size, order_of
 from d4s_jax.geometry import poses, rotations
 from d4s_jax.types import Cameras
 
@@ -50,7 +50,7 @@ def read(folder: pathlib.Path) -> Shots:
     rows = _images_txt(folder / "images.txt")
   if not 1 <= len(rows) <= ours.MAX_FRAMES:
     raise ValueError(f"{folder}: {len(rows)} images; expected 1 to {ours.MAX_FRAMES}.")
-  matrices, intrinsics, distorted, size = [], [], False, (0, 0)
+  matrices, intrinsics, sizes, distorted = [], [], [], False
   for numbers, camera, name in rows:
     if camera not in lenses:
       raise ValueError(f"{folder}: image {name!r:.60} has camera {camera}, which is not listed.")
@@ -66,14 +66,17 @@ def read(folder: pathlib.Path) -> Shots:
     if not (fx > 0 and fy > 0):
       raise ValueError(f"{folder}: camera {camera} has focal lengths {fx:g}, {fy:g}; not positive.")
     intrinsics.append(lens(fx, fy, cx, cy, *size))
+    sizes.append(size)
     distorted |= model not in _PLAIN
   order, _ = order_of([name for *_, name in rows])
+  size, notes = one_size([sizes[i] for i in order], str(folder))
   return Shots(
     f"COLMAP {kind} model (camera_from_world, OpenCV axes)",
     poses.invert(np.stack(matrices))[order],
     intrinsics=np.stack(intrinsics)[order],
     size=size,
-    notes=("the lens's distortion is left out",) if distorted else (),
+    notes=notes + (("the lens's distortion is left out",) if distorted else ()),
+    dropped=("names of pictures",),
   )
 
 
@@ -216,7 +219,7 @@ def encode(cameras: Cameras, binary: bool) -> dict[str, bytes]:
     return {"cameras.bin": camera_file, "images.bin": image_file, "points3D.bin": empty}
   size = f"{cameras.width} {cameras.height}"
   rows = [
-    f"{i} PINHOLE {size} " + " ".join(f"{x:.9g}" for x in row) for i, row in enumerate(unique, 1)
+    f"{i} PINHOLE {size} " + " ".join(f"{x:.12g}" for x in row) for i, row in enumerate(unique, 1)
   ]
   images = [
     f"{i} " + " ".join(f"{x:.12g}" for x in row) + f" {which[i - 1] + 1} {name}\n"

@@ -44,7 +44,7 @@ def examine(shots: Shots) -> Findings:
   turns = _angles(pose)
   lines = [f"format       {shots.format}", f"frames       {count}"]
   lines += [f"note         {note}" for note in shots.notes]
-  warnings = []
+  warnings = [*shots.warnings]
   if shots.size is not None:
     lines.append(f"pictures     {shots.size[1]} x {shots.size[0]} pixels")
   lines.append(f"lens         {_lens(shots)}")

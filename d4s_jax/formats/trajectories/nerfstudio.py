@@ -14,7 +14,7 @@ from jaxtyping import Float
 
 from d4s_jax.formats import cameras as ours
 from d4s_jax.formats import checked
-from d4s_jax.formats.trajectories.shots import OPENGL, Shots, lens, order_of
+from d4s_jax.formats.trajectories.shots import OPENGL, Shots, lens, one_size, order_of
 from d4s_jax.types import Cameras
 
 _PIXELS = ("fl_x", "fl_y", "cx", "cy", "w", "h")
@@ -24,7 +24,7 @@ _DISTORTION = ("k1", "k2", "k3", "k4", "p1", "p2")
 def read_transforms(top: dict[str, Any], name: str) -> Shots:
   """A transforms.json; frames are put in the order of their files' names."""
   frames = checked.items(top["frames"], f"{name}: frames", ours.MAX_FRAMES)
-  matrices, lenses, size, notes = [], [], None, []
+  matrices, lenses, sizes, notes = [], [], [], []
   for index, frame in enumerate(frames):
     place = f"{name}: frames[{index}]"
     if not isinstance(frame, dict) or "transform_matrix" not in frame:
@@ -34,8 +34,9 @@ def read_transforms(top: dict[str, Any], name: str) -> Shots:
     found = _transforms_lens(top | frame, place)
     if found is not None:
       lenses.append(found[0])
-      size = found[1]
-  order, changed = order_of([frame.get("file_path", "") for frame in frames])
+      sizes += [found[1]] if found[1] else []
+  names = [frame.get("file_path", "") for frame in frames]
+  order, changed = order_of(names)
   if changed:
     notes.append("frames were put in the order of their files' names")
   for source in (top, *frames[:1]):
@@ -46,17 +47,26 @@ def read_transforms(top: dict[str, Any], name: str) -> Shots:
   if len(times) not in (0, len(frames)):
     raise ValueError(f"{name}: {len(times)} of {len(frames)} frames have a time; expected all.")
   times = [checked.number(x, f"{name}: frames[{i}].time") for i, x in enumerate(times)]
-  complete = len(lenses) == len(frames)
-  if complete and size is None:
+  for what, found in (("intrinsics", lenses), ("w and h", sizes)):
+    if len(found) not in (0, len(frames)):
+      raise ValueError(
+        f"{name}: {len(found)} of {len(frames)} frames have {what}; expected all or none."
+      )
+  size = None
+  if sizes:
+    size, said = one_size([sizes[i] for i in order], name)
+    notes += said
+  elif lenses:
     notes.append("w and h are missing: the pictures are taken to be square")
   return Shots(
     "nerfstudio transforms.json (world_from_camera, OpenGL axes)",
     np.stack(matrices)[order],
     np.array(times)[order] if times else None,
     None,
-    np.stack(lenses)[order] if complete else None,
-    size if complete else None,
+    np.stack(lenses)[order] if lenses else None,
+    size,
     ("OpenGL axes were turned to OpenCV's", *notes),
+    dropped=("names of pictures",) if any(names) else (),
   )
 
 
@@ -124,8 +134,7 @@ def read_camera_path(top: dict[str, Any], name: str) -> Shots:
 def read_cameras(frames: list[Any], name: str) -> Shots:
   """A cameras.json of 3DGS."""
   frames = checked.items(frames, name, ours.MAX_FRAMES)
-  matrices, lenses = [], []
-  size = (0, 0)
+  matrices, lenses, sizes = [], [], []
   for index, frame in enumerate(frames):
     place = f"{name}: [{index}]"
     if not isinstance(frame, dict):
@@ -138,15 +147,17 @@ def read_cameras(frames: list[Any], name: str) -> Shots:
     height = checked.integer(frame.get("height"), f"{place}.height", 1, ours.MAX_SIDE)
     fx, fy = (checked.number(frame.get(key), f"{place}.{key}", 1e-6, 1e7) for key in ("fx", "fy"))
     lenses.append(lens(fx, fy, width / 2, height / 2, height, width))
-    size = height, width
+    sizes.append((height, width))
   order, changed = order_of([str(frame.get("img_name", "")) for frame in frames])
-  notes = ("frames were put in the order of their pictures' names",) if changed else ()
+  size, notes = one_size([sizes[i] for i in order], name)
+  notes += ("frames were put in the order of their pictures' names",) if changed else ()
   return Shots(
     "3DGS cameras.json (world_from_camera, OpenCV axes)",
     np.stack(matrices)[order],
     intrinsics=np.stack(lenses)[order],
     size=size,
     notes=notes,
+    dropped=("names of pictures",),
   )
 
 

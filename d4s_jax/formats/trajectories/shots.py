@@ -8,6 +8,8 @@ from jaxtyping import Float
 
 # Camera axes of OpenGL, Blender and nerfstudio (x right, y up, z backward) to ours, on the right.
 OPENGL = np.diag([1.0, -1.0, -1.0, 1.0])
+# How far, as a share, aspects of pictures may differ: programs that undistort crop by a pixel.
+_ASPECT = 0.01
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -23,6 +25,8 @@ class Shots:
       none.
     size: height and width of the images, pixels; None if it tells none.
     notes: what was done or left out in reading.
+    warnings: what is probably wrong with it.
+    dropped: what is in the file and not in these fields.
     in_scene: the file says that its world is that of a scene.
   """
 
@@ -33,6 +37,8 @@ class Shots:
   intrinsics: Float[np.ndarray, "f 3 3"] | None = None
   size: tuple[int, int] | None = None
   notes: tuple[str, ...] = ()
+  warnings: tuple[str, ...] = ()
+  dropped: tuple[str, ...] = ()
   in_scene: bool = False
 
 
@@ -46,6 +52,27 @@ def lens(fx, fy, cx, cy, height, width) -> Float[np.ndarray, "*f 3 3"]:
   matrix[..., 1, 1], matrix[..., 1, 2] = fy / height, cy / height
   matrix[..., 2, 2] = 1
   return matrix
+
+
+def one_size(sizes: list[tuple[int, int]], name: str) -> tuple[tuple[int, int], tuple[str, ...]]:
+  """The height and width of the first picture, and a note if others have another size.
+
+  Intrinsics are shares of each picture's own size, and so right for all of one aspect.
+
+  Raises:
+    ValueError: the aspects differ.
+  """
+  aspects = [width / height for height, width in sizes]
+  if max(aspects) > (1 + _ASPECT) * min(aspects):
+    odd = [sizes[aspects.index(x)] for x in (min(aspects), max(aspects))]
+    shown = " and ".join(f"{width} x {height}" for height, width in odd)
+    raise ValueError(
+      f"{name}: pictures of {shown} pixels; expected one aspect. Keep the frames of one camera."
+    )
+  height, width = sizes[0]
+  if len(set(sizes)) == 1:
+    return sizes[0], ()
+  return sizes[0], (f"pictures of several sizes are all taken for {width} x {height} pixels",)
 
 
 def order_of(names: list[str]) -> tuple[np.ndarray, bool]:

@@ -38,11 +38,12 @@ def read(contents: bytes, name: str) -> Shots:
   Raises:
     ValueError: it is none of them, or malformed; the message names the line.
   """
-  rows = frame_lines(contents, name)
+  address, rows = frame_lines(contents, name)
   places = [f"{name}, line {line}" for line, _ in rows]
   columns = len(rows[0][1])
   if columns == _REALESTATE:
-    return _realestate([realestate_row(words, p) for (_, words), p in zip(rows, places)], places)
+    table = [realestate_row(words, p) for (_, words), p in zip(rows, places)]
+    return _realestate(table, places, address)
   if columns not in _KINDS:
     known = ", ".join(f"{count} ({kind})" for count, kind in _KINDS.items())
     raise ValueError(
@@ -52,8 +53,8 @@ def read(contents: bytes, name: str) -> Shots:
   return {8: _tum, 12: _kitti}[columns](table, places)
 
 
-def frame_lines(contents: bytes, name: str) -> list[tuple[int, list[str]]]:
-  """Line number and words of each frame, without comments and the address of a video.
+def frame_lines(contents: bytes, name: str) -> tuple[str, list[tuple[int, list[str]]]]:
+  """The address of a video, or "", and line number and words of each frame, without comments.
 
   Raises:
     ValueError: it is no text, or has no frames or too many.
@@ -70,14 +71,15 @@ def frame_lines(contents: bytes, name: str) -> list[tuple[int, list[str]]]:
       )
   rows = [(i, line.split()) for i, line in enumerate(lines, 1) if line.strip()]
   rows = [(i, words) for i, words in rows if not words[0].startswith("#")]
-  if rows and len(rows[0][1]) == 1:  # The address of the video.
-    rows = rows[1:]
+  address = ""
+  if rows and len(rows[0][1]) == 1:
+    address, rows = rows[0][1][0], rows[1:]
   if not 1 <= len(rows) <= ours.MAX_FRAMES:
     raise ValueError(
       f"{name}: {len(rows)} frames; expected 1 to {ours.MAX_FRAMES} lines of 19 numbers after the "
       "video's address (RealEstate10K), of 8 (TUM) or 12 (KITTI), or JSON."
     )
-  return rows
+  return address, rows
 
 
 class RealestateRow(NamedTuple):
@@ -122,11 +124,11 @@ def _row(words: list[str], columns: int, where: str) -> np.ndarray:
   return row
 
 
-def _realestate(rows: list[RealestateRow], places: list[str]) -> Shots:
+def _realestate(rows: list[RealestateRow], places: list[str], address: str) -> Shots:
   intrinsics = np.stack([row.intrinsics for row in rows])
-  notes = []
+  warnings = []
   if (intrinsics[:, :2] > 10).any():
-    notes.append("intrinsics look like pixels; RealEstate10K has shares of the width and height")
+    warnings.append("intrinsics look like pixels; RealEstate10K has shares of the width and height")
   matrices = [ours.rigid(row.camera_from_world, p) for row, p in zip(rows, places)]
   return Shots(
     "RealEstate10K text (camera_from_world, OpenCV axes)",
@@ -134,7 +136,8 @@ def _realestate(rows: list[RealestateRow], places: list[str]) -> Shots:
     np.array([row.timestamp for row in rows]),
     1e-6,
     intrinsics,
-    notes=tuple(notes),
+    warnings=tuple(warnings),
+    dropped=("the video's address",) if address else (),
   )
 
 
@@ -149,9 +152,9 @@ def _tum(table: np.ndarray, places: list[str]) -> Shots:
       " timestamp tx ty tz qx qy qz qw with a unit quaternion."
     )
   rotation = rotations.to_matrix(quaternions / lengths[:, None])
-  notes = []
+  warnings = []
   if np.abs(table[0, 4]) > 0.999 and len(table) > 1:
-    notes.append(
+    warnings.append(
       "the first quaternion is half a turn about x: in the order w x y z it would be none, and"
       " OpenGL axes look like this too"
     )
@@ -160,7 +163,7 @@ def _tum(table: np.ndarray, places: list[str]) -> Shots:
     poses.assemble(rotation, table[:, 1:4]),
     table[:, 0],
     1.0,
-    notes=tuple(notes),
+    warnings=tuple(warnings),
   )
 
 

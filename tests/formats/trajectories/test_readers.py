@@ -223,6 +223,56 @@ def test_cameras_of_3dgs_by_hand(tmp_path):
   np.testing.assert_allclose(found.intrinsics[0], [[0.5, 0, 0.5], [0, 1, 0.5], [0, 0, 1]])
 
 
+def several(sizes):
+  """Files of pictures of several sizes, by name of the file."""
+  pose, turn = np.eye(4).tolist(), np.eye(3).tolist()
+  frames = [
+    {"w": w, "h": h, "fl_x": w, "transform_matrix": pose, "file_path": f"{i}.png"}
+    for i, (w, h) in enumerate(sizes)
+  ]
+  yield "transforms.json", json.dumps({"frames": frames})
+  rows = [
+    {"width": w, "height": h, "fx": w, "fy": w, "position": [0, 0, i], "rotation": turn}
+    for i, (w, h) in enumerate(sizes)
+  ]
+  yield "cameras.json", json.dumps(rows)
+  lenses = [f"{i} SIMPLE_PINHOLE {w} {h} {w} {w / 2} {h / 2}" for i, (w, h) in enumerate(sizes)]
+  images = [f"{i} 1 0 0 0 0 0 0 {i} {i}.png\n" for i in range(len(sizes))]
+  yield "cameras.txt", "\n".join(lenses)
+  yield "images.txt", "\n".join(images)
+
+
+def test_pictures_of_several_sizes_have_one_aspect(tmp_path):
+  for name, contents in several([(64, 48), (128, 96), (1960, 1472)]):
+    (tmp_path / name).write_text(contents)
+  for place in ("transforms.json", "cameras.json", ""):
+    found = trajectories.read(tmp_path / place)
+    assert found.size == (48, 64)
+    np.testing.assert_allclose(found.intrinsics[:, 0, 0], 1)
+    assert "of several sizes are all taken for 64 x 48 pixels" in " ".join(found.notes)
+  for name, contents in several([(64, 48), (48, 64)]):
+    (tmp_path / name).write_text(contents)
+  for place in ("transforms.json", "cameras.json", ""):
+    with pytest.raises(ValueError, match="pictures of 48 x 64 and 64 x 48 pixels; expected one"):
+      trajectories.read(tmp_path / place)
+
+
+def test_intrinsics_of_some_frames_are_refused(tmp_path):
+  frames = [{"transform_matrix": np.eye(4).tolist()} for _ in range(3)]
+  frames[1] |= {"camera_angle_x": 1.0}
+  (tmp_path / "a.json").write_text(json.dumps({"frames": frames}))
+  with pytest.raises(ValueError, match="1 of 3 frames have intrinsics; expected all or none"):
+    trajectories.read(tmp_path / "a.json")
+
+
+def test_colmaps_text_keeps_twelve_digits(tmp_path):
+  lens = np.array([[1234.56789012, 0, 31], [0, 57, 25.5], [0, 0, 1]])
+  cameras = dataclasses.replace(make(), intrinsics=np.tile(lens, (COUNT, 1, 1)))
+  trajectories.WRITERS["colmap"].write(tmp_path / "a", cameras, np.linspace(0, 1, COUNT), FPS)
+  found = trajectories.read(tmp_path / "a").intrinsics
+  np.testing.assert_allclose(found[0, 0, 0] * WIDTH, 1234.56789012, rtol=1e-12)
+
+
 BROKEN = {
   "radians": ({"camera_path": [{"camera_to_world": list(np.eye(4).ravel()), "fov": 0.9}],
     "render_height": 4, "render_width": 4}, "Are these radians"),
