@@ -32,6 +32,8 @@ _CHUNK = 256
 _SPZ_HEADER = 16
 # Bytes of a position, by version.
 _SPZ_POSITION = {1: 6, 2: 9, 3: 9}
+# In streams of their own.
+_SPZ_STREAMED = 4
 _COEFFICIENT = "KHR_gaussian_splatting:SH_DEGREE_0_COEF_0"
 _FLOAT = 5126
 _SOG_TABLE = 256
@@ -114,20 +116,44 @@ def _splat(contents: bytes) -> np.ndarray:
 
 
 def _spz(contents: bytes) -> np.ndarray:
-  if contents[:4] == b"NGSP":  # not in gzip: parts in Zstandard, which Python lacks
-    (version,) = struct.unpack_from("<I", contents, 4)
-    raise ValueError(f"version {version}; expected 1 to 3, or the splats as .ply")
+  if contents[:4] == b"NGSP":
+    return _spz_color(_spz_stream(contents))
   reader = zlib.decompressobj(wbits=31)
   header = reader.decompress(contents, _SPZ_HEADER)
   magic, version, count, _ = struct.unpack("<4sIII", header)
   if magic != b"NGSP" or version not in _SPZ_POSITION:
-    raise ValueError(f"version {version}; expected NGSP of versions 1 to 3")
+    raise ValueError(f"version {version}; expected NGSP of versions 1 to 4")
   if not 0 < count <= _MOST_GAUSSIANS:
     raise ValueError(f"{count} Gaussians")
   start = count * (_SPZ_POSITION[version] + 1)
   body = reader.decompress(reader.unconsumed_tail, start + 3 * count)
-  levels = np.frombuffer(body, "u1", 3 * count, start).reshape(-1, 3)
-  return 0.5 + harmonics.C0 * (levels / 255 - 0.5) / 0.15
+  return _spz_color(np.frombuffer(body, "u1", 3 * count, start))
+
+
+def _spz_color(levels: np.ndarray) -> np.ndarray:
+  return 0.5 + harmonics.C0 * (levels.reshape(-1, 3) / 255 - 0.5) / 0.15
+
+
+def _spz_stream(contents: bytes) -> np.ndarray:
+  """Of version 4, the levels: a header, sizes, then positions, opacities, colours and the rest."""
+  try:
+    from backports import zstd
+  except ModuleNotFoundError as error:
+    raise ValueError("version 4 needs backports.zstd: pip install 'd4s_jax[spz]'") from error
+  _, version, count, _, _, _, streams, table = struct.unpack_from("<4sIIBBBBI", contents)
+  if version != _SPZ_STREAMED:
+    raise ValueError(f"version {version}; expected NGSP of versions 1 to 4")
+  if not 0 < count <= _MOST_GAUSSIANS:
+    raise ValueError(f"{count} Gaussians")
+  # Of each stream its size, and that of what is in it.
+  positions, _, opacities, _, colors, _ = struct.unpack_from("<6Q", contents, table)
+  start = table + 16 * streams + positions + opacities
+  try:
+    packed = contents[start : start + colors]
+    body = zstd.ZstdDecompressor().decompress(packed, max_length=3 * count)
+  except zstd.ZstdError as error:
+    raise ValueError(str(error)) from error
+  return np.frombuffer(body, "u1", 3 * count)
 
 
 def _glb(contents: bytes) -> np.ndarray:

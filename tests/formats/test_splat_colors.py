@@ -4,9 +4,11 @@ import gzip
 import io
 import json
 import struct
+import sys
 import zipfile
 
 import gsply
+import imagecodecs
 import numpy as np
 import pytest
 from safetensors.numpy import save
@@ -142,11 +144,31 @@ def test_broken_files_are_refused(name, tmp_path):
     splat_colors.read_colors(tmp_path / name)
 
 
-def test_the_newest_spz_is_named(tmp_path):
-  header = struct.pack("<4sIIBBBBI", b"NGSP", 4, 1, 0, 12, 0, 5, 32)
-  (tmp_path / "a.spz").write_bytes(header + bytes(100))
-  with pytest.raises(ValueError, match="version 4; expected 1 to 3, or the splats as .ply"):
-    splat_colors.read_colors(tmp_path / "a.spz")
+def newest(old, streams=5):
+  """Version 4 of a file of version 3 with harmonics of degree 0."""
+  body = gzip.decompress(old)
+  _, _, count, degree, bits, flags, _ = struct.unpack("<4sIIBBBB", body[:16])
+  ends = 16 + count * np.cumsum([0, 9, 1, 3, 3, 4])
+  parts = [imagecodecs.zstd_encode(body[a:b]) for a, b in zip(ends, ends[1:])]
+  sizes = [struct.pack("<QQ", len(part), b - a) for part, a, b in zip(parts, ends, ends[1:])]
+  header = struct.pack("<4sIIBBBBI12x", b"NGSP", 4, count, degree, bits, flags, streams, 32)
+  return b"".join([header, *sizes, *parts])
+
+
+def test_the_newest_spz_is_read(tmp_path, monkeypatch):
+  path = tmp_path / "a.spz"
+  splats.write_spz(path, moment(make(degree=0)[0], 0.0))
+  want, old = splat_colors.read_colors(path), path.read_bytes()
+  path.write_bytes(newest(old))
+  np.testing.assert_array_equal(splat_colors.read_colors(path), want)
+  whole = newest(old)
+  for broken in (whole[:20], whole[:60], whole[:200], whole[:4] + b"\x05" + whole[5:]):
+    path.write_bytes(broken)
+    with pytest.raises(ValueError, match="a.spz can't be read"):
+      splat_colors.read_colors(path)
+  monkeypatch.setitem(sys.modules, "backports", None)
+  with pytest.raises(ValueError, match=r"version 4 needs .* pip install 'd4s_jax\[spz\]'"):
+    splat_colors.read_colors(path)
 
 
 def test_a_bomb_stays_packed(tmp_path):
