@@ -37,7 +37,7 @@ _SMOOTH, _MOST = 10.0, 2.0
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 # Smaller or longer pictures show no pattern.
 _LEAST_SIDE, _MOST_ASPECT = 16, 16
-# Shapes of pictures among one another whose sums are kept in memory.
+# Shapes whose sums are kept in memory; a window that is dragged goes through many.
 _MOST_SHAPES = 8
 
 
@@ -89,9 +89,11 @@ def detect(frames: Iterable[Float[np.ndarray, "_ _ 3"]], key: str) -> Evidence:
     # Pictures of one aspect have one shape here, whatever their size.
     residual = _residual(frame)
     shape = residual.shape
-    if shape in totals or len(totals) < _MOST_SHAPES:
-      totals[shape] = totals.get(shape, 0) + residual
-      counts[shape] += 1
+    if shape not in totals and len(totals) == _MOST_SHAPES:
+      rarest = min(totals, key=counts.__getitem__)
+      del totals[rarest], counts[rarest]
+    totals[shape] = totals.get(shape, 0) + residual
+    counts[shape] += 1
   if not counts:
     return NOTHING
   shape, count = counts.most_common(1)[0]
