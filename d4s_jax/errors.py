@@ -5,6 +5,7 @@ The status tells whoever started the command (`launch/`) whether to give it agai
 
 import contextlib
 import errno
+import gc
 import os
 import re
 import signal
@@ -54,6 +55,9 @@ def run(main: Callable[[list[str]], None], words: int = 0) -> None:
     words: how many it takes that are no options, at most.
   """
   signal.signal(signal.SIGTERM, signal.default_int_handler)
+  # What was imported stays: looking through it for garbage again and again, while models are
+  # traced, takes a second of a start.
+  gc.freeze()
   try:
     app.run(main, flags_parser=lambda arguments: _parse(arguments, words))
   except KeyboardInterrupt:

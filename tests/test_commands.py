@@ -456,6 +456,7 @@ def test_the_status_says_whether_to_try_again(error, status, line, tmp_path):
   # Python's teardown is left out: it crashes while a program of XLA's still runs.
   script = f"""
 import atexit
+import gc
 import os
 
 from d4s_jax import errors
@@ -463,6 +464,7 @@ from d4s_jax import errors
 atexit.register(os.abort)
 
 def main(argv):
+  assert gc.get_freeze_count(), "the collector looks through all that was imported"
   with errors.one_line():
     raise {error}
 

@@ -27,6 +27,9 @@ from d4s_jax.training import loop, processes
 from tests.support import small_config
 
 folder, distributed, changes = sys.argv[1:]
+# A run that goes on for longer must have learnt at the same rates before.
+make = loop.make_optimizer
+loop.make_optimizer = lambda steps, **options: make(steps=10**6, **options)
 config = small_config()
 config.update_from_flattened_dict(json.loads(changes))
 with errors.one_line(), processes.telling():
