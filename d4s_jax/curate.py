@@ -25,7 +25,6 @@ from absl import flags, logging
 from d4s_jax import errors
 from d4s_jax.curation import pipeline, settings
 from d4s_jax.curation.inspection import inspect
-from d4s_jax.curation.units import VIDEOS
 from d4s_jax.data.datasets import registry
 from d4s_jax.pipeline import progress
 
@@ -54,11 +53,6 @@ def main(argv: list[str]) -> None:
     if not (_DATASET.value and _SOURCE.value and (_CHECK.value or _OUTPUT.value)):
       raise ValueError(
         "Expected --list, or --dataset=NAME --source=DIR and --output=DIR or --check; see --help."
-      )
-    if _CHECK.value and _DATASET.value == VIDEOS:
-      raise ValueError(
-        f"--check is for the datasets of --list; leave it out for --dataset={VIDEOS}, whose report"
-        " names what can't be read."
       )
     if not _CHECK.value:
       chosen, spread = settings.parse(_SET.value, _LIMIT.value, _PLUGIN.value)

@@ -11,6 +11,7 @@ import numpy as np
 
 from d4s_jax.curation.agreement import CLOSE, depth_agreement, partner
 from d4s_jax.curation.sheet import draw_scene
+from d4s_jax.curation.units import VIDEOS
 from d4s_jax.data.datasets.registry import entry, open_dataset
 from d4s_jax.data.datasets.scene import Scene, View
 from d4s_jax.formats import atomic
@@ -81,6 +82,11 @@ def inspect(
     OSError: there is no such folder, or nothing can be written.
     ValueError: the name is unknown, or the folder holds nothing of the dataset.
   """
+  if name == VIDEOS:
+    raise ValueError(
+      f"--check is for the datasets of --list; leave it out for --dataset={VIDEOS}, whose report"
+      " names what can't be read."
+    )
   line = entry(name)
   dataset = open_dataset(name, root)
   atomic.check_place(output)
