@@ -1,5 +1,6 @@
 """What the documents say can be done: every command parses, every file they link to is there."""
 
+import argparse
 import importlib
 import pathlib
 import re
@@ -40,6 +41,26 @@ def parse(module: str, arguments: list[str], monkeypatch):
     assert len(words) <= int(taken or 0), f"{module} takes no words {words}"
 
 
+class Parsed(Exception):
+  """A script's own parser took its arguments."""
+
+
+def parse_script(path: str, arguments: list[str], monkeypatch):
+  """Raises unless a script, where it parses options by argparse, takes these."""
+  if not arguments or "parse_args()" not in (ROOT / path).read_text():
+    return
+  whole = argparse.ArgumentParser.parse_args
+
+  def stop(parser: argparse.ArgumentParser):
+    whole(parser)
+    raise Parsed
+
+  monkeypatch.setattr(argparse.ArgumentParser, "parse_args", stop)
+  monkeypatch.setattr(sys, "argv", [path, *arguments])
+  with pytest.raises(Parsed):
+    importlib.import_module(path.removesuffix(".py").replace("/", ".")).main()
+
+
 ALL = [
   (name, words) for name, path in zip(NAMES, DOCUMENTS) for words in commands(path.read_text())
 ]
@@ -56,6 +77,7 @@ def test_command_parses(name, words, monkeypatch):
     parse(words[2], words[3:], monkeypatch)
   else:
     assert (ROOT / words[1]).is_file(), f"{name} names {words[1]}, which is not there"
+    parse_script(words[1], words[2:], monkeypatch)
 
 
 OVERRIDES = re.findall(r"`(--config\.[^`]+)`", (ROOT / "configs" / "README.md").read_text())

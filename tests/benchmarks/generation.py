@@ -13,7 +13,8 @@ cameras asked for, so this measures whether the scene holds together in 3D.
 Words steer if the thing that moves goes where the caption says: each scene whose caption says
 "left" or "right" is generated from its caption and from the one with the other word, and the sign
 of the mean horizontal displacement, weighted by how far each Gaussian goes, is compared. Chance is
-half.
+half; intervals are of 95%, by bootstrap over scenes. Of a caption with several such words the first
+is exchanged, and all that moves in the scene is measured.
 """
 
 import argparse
@@ -32,6 +33,7 @@ from d4s_jax.evaluation import benchmark, report, runner  # noqa: E402
 from d4s_jax.evaluation.maker import Maker  # noqa: E402
 from d4s_jax.evaluation.sample_sets import SOURCE  # noqa: E402
 from d4s_jax.evaluation.settings import Settings  # noqa: E402
+from d4s_jax.evaluation.summary import bootstrap  # noqa: E402
 from d4s_jax.pipeline import Pipeline, progress  # noqa: E402
 from d4s_jax.training import inference  # noqa: E402
 from d4s_jax.types import DynamicGaussians  # noqa: E402
@@ -48,8 +50,12 @@ def sideways(dynamic: DynamicGaussians) -> float:
   return float(np.sum(weights * moved[:, 0]) / max(np.sum(weights), 1e-9))
 
 
-def steering(pipeline: Pipeline, clips) -> tuple[float, float, int]:
-  """Shares of scenes that go the way of their caption, and whose order over two words is right."""
+def steering(pipeline: Pipeline, clips) -> tuple[list[float], list[float]]:
+  """How right each scene that has such a word is, from 0 to 1.
+
+  That is the share of its two words whose way it goes, and whether with "right" it goes further to
+  the right than with "left".
+  """
   right, ordered = [], []
   for clip in clips:
     found = re.search(r"\b(left|right)\b", clip.text)
@@ -63,9 +69,15 @@ def steering(pipeline: Pipeline, clips) -> tuple[float, float, int]:
       name: sideways(pipeline(image, clip.source.cameras, text))
       for name, text in ((word, clip.text), (_OTHER[word], other))
     }
-    right += [signs[name] * value > 0 for name, value in went.items()]
-    ordered.append(went["right"] > went["left"])
-  return float(np.mean(right)), float(np.mean(ordered)), len(ordered)
+    right.append(float(np.mean([signs[name] * value > 0 for name, value in went.items()])))
+    ordered.append(float(went["right"] > went["left"]))
+  return right, ordered
+
+
+def share(values: list[float]) -> str:
+  """Mean over scenes, with its interval."""
+  low, high = bootstrap(np.asarray(values)) or (np.nan, np.nan)
+  return f"{np.mean(values):.0%} [{low:.0%}, {high:.0%}]"
 
 
 def write_videos(output: pathlib.Path, maker: Maker, clips) -> None:
@@ -109,10 +121,10 @@ def main() -> None:
   paths = {"samples": f"{output / 'generated'},{large}", "metrics": _PATHS}
   for each in (asked, paths):
     print(report.text(runner.evaluate(Settings(**vars(settings) | each))), flush=True)
-  right, ordered, count = steering(maker.pipeline, clips)
+  right, ordered = steering(maker.pipeline, clips)
   print(
-    f"words: {right:.0%} of {2 * count} go where the caption says (chance 50%); with the other"
-    f" word {ordered:.0%} of {count} go further that way"
+    f"words of {len(right)} scenes: {share(right)} go where the caption says (chance 50%); with"
+    f" the other word {share(ordered)} go further that way"
   )
 
 
