@@ -1,7 +1,7 @@
 r"""Scores what is generated from one image, a camera path and a caption, on held-out scenes.
 
   python tests/benchmarks/generation.py
-  python tests/benchmarks/generation.py --checkpoint=runs/joint-tiny --scenes=64
+  python tests/benchmarks/generation.py --checkpoint=runs/joint-tiny --scenes=8
 
 The scenes are the first held-out ones in which something moves. All but the words is measured by
 `d4s_jax.evaluate`, as its report says: videos against the true ones, all 9 frames of 64 x 64, of
@@ -101,7 +101,7 @@ def main() -> None:
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   parser.add_argument("--checkpoint", default="shipped")
-  parser.add_argument("--scenes", type=int, default=32)
+  parser.add_argument("--scenes", type=int, default=64)
   parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("runs/generation"))
   options = parser.parse_args()
   maker = Maker(inference.open_checkpoint(options.checkpoint, progress.timed))
