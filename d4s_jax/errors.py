@@ -79,7 +79,8 @@ def _leave(number: int) -> NoReturn:
   That crashes while a program of XLA's still runs, as after an error between two steps of training,
   and then the status is another.
   """
-  with contextlib.suppress(OSError):  # nobody reads it any more
+  # Nobody may read them any more, or they were closed from the start.
+  with contextlib.suppress(OSError, ValueError, AttributeError):
     sys.stdout.flush()
     sys.stderr.flush()
   os._exit(number)

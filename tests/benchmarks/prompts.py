@@ -103,17 +103,20 @@ def main() -> None:
   best: dict[str, list[bool]] = {kind: [] for kind in asked}
   batches = validation.HeldOut(source, tokenize, BATCH, -(-options.scenes // BATCH))
   for number, clip in enumerate(batches):
-    rows = range(number * BATCH, min((number + 1) * BATCH, options.scenes))
+    # The last batch may reach beyond them; what is asked there doesn't count.
+    rows = range(number * BATCH, (number + 1) * BATCH)
     for kind, every in asked.items():
       count = len(next(each for each in every if each))
-      captions = [every[row] or [texts[row]] * count for row in rows]
+      own = [every[row] if row < len(texts) else None for row in rows]
+      captions = [each or [texts[row % len(texts)]] * count for each, row in zip(own, rows)]
       found = [
         losses(dataclasses.replace(clip, text=np.stack([tokenize(x) for x in column])))
         for column in zip(*captions)
       ]
       right = first_is_least(found)
-      best[kind] += [bool(x) for x, row in zip(right, rows) if every[row]]
-    print(f"  {rows[-1] + 1} of {options.scenes} clips", file=sys.stderr, flush=True)
+      best[kind] += [bool(x) for x, each in zip(right, own) if each]
+    done = min(rows.stop, options.scenes)
+    print(f"  {done} of {options.scenes} clips", file=sys.stderr, flush=True)
   for kind, right in best.items():
     test = stats.binomtest(sum(right), len(right))
     low, high = test.proportion_ci(0.95, "wilson")
