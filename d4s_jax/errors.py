@@ -79,10 +79,10 @@ def _leave(number: int) -> NoReturn:
   That crashes while a program of XLA's still runs, as after an error between two steps of training,
   and then the status is another.
   """
-  # Nobody may read them any more, or they were closed from the start.
-  with contextlib.suppress(OSError, ValueError, AttributeError):
-    sys.stdout.flush()
-    sys.stderr.flush()
+  for stream in (sys.stdout, sys.stderr):
+    # Nobody may read it any more, or it was closed from the start.
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+      stream.flush()
   os._exit(number)
 
 

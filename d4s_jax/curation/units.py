@@ -206,7 +206,10 @@ def _scan(
           f" {MAX_PIXELS} pixels. Fetch the file again, or make them smaller."
         )
       stream.thread_type = "SLICE"
+      # Sound may last longer.
       claimed, base = (container.duration or 0) / av.time_base, stream.time_base
+      if stream.duration is not None and base is not None:
+        claimed = float(stream.duration * base)
       try:
         for frame in container.decode(stream):
           if frame.pts is None or stamps and frame.pts <= stamps[-1]:

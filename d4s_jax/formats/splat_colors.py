@@ -138,7 +138,7 @@ def _spz_stream(contents: bytes) -> np.ndarray:
   """Of version 4, the levels: a header, sizes, then positions, opacities, colours and the rest."""
   try:
     from backports import zstd
-  except ModuleNotFoundError as error:
+  except ImportError as error:  # other packages share the name backports
     raise ValueError("version 4 needs backports.zstd: pip install 'd4s_jax[spz]'") from error
   _, version, count, _, _, _, streams, table = struct.unpack_from("<4sIIBBBBI", contents)
   if version != _SPZ_STREAMED:

@@ -102,7 +102,10 @@ def surface(
     corners, faces, *_ = measure.marching_cubes(
       distance, 0.0, gradient_direction="descent", mask=field.seen
     )
-  except RuntimeError as error:  # no voxel that was seen has both signs at its corners
+  except (
+    RuntimeError,
+    ValueError,
+  ) as error:  # no voxel that was seen has both signs at its corners
     raise ValueError(_NONE) from error
   # A corner lies between two voxels; where one was not seen, its distance means nothing.
   low_end, high_end = np.floor(corners).astype(np.int64), np.ceil(corners).astype(np.int64)

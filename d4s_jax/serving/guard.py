@@ -101,8 +101,8 @@ async def _refuse(status: int, text: str, scope: Scope, receive: Receive, send: 
 
 def _embedded(headers: dict[str, str]) -> bool:
   """Whether a page of another place asks, not a person who follows a link of it."""
-  site, mode = headers.get("sec-fetch-site"), headers.get("sec-fetch-mode")
-  return site == "cross-site" and mode != "navigate"
+  foreign = headers.get("sec-fetch-site", "none") not in ("none", "same-origin")
+  return foreign and headers.get("sec-fetch-dest") != "document"
 
 
 def _place(origin: str) -> str | None:

@@ -182,7 +182,8 @@ class Jobs:
       self._forget(job)
 
   def stop(self) -> None:
-    """Cancels all jobs and lets go of those who watch: a step may take long."""
+    """Cancels all jobs, takes no more, and lets go of those who watch: a step may take long."""
+    self._waiting = 0
     if self._at_hand is not None and not self._at_hand.over:
       self._at_hand.stop.set()
       self._at_hand.unwatched = True

@@ -33,12 +33,16 @@ def serve(
       if self.headers.get("Host", "").partition(":")[0] not in (HOST, "localhost"):
         self.send_error(403)
         return
+      # Nor may it have pictures drawn here, which costs time, or show this page within itself;
+      # browsers tell who asks. A person may follow a link.
+      if self.headers.get("Sec-Fetch-Site", "none") not in ("none", "same-origin"):
+        linked = self.path == "/" and self.headers.get("Sec-Fetch-Dest") == "document"
+        if not linked:
+          self.send_error(403)
+          return
       place, _, query = self.path.partition("?")
       if self.path == "/":
         self._answer(200, "text/html; charset=utf-8", page)
-      # Nor may it have pictures drawn here, which costs time; browsers tell who asks.
-      elif self.headers.get("Sec-Fetch-Site") == "cross-site":
-        self.send_error(403)
       elif place == "/frame" and painter is not None:
         self._frame(painter, query)
       else:

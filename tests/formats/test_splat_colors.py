@@ -5,6 +5,7 @@ import io
 import json
 import struct
 import sys
+import types
 import zipfile
 
 import gsply
@@ -166,7 +167,7 @@ def test_the_newest_spz_is_read(tmp_path, monkeypatch):
     path.write_bytes(broken)
     with pytest.raises(ValueError, match="a.spz can't be read"):
       splat_colors.read_colors(path)
-  monkeypatch.setitem(sys.modules, "backports", None)
+  monkeypatch.setitem(sys.modules, "backports", types.ModuleType("backports"))
   with pytest.raises(ValueError, match=r"version 4 needs .* pip install 'd4s_jax\[spz\]'"):
     splat_colors.read_colors(path)
 

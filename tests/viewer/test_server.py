@@ -180,8 +180,12 @@ def test_others_are_kept_out(place):
     foreign = urllib.request.Request(place[0] + question(np.eye(4)), headers=headers)
     with pytest.raises(urllib.error.HTTPError, match="403"):
       urllib.request.urlopen(foreign, timeout=10)
-  # A link to the page.
-  link = urllib.request.Request(place[0], headers={"Sec-Fetch-Site": "cross-site"})
+  # A page of another port within which this one is shown, and a link to it.
+  fetched = {"Sec-Fetch-Site": "same-site", "Sec-Fetch-Dest": "iframe"}
+  with pytest.raises(urllib.error.HTTPError, match="403"):
+    urllib.request.urlopen(urllib.request.Request(place[0], headers=fetched), timeout=10)
+  fetched = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Dest": "document"}
+  link = urllib.request.Request(place[0], headers=fetched)
   with urllib.request.urlopen(link, timeout=10) as answer:
     assert answer.status == 200
 

@@ -45,8 +45,12 @@ def folders_with(
 
 
 def _below(root: pathlib.Path, problems: list[str]) -> Iterator[pathlib.Path]:
-  with os.scandir(root) as entries:
-    names = sorted(entry.name for entry in entries if entry.is_dir())
+  try:
+    with os.scandir(root) as entries:
+      names = sorted(entry.name for entry in entries if entry.is_dir())
+  except (PermissionError, NotADirectoryError) as error:
+    problems.append(f"{root} is left out: {error.strerror}; expected a folder that may be read.")
+    return
   for name in names:
     problem = closed(root / name)
     if problem is None:

@@ -157,7 +157,7 @@ def read_cameras(frames: list[Any], name: str) -> Shots:
     intrinsics=np.stack(lenses)[order],
     size=size,
     notes=notes,
-    dropped=("names of pictures",),
+    dropped=("names of pictures",) if any("img_name" in frame for frame in frames) else (),
   )
 
 
