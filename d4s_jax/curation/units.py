@@ -208,7 +208,7 @@ def _scan(
       stream.thread_type = "SLICE"
       # Sound may last longer.
       claimed, base = (container.duration or 0) / av.time_base, stream.time_base
-      if stream.duration is not None and base is not None:
+      if stream.duration is not None:
         claimed = float(stream.duration * base)
       try:
         for frame in container.decode(stream):

@@ -168,6 +168,7 @@ def test_the_newest_spz_is_read(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="a.spz can't be read"):
       splat_colors.read_colors(path)
   monkeypatch.setitem(sys.modules, "backports", types.ModuleType("backports"))
+  monkeypatch.delitem(sys.modules, "backports.zstd", raising=False)
   with pytest.raises(ValueError, match=r"version 4 needs .* pip install 'd4s_jax\[spz\]'"):
     splat_colors.read_colors(path)
 
